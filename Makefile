@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+# Build output goes to $CARGO_TARGET_DIR (default: target/).
+
+CARGO  ?= cargo
+TARGET := $(if $(CARGO_TARGET_DIR),$(abspath $(CARGO_TARGET_DIR)),$(CURDIR)/target)
+XTASK  := $(CARGO) run --quiet --release --package xtask --
+BUS    ?= embedded
+SECONDS ?= 10
+
+.PHONY: help build demo test lint fuzz bench docs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the release binaries, functions embedded, into $(TARGET)/release
+	$(XTASK) functions --install
+	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) build --release --workspace --bins
+
+demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
+	$(XTASK) demo --bus $(BUS)
+
+test: build ## Everything: unit, property, simulation, and end to end on both buses
+	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(XTASK) test
+
+lint: ## Formatting, clippy, dependency rules
+	$(CARGO) fmt --all --check
+	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+
+fuzz: ## Run every fuzz target for SECONDS (default 10) each
+	$(XTASK) fuzz --seconds $(SECONDS)
+
+bench: build ## Measured claims, as Markdown tables
+	$(CARGO) bench --workspace
+
+docs: build ## Regenerate committed files (docs/openapi.json)
+	$(TARGET)/release/catchment openapi > docs/openapi.json
+
+clean: ## Remove build output of this workspace
+	$(CARGO) clean

@@ -1,0 +1,77 @@
+//! The contract of the event log.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::LogError;
+
+/// An ordered log of records, numbered from 1 without gaps. Every record is durable when its append
+/// has returned.
+///
+/// Appends in flight at the same time may arrive in any order; their guards hold whatever it is.
+/// A caller that drops an append's future before it is done knows as much as after
+/// [`LogError::Unavailable`].
+#[async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Appends one record and returns its sequence, `expected_last + 1`.
+    ///
+    /// `expected_last` is the sequence the caller believes is the last (0 for an empty log); when it
+    /// is not, nothing is stored.
+    ///
+    /// # Errors
+    /// [`LogError::Conflict`] and [`LogError::Refused`]: not stored. [`LogError::Unavailable`]:
+    /// unknown, see [`EventLog::settle`].
+    async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError>;
+
+    /// The records after `after`, in order, without gaps: all that were stored at the time of the
+    /// call, but `limit` at most. Fewer than `limit` therefore means the end.
+    ///
+    /// The caller's `limit` bounds the memory taken: `limit` times [`EventLog::record_bytes_max`].
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`]; [`LogError::Damaged`] when a record in the range is missing.
+    async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError>;
+
+    /// The sequence of the last record, 0 when there is none.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`].
+    async fn last(&self) -> Result<u64, LogError>;
+
+    /// The largest record an append takes now. A writer that groups entries splits by it.
+    fn record_bytes_max(&self) -> usize;
+
+    /// Finds out what became of an append that ended in [`LogError::Unavailable`], by appending the
+    /// same record again with the same `expected_last`.
+    ///
+    /// Reading alone cannot tell: an append whose acknowledgement was lost may still be on its way
+    /// (in a socket, in a server that was paused) and arrive after the read. Only another append with
+    /// the same guard settles it, because of the two at most one can be stored. Call it until it
+    /// answers otherwise than `Unavailable`; append nothing else and drop nothing that the record
+    /// speaks of before that.
+    ///
+    /// `Ok` is the sequence of the record, now or already stored; `Conflict` means that another
+    /// record has its place and it never was and never will be stored. For that, records must be
+    /// unique: let each carry something of its writer.
+    ///
+    /// # Errors
+    /// [`LogError::Conflict`], [`LogError::Unavailable`], [`LogError::Damaged`]; never `Refused`,
+    /// because a refusal of the second says nothing of the first.
+    async fn settle(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
+        let last = match self.append(record.clone(), expected_last).await {
+            Err(LogError::Conflict { last }) if last > expected_last => last,
+            Err(LogError::Refused(reason)) => {
+                return Err(LogError::Unavailable(format!(
+                    "still unknown whether the record after {expected_last} was stored: {reason}"
+                )));
+            }
+            settled => return settled,
+        };
+        match self.read(expected_last, 1).await?.first() {
+            Some((sequence, stored)) if *stored == record => Ok(*sequence),
+            Some(_) => Err(LogError::Conflict { last }),
+            // A cluster's leader counts records that its replicas have not confirmed yet.
+            None => Err(LogError::Unavailable(format!("record {} exists but cannot be read yet", expected_last + 1))),
+        }
+    }
+}

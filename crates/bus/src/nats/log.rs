@@ -1,0 +1,278 @@
+//! The log as one JetStream stream with one subject.
+//!
+//! Every append carries the stream-wide last sequence it expects, so the server itself refuses a
+//! second writer. Reads ask the stream's leader for each record: a replica could lag behind, and a
+//! record that was stored but not found would be taken for lost.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishError, PublishErrorKind};
+use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap, header};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{NatsConfig, RETRY_DELAY, is_connected, with_sources};
+use crate::memory::check_size;
+use crate::{BusError, EventLog, LogError};
+
+/// Requests for records in flight during a read.
+const READS_IN_FLIGHT: usize = 64;
+
+/// Room for the guard's header within the server's limit for a message.
+const HEADER_BYTES_MAX: usize = 1024;
+
+pub(super) struct NatsLog {
+    client: Client,
+    context: Context,
+    stream: Stream,
+    stream_name: String,
+    subject: String,
+}
+
+impl NatsLog {
+    /// Makes the stream, or checks the one that is there.
+    pub(super) async fn open(client: Client, config: &NatsConfig, url: &str) -> Result<Self, BusError> {
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(config.request_timeout);
+        let wanted = wanted(config);
+        let failed = |reason: String| BusError::Stream { url: url.to_owned(), stream: wanted.name.clone(), reason };
+        let stream = make(&context, &wanted, config.connect_timeout).await.map_err(failed)?;
+        let found = &stream.cached_info().config;
+        if let Some(reason) = unsuitable(&wanted, found) {
+            return Err(failed(reason));
+        }
+        if found.num_replicas != wanted.num_replicas {
+            let (found, wanted) = (found.num_replicas, wanted.num_replicas);
+            tracing::warn!(stream = %config.prefix, found, wanted, "the log's stream exists with other replicas");
+        }
+        Ok(Self { client, context, stream, subject: wanted.subjects[0].clone(), stream_name: wanted.name })
+    }
+
+    fn check_connected(&self) -> Result<(), LogError> {
+        if is_connected(&self.client) {
+            return Ok(());
+        }
+        Err(LogError::Unavailable("not connected to NATS; it is being tried again".to_owned()))
+    }
+
+    /// First and last sequence the stream holds.
+    async fn bounds(&self) -> Result<(u64, u64), LogError> {
+        self.check_connected()?;
+        let info = self.stream.get_info().await;
+        let state = info.map_err(|error| LogError::Unavailable(with_sources(&error)))?.state;
+        Ok((state.first_sequence, state.last_sequence))
+    }
+
+    async fn get(&self, sequence: u64) -> Result<(u64, Bytes), LogError> {
+        match self.stream.get_raw_message(sequence).await {
+            Ok(message) if message.sequence == sequence => Ok((sequence, message.payload)),
+            Ok(message) => Err(LogError::Damaged(format!(
+                "asked {} for record {sequence}, got {}",
+                self.stream_name, message.sequence
+            ))),
+            Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => {
+                Err(LogError::Damaged(format!("record {sequence} is missing from {}", self.stream_name)))
+            }
+            Err(error) => Err(LogError::Unavailable(format!("read record {sequence}: {}", with_sources(&error)))),
+        }
+    }
+
+    /// What a refused append means.
+    async fn explain(&self, error: PublishError) -> LogError {
+        let server = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+        let code = server.map(jetstream::Error::error_code);
+        match error.kind() {
+            PublishErrorKind::WrongLastSequence => match server.and_then(|error| sequence_in(&error.to_string())) {
+                Some(last) => LogError::Conflict { last },
+                None => self.last().await.map_or_else(|error| error, |last| LogError::Conflict { last }),
+            },
+            PublishErrorKind::MaxPayloadExceeded => LogError::Refused(with_sources(&error)),
+            PublishErrorKind::StreamNotFound => LogError::Unavailable(format!(
+                "no stream answers on {}: the server has just started or has lost JetStream, or {} was deleted",
+                self.subject, self.stream_name
+            )),
+            _ if code.is_some_and(|code| NOT_STORED.contains(&code)) => LogError::Refused(format!(
+                "NATS has no room for {}: {}; give JetStream more storage",
+                self.stream_name,
+                with_sources(&error)
+            )),
+            _ => LogError::Unavailable(with_sources(&error)),
+        }
+    }
+}
+
+/// Answers that are given before anything is written. A failed write ("stream store failed") is not
+/// among them: what it left on the disk is unknown.
+const NOT_STORED: [ErrorCode; 3] = [
+    ErrorCode::INSUFFICIENT_RESOURCES,
+    ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+    ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM,
+];
+
+/// The number in "wrong last sequence: 17 (code …)".
+fn sequence_in(description: &str) -> Option<u64> {
+    let (_, rest) = description.split_once("last sequence:")?;
+    let rest = rest.trim_start();
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..end].parse().ok()
+}
+
+fn wanted(config: &NatsConfig) -> Config {
+    Config {
+        name: format!("{}_LOG", config.prefix),
+        subjects: vec![format!("{}.v1.log", config.prefix.to_ascii_lowercase())],
+        description: Some("Catchment's event log: the truth of all jobs. Nothing may expire here.".to_owned()),
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        num_replicas: config.replicas,
+        max_messages: -1,
+        max_bytes: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        max_age: Duration::ZERO,
+        ..Config::default()
+    }
+}
+
+/// A server that has just started may need a moment until JetStream answers.
+async fn make(context: &Context, wanted: &Config, patience: Duration) -> Result<Stream, String> {
+    let mut reason = "JetStream does not answer".to_owned();
+    let attempts = async {
+        loop {
+            match context.get_or_create_stream(wanted.clone()).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_final(&error) => return Err(advise(&error)),
+                Err(error) => reason = advise(&error),
+            }
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    };
+    tokio::time::timeout(patience, attempts).await.unwrap_or(Err(reason))
+}
+
+fn is_final(error: &CreateStreamError) -> bool {
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => error.error_code() != ErrorCode::CLUSTER_NOT_AVAILABLE,
+        CreateStreamErrorKind::TimedOut
+        | CreateStreamErrorKind::JetStreamUnavailable
+        | CreateStreamErrorKind::Response => false,
+        _ => true,
+    }
+}
+
+fn advise(error: &CreateStreamError) -> String {
+    let text = with_sources(error);
+    let off = match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => {
+            [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
+                .contains(&error.error_code())
+        }
+        CreateStreamErrorKind::JetStreamUnavailable | CreateStreamErrorKind::Response => true,
+        _ => false,
+    };
+    if off { format!("{text}; start the server with JetStream (nats-server -js)") } else { text }
+}
+
+/// Why an existing stream would lose records or take foreign ones.
+fn unsuitable(wanted: &Config, found: &Config) -> Option<String> {
+    let finding = if found.subjects != wanted.subjects {
+        format!("its subjects are {:?} instead of {:?}", found.subjects, wanted.subjects)
+    } else if found.storage != StorageType::File {
+        "it is kept in memory".to_owned()
+    } else if found.retention != RetentionPolicy::Limits {
+        "its retention deletes what was read".to_owned()
+    } else if found.max_age != Duration::ZERO
+        || found.max_messages > 0
+        || found.max_bytes > 0
+        || found.max_messages_per_subject > 0
+    {
+        "it has a limit of age, messages or bytes, past which records are deleted".to_owned()
+    } else if found.sealed || found.no_ack || found.mirror.is_some() {
+        "it is sealed, a mirror, or acknowledges nothing".to_owned()
+    } else {
+        return None;
+    };
+    Some(format!("{finding}; correct it (nats stream edit {}) or choose another prefix", wanted.name))
+}
+
+#[async_trait]
+impl EventLog for NatsLog {
+    async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
+        check_size(&record, self.record_bytes_max())?;
+        self.check_connected()?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, expected_last.to_string());
+        let published = async { self.context.publish_with_headers(self.subject.clone(), headers, record).await?.await };
+        let acknowledged = match published.await {
+            Ok(acknowledged) => acknowledged,
+            Err(error) => return Err(self.explain(error).await),
+        };
+        if acknowledged.stream == self.stream_name && acknowledged.sequence.checked_sub(1) == Some(expected_last) {
+            return Ok(acknowledged.sequence);
+        }
+        Err(LogError::Damaged(format!(
+            "appending after {expected_last} was acknowledged as {} of {}: the server does not hold to the guard",
+            acknowledged.sequence, acknowledged.stream
+        )))
+    }
+
+    async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let (first, last) = self.bounds().await?;
+        if after >= last || limit == 0 {
+            return Ok(vec![]);
+        }
+        if after + 1 < first {
+            return Err(LogError::Damaged(format!(
+                "{} begins at record {first}, and those after {after} are wanted",
+                self.stream_name
+            )));
+        }
+        let end = last.min(after.saturating_add(limit as u64));
+        stream::iter(after + 1..=end).map(|sequence| self.get(sequence)).buffered(READS_IN_FLIGHT).try_collect().await
+    }
+
+    async fn last(&self) -> Result<u64, LogError> {
+        Ok(self.bounds().await?.1)
+    }
+
+    fn record_bytes_max(&self) -> usize {
+        self.client.max_payload().saturating_sub(HEADER_BYTES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_sequence_is_read_from_the_refusal() {
+        assert_eq!(sequence_in("wrong last sequence: 17 (code 400, error code 10071)"), Some(17));
+        assert_eq!(sequence_in("wrong last sequence: 0"), Some(0));
+        assert_eq!(sequence_in("wrong last sequence"), None);
+        assert_eq!(sequence_in("wrong last sequence: 99999999999999999999"), None);
+    }
+
+    #[test]
+    fn a_stream_that_forgets_is_not_a_log() {
+        let wanted = wanted(&NatsConfig::new("nats://h"));
+        assert_eq!((wanted.name.as_str(), wanted.subjects[0].as_str()), ("CATCHMENT_LOG", "catchment.v1.log"));
+        assert_eq!(unsuitable(&wanted, &wanted), None);
+        let bad = [
+            Config { max_age: Duration::from_secs(1), ..wanted.clone() },
+            Config { max_bytes: 1, ..wanted.clone() },
+            Config { max_messages: 1, ..wanted.clone() },
+            Config { storage: StorageType::Memory, ..wanted.clone() },
+            Config { retention: RetentionPolicy::WorkQueue, ..wanted.clone() },
+            Config { subjects: vec!["catchment.>".to_owned()], ..wanted.clone() },
+            Config { sealed: true, ..wanted.clone() },
+        ];
+        for config in bad {
+            let reason = unsuitable(&wanted, &config).unwrap();
+            assert!(reason.contains("CATCHMENT_LOG"), "{reason}");
+        }
+    }
+}

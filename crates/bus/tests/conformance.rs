@@ -1,0 +1,329 @@
+//! One suite for every bus: whatever is built on the traits may rely on what is tested here.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use catchment_bus::{BusError, LogError};
+use common::{Fixture, append_somewhere, is_quiet, next, read_all, record, until};
+use futures::{StreamExt, stream};
+
+macro_rules! on_every_bus {
+    ($($test:ident),* $(,)?) => {
+        on_every_bus!(@ in_memory $($test)*);
+        on_every_bus!(@ embedded $($test)*);
+        on_every_bus!(@ nats $($test)*);
+    };
+    (@ $bus:ident $($test:ident)*) => {
+        mod $bus {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    super::$test(super::common::$bus().await).await;
+                }
+            )*
+        }
+    };
+}
+
+on_every_bus![
+    an_empty_log_is_empty,
+    appends_are_numbered_and_read_in_order,
+    a_wrong_expectation_stores_nothing,
+    records_of_every_size_up_to_the_limit,
+    concurrent_writers_store_every_record_once,
+    appends_in_flight_take_their_places,
+    settling_stores_once,
+    settling_tells_ones_own_record_from_anothers,
+    wildcards_select,
+    a_queue_group_shares_messages,
+    requests_are_answered,
+    requests_without_an_answer_end,
+    wrong_subjects_are_refused,
+    large_messages_are_refused,
+    a_dropped_subscription_costs_nothing,
+    a_slow_subscriber_loses_the_oldest,
+];
+
+async fn an_empty_log_is_empty(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    assert_eq!(log.last().await.unwrap(), 0);
+    assert_eq!(log.read(0, 10).await.unwrap(), vec![]);
+    assert_eq!(log.read(5, 10).await.unwrap(), vec![]);
+    assert_eq!(log.read(u64::MAX, 10).await.unwrap(), vec![]);
+    assert!(fixture.bus.events.is_connected());
+}
+
+async fn appends_are_numbered_and_read_in_order(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    for number in 0..200 {
+        assert_eq!(log.append(record(number), number).await.unwrap(), number + 1);
+    }
+    assert_eq!(log.last().await.unwrap(), 200);
+    let expected: Vec<_> = (0..200).map(|number| (number + 1, record(number))).collect();
+    assert_eq!(read_all(&fixture.bus).await, expected);
+    assert_eq!(log.read(0, 1000).await.unwrap(), expected);
+    assert_eq!(log.read(0, 0).await.unwrap(), vec![]);
+    assert_eq!(log.read(197, 2).await.unwrap(), expected[197..199]);
+    assert_eq!(log.read(199, 2).await.unwrap(), expected[199..]);
+    assert_eq!(log.read(200, 2).await.unwrap(), vec![]);
+    assert_eq!(log.read(u64::MAX, usize::MAX).await.unwrap(), vec![]);
+}
+
+async fn a_wrong_expectation_stores_nothing(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    assert_eq!(log.append(record("a"), 1).await, Err(LogError::Conflict { last: 0 }));
+    log.append(record("a"), 0).await.unwrap();
+    log.append(record("b"), 1).await.unwrap();
+    for expected_last in [0, 1, 3, u64::MAX] {
+        assert_eq!(log.append(record("x"), expected_last).await, Err(LogError::Conflict { last: 2 }));
+    }
+    assert_eq!(read_all(&fixture.bus).await, [(1, record("a")), (2, record("b"))]);
+}
+
+async fn records_of_every_size_up_to_the_limit(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    let limit = log.record_bytes_max();
+    assert!(limit >= 1_000_000, "{limit}");
+    let sizes = [0, 1, 4096, 100_000, limit];
+    for (size, last) in sizes.into_iter().zip(0..) {
+        log.append(Bytes::from(vec![7; size]), last).await.unwrap();
+    }
+    let refused = log.append(Bytes::from(vec![7; limit + 1]), 5).await.unwrap_err();
+    assert!(matches!(&refused, LogError::Refused(text) if text.contains(&limit.to_string())), "{refused}");
+    let read = read_all(&fixture.bus).await;
+    assert_eq!(read.iter().map(|(_, record)| record.len()).collect::<Vec<_>>(), sizes);
+    assert!(read.iter().all(|(_, record)| record.iter().all(|byte| *byte == 7)));
+}
+
+async fn concurrent_writers_store_every_record_once(fixture: Fixture) {
+    let writers = (0..8).map(|writer| {
+        let bus = fixture.bus.clone();
+        tokio::spawn(async move {
+            let mut mine = vec![];
+            for number in 0..25 {
+                let record = record(format!("{writer}/{number}"));
+                mine.push((append_somewhere(&bus, record.clone()).await, record));
+            }
+            assert!(mine.is_sorted());
+            mine
+        })
+    });
+    let mut appended = vec![];
+    for writer in writers.collect::<Vec<_>>() {
+        appended.extend(writer.await.unwrap());
+    }
+    appended.sort();
+    assert_eq!(appended.len(), 200);
+    assert_eq!(read_all(&fixture.bus).await, appended);
+    let sequences: BTreeSet<u64> = appended.iter().map(|(sequence, _)| *sequence).collect();
+    assert_eq!(sequences, (1..=200).collect());
+}
+
+/// Appends sent without waiting for one another, each guarded by the one before it. They may arrive in
+/// any order; the guards put them into theirs.
+async fn appends_in_flight_take_their_places(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    let appended: Vec<_> = stream::iter(0..500)
+        .map(async |number| {
+            loop {
+                match log.append(record(number), number).await {
+                    // Those before it are still on their way.
+                    Err(LogError::Conflict { last }) if last < number => {}
+                    outcome => return outcome,
+                }
+            }
+        })
+        .buffered(32)
+        .collect()
+        .await;
+    assert_eq!(appended, (1..=500).map(Ok).collect::<Vec<_>>());
+    let expected: Vec<_> = (0..500).map(|number| (number + 1, record(number))).collect();
+    assert_eq!(read_all(&fixture.bus).await, expected);
+}
+
+async fn settling_stores_once(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    // As if the first append had been lost on the way ...
+    assert_eq!(log.settle(record("a"), 0).await, Ok(1));
+    // ... and as if only its acknowledgement had.
+    assert_eq!(log.settle(record("a"), 0).await, Ok(1));
+    assert_eq!(log.append(record("b"), 1).await, Ok(2));
+    assert_eq!(log.settle(record("a"), 0).await, Ok(1));
+    assert_eq!(log.settle(record("b"), 1).await, Ok(2));
+    assert_eq!(read_all(&fixture.bus).await, [(1, record("a")), (2, record("b"))]);
+}
+
+async fn settling_tells_ones_own_record_from_anothers(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    log.append(record("another's"), 0).await.unwrap();
+    assert_eq!(log.settle(record("mine"), 0).await, Err(LogError::Conflict { last: 1 }));
+    assert_eq!(log.settle(record("mine"), 7).await, Err(LogError::Conflict { last: 1 }));
+    assert_eq!(log.last().await.unwrap(), 1);
+    let huge = Bytes::from(vec![0; log.record_bytes_max() + 1]);
+    assert!(matches!(log.settle(huge, 1).await, Err(LogError::Unavailable(_))));
+}
+
+async fn wildcards_select(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let mut exact = events.subscribe("catchment.v1.default.job.accepted", None).await.unwrap();
+    let mut one = events.subscribe("catchment.v1.*.job.accepted", None).await.unwrap();
+    let mut rest = events.subscribe("catchment.v1.default.>", None).await.unwrap();
+    let mut other = events.subscribe("catchment.v1.default", None).await.unwrap();
+    for subject in ["default.job.accepted", "lab.job.accepted", "default.job.closed", "default.job"] {
+        events.publish(&format!("catchment.v1.{subject}"), record(subject)).await.unwrap();
+    }
+    for (subscription, expected) in [
+        (&mut exact, vec!["default.job.accepted"]),
+        (&mut one, vec!["default.job.accepted", "lab.job.accepted"]),
+        (&mut rest, vec!["default.job.accepted", "default.job.closed", "default.job"]),
+        (&mut other, vec![]),
+    ] {
+        for subject in expected {
+            let message = next(subscription).await.unwrap();
+            assert_eq!(message.subject, format!("catchment.v1.{subject}"));
+            assert_eq!(message.payload, record(subject));
+            assert!(!message.is_request());
+            assert!(matches!(message.respond(Bytes::new()).await, Err(BusError::NotARequest { .. })));
+        }
+        assert!(is_quiet(subscription).await);
+        assert_eq!(subscription.dropped(), 0);
+    }
+}
+
+async fn a_queue_group_shares_messages(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let mut members = vec![];
+    for _ in 0..3 {
+        members.push(events.subscribe("work.*", Some("nodes")).await.unwrap());
+    }
+    let mut other_group = events.subscribe("work.>", Some("auditors")).await.unwrap();
+    let mut alone = events.subscribe("work.now", None).await.unwrap();
+    for number in 0..300 {
+        events.publish("work.now", record(number)).await.unwrap();
+    }
+    for number in 0..300 {
+        assert_eq!(next(&mut alone).await.unwrap().payload, record(number));
+        assert_eq!(next(&mut other_group).await.unwrap().payload, record(number));
+    }
+    let mut seen = vec![];
+    for member in &mut members {
+        let mut mine = 0;
+        while let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(300), member.next()).await {
+            seen.push(message.payload);
+            mine += 1;
+        }
+        assert!(mine > 30, "one member got only {mine} of 300");
+    }
+    seen.sort();
+    let mut expected: Vec<Bytes> = (0..300).map(record).collect();
+    expected.sort();
+    assert_eq!(seen, expected);
+}
+
+async fn requests_are_answered(fixture: Fixture) {
+    let events = fixture.bus.events.clone();
+    let mut service = events.subscribe("ingest.*", Some("gateways")).await.unwrap();
+    let serving = tokio::spawn(async move {
+        while let Some(request) = service.next().await {
+            assert!(request.is_request());
+            let client = request.header("catchment-client").unwrap_or("nobody").to_owned();
+            let answer = format!("{client}:{}:{}", request.subject, request.payload.len());
+            request.respond(record(answer)).await.unwrap();
+            // A second answer is ignored.
+            request.respond(record("again")).await.unwrap();
+        }
+    });
+    let headers = vec![("Catchment-Client".to_owned(), "ann".to_owned())];
+    let timeout = Duration::from_secs(5);
+    let reply = events.request("ingest.a", headers, Bytes::from(vec![0; 1000]), timeout).await.unwrap();
+    assert_eq!(reply.payload, record("ann:ingest.a:1000"));
+    let replies = (0..50).map(|number| {
+        let events = events.clone();
+        async move {
+            let payload = Bytes::from(vec![0; number]);
+            let reply = events.request("ingest.b", vec![], payload, timeout).await.unwrap();
+            assert_eq!(reply.payload, record(format!("nobody:ingest.b:{number}")));
+        }
+    });
+    futures::future::join_all(replies).await;
+    serving.abort();
+}
+
+async fn requests_without_an_answer_end(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let second = Duration::from_secs(1);
+    let begin = Instant::now();
+    let nobody = events.request("nobody.here", vec![], Bytes::new(), second * 5).await.unwrap_err();
+    assert!(matches!(&nobody, BusError::NoResponders { subject } if subject == "nobody.here"), "{nobody}");
+    assert!(begin.elapsed() < second * 2, "{:?}", begin.elapsed());
+
+    let _silent = events.subscribe("silent", None).await.unwrap();
+    let begin = Instant::now();
+    let silence = events.request("silent", vec![], Bytes::new(), second / 5).await.unwrap_err();
+    assert!(matches!(silence, BusError::NoReply { timeout_ms: 200, .. }), "{silence}");
+    assert!(begin.elapsed() < second, "{:?}", begin.elapsed());
+}
+
+async fn wrong_subjects_are_refused(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let second = Duration::from_secs(1);
+    for bad in ["", "a b", "a..b", "a.*", ">", "a\r\nPUB x 0\r\n"] {
+        let error = events.publish(bad, Bytes::new()).await.unwrap_err();
+        assert!(matches!(error, BusError::Subject { .. }), "{error}");
+        let error = events.request(bad, vec![], Bytes::new(), second).await.unwrap_err();
+        assert!(matches!(error, BusError::Subject { .. }), "{error}");
+    }
+    for (pattern, group) in [("a.>.b", None), ("a b", None), ("", None), ("a", Some("")), ("a", Some("x y"))] {
+        let error = events.subscribe(pattern, group).await.unwrap_err();
+        assert!(matches!(error, BusError::Subject { .. }), "{error}");
+    }
+    for (name, value) in [("", "x"), ("a b", "x"), ("a:", "x"), ("a", "x\r\ny"), ("a", " x"), ("é", "x")] {
+        let headers = vec![(name.to_owned(), value.to_owned())];
+        let error = events.request("a", headers, Bytes::new(), second).await.unwrap_err();
+        assert!(matches!(error, BusError::Header { .. }), "{error}");
+    }
+}
+
+async fn large_messages_are_refused(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let mut subscription = events.subscribe("large", None).await.unwrap();
+    let largest = Bytes::from(vec![1; 1 << 20]);
+    let larger = Bytes::from(vec![1; (1 << 20) + 1]);
+    let error = events.publish("large", larger.clone()).await.unwrap_err();
+    assert!(matches!(error, BusError::TooLarge { .. }), "{error}");
+    let error = events.request("large", vec![], larger, Duration::from_secs(1)).await.unwrap_err();
+    assert!(matches!(error, BusError::TooLarge { .. }), "{error}");
+    events.publish("large", largest.clone()).await.unwrap();
+    assert_eq!(next(&mut subscription).await.unwrap().payload, largest);
+}
+
+async fn a_dropped_subscription_costs_nothing(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    for _ in 0..100 {
+        drop(events.subscribe("gone", None).await.unwrap());
+    }
+    // Unsubscribing takes a moment on a server; then nobody is there.
+    until("nobody listens", async || {
+        let request = events.request("gone", vec![], Bytes::new(), Duration::from_millis(200)).await;
+        matches!(request, Err(BusError::NoResponders { .. }))
+    })
+    .await;
+}
+
+async fn a_slow_subscriber_loses_the_oldest(fixture: Fixture) {
+    let events = &fixture.bus.events;
+    let mut slow = events.subscribe("flood", None).await.unwrap();
+    let mut quick = events.subscribe("flood", None).await.unwrap();
+    let total = catchment_bus::QUEUED_MESSAGES_MAX + 500;
+    for number in 0..total {
+        events.publish("flood", record(number)).await.unwrap();
+        assert_eq!(next(&mut quick).await.unwrap().payload, record(number));
+    }
+    until("the surplus is dropped", async || slow.dropped() == 500).await;
+    assert_eq!(next(&mut slow).await.unwrap().payload, record(500));
+    assert_eq!(quick.dropped(), 0);
+}

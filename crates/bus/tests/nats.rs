@@ -1,0 +1,286 @@
+//! What only a server can do: be away, come back, be paused, be full, be configured wrongly.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use bytes::Bytes;
+use catchment_bus::{Bus, BusError, LogError, NatsConfig};
+use common::nats_server::{NatsServer, free_port};
+use common::{config, next, read_all, record, until};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn raw_stream(server: &NatsServer) -> jetstream::stream::Stream {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    jetstream::new(client).get_stream("CATCHMENT_LOG").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_comes_back_with_log_and_subscriptions() {
+    let mut server = NatsServer::start();
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    let mut subscription = bus.events.subscribe("news.>", None).await.unwrap();
+    let mut member = bus.events.subscribe("work", Some("nodes")).await.unwrap();
+    let mut last = 0;
+    for round in 0..3 {
+        for _ in 0..20 {
+            last = bus.log.append(record(last), last).await.unwrap();
+        }
+        server.kill();
+        until("the loss is noticed", async || !bus.events.is_connected()).await;
+
+        let begin = Instant::now();
+        let append = bus.log.append(record("lost"), last).await.unwrap_err();
+        assert!(matches!(append, LogError::Unavailable(_)), "{append}");
+        assert!(matches!(bus.log.last().await, Err(LogError::Unavailable(_))));
+        assert!(matches!(bus.log.read(0, 1).await, Err(LogError::Unavailable(_))));
+        assert!(matches!(bus.log.settle(record("lost"), last).await, Err(LogError::Unavailable(_))));
+        let publish = bus.events.publish("news.a", Bytes::new()).await.unwrap_err();
+        assert!(matches!(publish, BusError::Disconnected { .. }), "{publish}");
+        assert!(publish.to_string().contains(&server.url()), "{publish}");
+        let request = bus.events.request("news.a", vec![], Bytes::new(), SECOND).await;
+        assert!(matches!(request, Err(BusError::Disconnected { .. })));
+        assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+        let mut late = bus.events.subscribe("late", None).await.unwrap();
+
+        server.start_again();
+        until("it is connected again", async || bus.events.is_connected()).await;
+        until("the log answers again", async || bus.log.last().await.is_ok()).await;
+        assert_eq!(bus.log.last().await.unwrap(), last);
+        last = bus.log.append(record(last), last).await.unwrap();
+
+        // Whatever was published while the server was away is gone; from now on all arrives.
+        let payload = record(round);
+        for (subject, subscription) in [("news.b", &mut subscription), ("work", &mut member), ("late", &mut late)] {
+            bus.events.publish(subject, payload.clone()).await.unwrap();
+            assert_eq!(next(subscription).await.unwrap().payload, payload);
+        }
+    }
+    let expected: Vec<_> = (0..last).map(|number| (number + 1, record(number))).collect();
+    assert_eq!(read_all(&bus).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_whose_acknowledgement_is_late_is_settled() {
+    let server = NatsServer::start();
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    bus.log.append(record("first"), 0).await.unwrap();
+    for round in 0..3 {
+        let last = 1 + round;
+        let mine = record(format!("mine {round}"));
+        server.pause();
+        let begin = Instant::now();
+        let error = bus.log.append(mine.clone(), last).await.unwrap_err();
+        assert!(matches!(error, LogError::Unavailable(_)), "{error}");
+        assert!(begin.elapsed() < 3 * SECOND, "{:?}", begin.elapsed());
+        server.go_on();
+        // The append is still in the socket: it lands now, or the second one does, never both.
+        assert_eq!(bus.log.settle(mine.clone(), last).await, Ok(last + 1));
+        assert_eq!(bus.log.read(last, 10).await.unwrap(), [(last + 1, mine)]);
+    }
+    assert_eq!(bus.log.last().await.unwrap(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_around_a_kill_are_all_settled() {
+    let mut server = NatsServer::start();
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    let writer = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            let mut unsettled = 0;
+            for last in 0..5000_u64 {
+                let mut outcome = bus.log.append(record(last), last).await;
+                while let Err(LogError::Unavailable(_)) = outcome {
+                    unsettled += 1;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    outcome = bus.log.settle(record(last), last).await;
+                }
+                assert_eq!(outcome, Ok(last + 1));
+            }
+            unsettled
+        }
+    });
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        server.kill();
+        server.start_again();
+    }
+    let unsettled = writer.await.unwrap();
+    assert!(unsettled > 0, "the kills fell into no append");
+    let expected: Vec<_> = (0..5000).map(|number| (number + 1, record(number))).collect();
+    assert_eq!(bus.log.read(0, 10_000).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn no_server_is_a_clear_error_within_seconds() {
+    let url = format!("nats://ann:secret@127.0.0.1:{}", free_port());
+    let config = NatsConfig { connect_timeout: SECOND, ..NatsConfig::new(url.clone()) };
+    let begin = Instant::now();
+    let error = Bus::nats(config).await.unwrap_err();
+    assert!(begin.elapsed() < 3 * SECOND, "{:?}", begin.elapsed());
+    let text = error.to_string();
+    assert!(matches!(error, BusError::Connect { .. }), "{text}");
+    let (_, address) = url.split_once('@').unwrap();
+    assert!(text.contains(address) && text.contains("nats-server -js") && !text.contains("secret"), "{text}");
+
+    // Something listens there, but it is no NATS server and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("nats://{}", silent.local_addr().unwrap());
+    let begin = Instant::now();
+    let error = Bus::nats(NatsConfig { connect_timeout: SECOND, ..NatsConfig::new(url) }).await.unwrap_err();
+    assert!(matches!(error, BusError::Connect { .. }), "{error}");
+    assert!(begin.elapsed() < 3 * SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_that_demands_tls_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let greeting = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"INFO {\"version\":\"2.9.10\",\"tls_required\":true,\"max_payload\":1048576}\r\n").unwrap();
+        stream
+    });
+    let error = Bus::nats(NatsConfig::new(url)).await.unwrap_err();
+    assert!(matches!(error, BusError::Connect { .. }) && error.to_string().contains("demands TLS"), "{error}");
+    drop(greeting.join());
+}
+
+#[tokio::test]
+async fn a_server_that_starts_a_little_later_is_waited_for() {
+    let mut server = NatsServer::start();
+    server.kill();
+    let opening = tokio::spawn(Bus::nats(config(&server)));
+    tokio::time::sleep(SECOND).await;
+    server.start_again();
+    let bus = opening.await.unwrap().unwrap();
+    bus.log.append(record("a"), 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_jetstream_is_named() {
+    let server = NatsServer::start_with(&[]);
+    let config = NatsConfig { connect_timeout: SECOND, ..config(&server) };
+    let error = Bus::nats(config).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, BusError::Stream { .. }), "{text}");
+    assert!(text.contains("-js") && text.contains("CATCHMENT_LOG") && text.contains(&server.url()), "{text}");
+}
+
+#[tokio::test]
+async fn credentials_in_the_url_are_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start_configured(
+        dir,
+        "jetstream { store_dir: $DIR/js }\nauthorization { user: \"an@n\", password: \"p:ss\" }",
+    );
+    let port = server.port();
+    let url = format!("nats://an%40n:p%3Ass@127.0.0.1:{port}");
+    let bus = Bus::nats(NatsConfig::new(url)).await.unwrap();
+    bus.log.append(record("a"), 0).await.unwrap();
+    for wrong in [format!("nats://an%40n:secret@127.0.0.1:{port}"), server.url()] {
+        let begin = Instant::now();
+        let error = Bus::nats(NatsConfig::new(wrong)).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("credentials") && !text.contains("secret"), "{text}");
+        assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start_configured(dir, "jetstream { store_dir: $DIR/js }\nauthorization { token: s3cret }");
+    Bus::nats(NatsConfig::new(format!("nats://s3cret@127.0.0.1:{}", server.port()))).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_servers_own_limit_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start_configured(dir, "jetstream { store_dir: $DIR/js }\nmax_payload: 64KB");
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    let limit = bus.log.record_bytes_max();
+    assert!((60_000..65_536).contains(&limit), "{limit}");
+    bus.log.append(Bytes::from(vec![0; limit]), 0).await.unwrap();
+    let error = bus.log.append(Bytes::from(vec![0; limit + 1]), 1).await.unwrap_err();
+    assert!(matches!(&error, LogError::Refused(text) if text.contains("limit")), "{error}");
+}
+
+#[tokio::test]
+async fn a_full_server_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start_configured(dir, "jetstream { store_dir: $DIR/js, max_file_store: 4MB }");
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    let mut last = 0;
+    let error = loop {
+        match bus.log.append(Bytes::from(vec![0; 500_000]), last).await {
+            Ok(sequence) => last = sequence,
+            Err(error) => break error,
+        }
+        assert!(last < 100, "the store never fills");
+    };
+    assert!(matches!(&error, LogError::Refused(_)), "after {last}: {error}");
+    assert_eq!(bus.log.last().await.unwrap(), last);
+}
+
+#[tokio::test]
+async fn a_stream_that_would_forget_is_refused() {
+    let server = NatsServer::start();
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let stream = jetstream::stream::Config {
+        name: "CATCHMENT_LOG".to_owned(),
+        subjects: vec!["catchment.v1.log".to_owned()],
+        max_age: Duration::from_secs(3600),
+        ..Default::default()
+    };
+    jetstream::new(client).create_stream(stream).await.unwrap();
+    let error = Bus::nats(config(&server)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, BusError::Stream { .. }) && text.contains("limit of age"), "{text}");
+    // Another prefix is another log.
+    let other = NatsConfig { prefix: "LAB".to_owned(), ..config(&server) };
+    Bus::nats(other).await.unwrap().log.append(record("a"), 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_processes_share_the_log_and_missing_records_are_noticed() {
+    let server = NatsServer::start();
+    let one = Bus::nats(config(&server)).await.unwrap();
+    let two = Bus::nats(config(&server)).await.unwrap();
+    assert_eq!(one.log.append(record("a"), 0).await, Ok(1));
+    assert_eq!(two.log.append(record("b"), 0).await, Err(LogError::Conflict { last: 1 }));
+    assert_eq!(two.log.append(record("b"), 1).await, Ok(2));
+    assert_eq!(one.log.append(record("c"), 2).await, Ok(3));
+    assert_eq!(read_all(&one).await, read_all(&two).await);
+
+    let stream = raw_stream(&server).await;
+    stream.delete_message(2).await.unwrap();
+    let error = one.log.read(0, 10).await.unwrap_err();
+    assert!(matches!(&error, LogError::Damaged(text) if text.contains('2')), "{error}");
+    stream.delete_message(1).await.unwrap();
+    let error = one.log.read(0, 10).await.unwrap_err();
+    assert!(matches!(&error, LogError::Damaged(text) if text.contains("begins at record 3")), "{error}");
+    assert_eq!(one.log.read(2, 10).await.unwrap(), [(3, record("c"))]);
+}
+
+#[tokio::test]
+async fn any_nats_client_can_make_a_request() {
+    let server = NatsServer::start();
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    let mut service = bus.events.subscribe("ingest.*.updates", Some("gateways")).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(request) = next(&mut service).await {
+            let weight = request.header("catchment-weight").unwrap_or("none").to_owned();
+            request.respond(record(format!("receipt for {} {weight}", request.payload.len()))).await.unwrap();
+        }
+    });
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let plain = client.request("ingest.default.updates", Bytes::from_static(b"12345")).await.unwrap();
+    assert_eq!(plain.payload, record("receipt for 5 none"));
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Catchment-Weight", "2.5");
+    let reply = client.request_with_headers("ingest.default.updates", headers, Bytes::new()).await.unwrap();
+    assert_eq!(reply.payload, record("receipt for 0 2.5"));
+}

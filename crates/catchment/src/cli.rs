@@ -1,0 +1,81 @@
+//! What the program understands: one place, so that `--help` tells the whole of it.
+
+use crate::commands::ClientCommand;
+use crate::connection::Connection;
+use crate::up::Up;
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+Begin:
+  catchment up                                                      serve on http://127.0.0.1:7070
+  catchment job create digits --function fedavg --rounds 20 --goal 10 --model initial.safetensors
+  catchment submit digits --client phone-7 --file update.safetensors --num-samples 120
+  catchment watch digits
+  catchment model get digits --out model.safetensors
+
+Exit status:
+  0    done; for watch and --wait: the job completed or was stopped, the update is in a model
+  1    failed: a file, a damaged answer, anything not named below
+  2    wrong arguments
+  3    the server could not be reached, or the call broke off
+  4    the server said no: it refused the call, the job failed, or the update was not counted
+  64   bad configuration: a spec file or a server address that does not read
+  130  interrupted (SIGINT); 143: terminated (SIGTERM)
+
+Results go to standard output, as tables on a terminal and as JSON, one object a line, elsewhere; --output chooses.
+Errors, logs (RUST_LOG) and progress go to standard error.";
+
+/// Aggregation for federated learning: clients submit model updates, one global model comes out.
+#[derive(Debug, Parser)]
+#[command(name = "catchment", version, max_term_width = 110, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Write logs as JSON, one object a line.
+    #[arg(long, global = true, env = "CATCHMENT_LOG_JSON")]
+    pub log_json: bool,
+    /// The server to call.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Up(Box<Up>),
+    /// Print the description of the HTTP interface (OpenAPI).
+    Openapi,
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_hold_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_and_command_has_a_help_text() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "command `{}` has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} has no help", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    #[test]
+    fn global_options_may_stand_before_and_after_the_command() {
+        for line in ["catchment --output json job list", "catchment job list --output json"] {
+            let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(arguments.connection.output, Some(crate::output::Format::Json));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The live view on a terminal: what happened scrolls by above, what is happening stays below.
+
+use super::rounds::Published;
+use super::view::{View, end_line, model_line, skipped_line};
+use crate::output;
+use crate::system::SystemClock;
+use crate::text;
+use anyhow::{Context as _, Result};
+use catchment_client::JobInfo;
+use catchment_types::{Clock as _, JobState, RoundState};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Three lines that are drawn again as the job goes on. They vanish when this is dropped.
+pub struct Live {
+    screen: MultiProgress,
+    state: ProgressBar,
+    rounds: ProgressBar,
+    updates: ProgressBar,
+}
+
+impl Live {
+    /// On standard output, which is a terminal.
+    pub fn new() -> Self {
+        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let line = |template: &str| {
+            let style = ProgressStyle::with_template(template).expect("templates are fixed").progress_chars("=> ");
+            screen.add(ProgressBar::no_length().with_style(style))
+        };
+        let state = line("{wide_msg}");
+        let rounds = line("rounds  [{bar:40.cyan}] {pos}/{len}");
+        let updates = line("updates [{bar:40.green}] {pos}/{len} received, {msg} folded");
+        Self { screen, state, rounds, updates }
+    }
+
+    fn line(&self, line: &str) -> Result<()> {
+        self.screen.println(line).context("print progress")
+    }
+}
+
+impl View for Live {
+    fn round(&mut self, job: &JobInfo, _changed: bool) -> Result<()> {
+        // At every look, changed or not: the time to the deadline passes.
+        self.state.set_message(state_line(job, SystemClock.now_ms()));
+        self.rounds.set_length(text::spec_count(job, "rounds").unwrap_or(0));
+        self.rounds.set_position(rounds_ended(job));
+        self.updates.set_length(job.round.goal);
+        self.updates.set_position(job.round.received);
+        self.updates.set_message(job.round.folded.to_string());
+        Ok(())
+    }
+
+    fn model(&mut self, model: &Published) -> Result<()> {
+        self.line(&model_line(model))
+    }
+
+    fn skipped(&mut self, count: u64) -> Result<()> {
+        self.line(&skipped_line(count))
+    }
+
+    fn end(&mut self, job: &JobInfo) -> Result<()> {
+        [&self.state, &self.rounds, &self.updates].into_iter().for_each(ProgressBar::finish_and_clear);
+        output::write(&end_line(job))
+    }
+}
+
+/// `digits: running, round 3 aggregating, from model 2, 9 m 12 s left`.
+fn state_line(job: &JobInfo, now_ms: u64) -> String {
+    let mut line = format!("{}: {}", text::spec_text(job, "name"), text::word(job.state));
+    if let Some(reason) = &job.reason {
+        line += &format!(" ({reason})");
+    }
+    if job.round.round > 0 {
+        line += &format!(", round {} {}", job.round.round, text::word(job.round.state));
+        if let Some(version) = job.round.model_version {
+            line += &format!(", from model {version}");
+        }
+    }
+    let is_open = job.state == JobState::Running && job.round.state == RoundState::Open;
+    let deadline = job.round.deadline_at.as_deref().filter(|_| is_open).and_then(text::time_ms);
+    if let Some(left_ms) = deadline.and_then(|at| at.checked_sub(now_ms)) {
+        line += &format!(", {} left", text::duration(left_ms));
+    }
+    line
+}
+
+fn rounds_ended(job: &JobInfo) -> u64 {
+    match job.round.state {
+        RoundState::Committed | RoundState::Skipped => job.round.round,
+        RoundState::None | RoundState::Open | RoundState::Aggregating => job.round.round.saturating_sub(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::tests::example;
+
+    #[test]
+    fn the_state_line_counts_down_while_the_round_is_open() {
+        let mut job = example();
+        let now_ms = text::time_ms("2026-01-01T00:00:48.000Z").unwrap();
+        assert_eq!(state_line(&job, now_ms), "digits: running, round 3 open, from model 2, 9 m 12 s left");
+        assert_eq!(rounds_ended(&job), 2);
+        job.round.state = RoundState::Committed;
+        job.state = JobState::Paused;
+        assert_eq!(state_line(&job, now_ms), "digits: paused, round 3 committed, from model 2");
+        assert_eq!(rounds_ended(&job), 3);
+    }
+}

@@ -1,0 +1,43 @@
+//! The `catchment` program: arguments, wiring, and what people see on a terminal.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod connection;
+mod exit;
+mod output;
+mod progress;
+mod system;
+mod text;
+mod up;
+
+use clap::Parser;
+use cli::{Arguments, Command};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr(&arguments);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&anyhow::Error::new(error).context("start threads")),
+    };
+    let outcome = match arguments.command {
+        Command::Up(up) => runtime.block_on(up.run()),
+        Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
+        Command::Client(command) => {
+            return runtime.block_on(commands::run_until_signal(command, &arguments.connection));
+        }
+    };
+    outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS)
+}
+
+/// Logs go to standard error; `RUST_LOG` chooses which. Commands that call a server say in their results what
+/// happened, so they log warnings only.
+fn log_to_stderr(arguments: &Arguments) {
+    let level = if matches!(arguments.command, Command::Up(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if arguments.log_json { builder.json().init() } else { builder.init() }
+}

@@ -1,0 +1,56 @@
+//! The real clock, the real randomness, and what the machine has: handed in here and nowhere else.
+
+use catchment_types::{Clock, Entropy, TimeMs};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The machine's clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ms(&self) -> TimeMs {
+        #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        since.as_millis().try_into().unwrap_or(TimeMs::MAX)
+    }
+}
+
+/// The kernel's randomness.
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn bytes16(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+        bytes
+    }
+}
+
+/// Where slabs of the instance with this data directory are kept when nobody says: one directory on `/dev/shm` for
+/// each data directory, so that a restart finds its own.
+pub fn default_slab_dir(data_dir: &Path) -> PathBuf {
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_path_buf());
+    let name: String =
+        data_dir.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let user = rustix::process::getuid().as_raw();
+    // Long paths are told apart by their end, which names the project.
+    let tail: String = name.chars().rev().take(120).collect::<Vec<_>>().into_iter().rev().collect();
+    PathBuf::from("/dev/shm").join(format!("catchment-{user}{tail}"))
+}
+
+/// Shared memory to use when nobody says: half of what the tmpfs has free, half of the memory limit at most.
+pub fn default_slab_budget_bytes(slab_dir: &Path) -> u64 {
+    let on = slab_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let free = rustix::fs::statvfs(on).map_or(1 << 30, |stat| stat.f_bavail * stat.f_frsize);
+    let limit = memory_limit_bytes().unwrap_or(u64::MAX);
+    (free / 2).min(limit / 2).max(16 << 20)
+}
+
+/// The memory limit of this process's cgroup, or the machine's memory.
+fn memory_limit_bytes() -> Option<u64> {
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total_bytes = total.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024;
+    Some(limit.unwrap_or(u64::MAX).min(total_bytes))
+}

@@ -1,0 +1,139 @@
+//! `catchment up`: everything in one process.
+
+use crate::system::{SystemClock, SystemEntropy, default_slab_budget_bytes, default_slab_dir};
+use anyhow::{Context as _, Result, bail};
+use catchment_bus::{Bus, NatsConfig};
+use catchment_ledger::Ledger;
+use catchment_node::{Functions, Node, NodeConfig, Pace};
+use catchment_runtime::{Runtime, RuntimeConfig};
+use catchment_types::{Clock, DurationText, Entropy};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Functions that were embedded when the binary was built.
+const EMBEDDED: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/functions.rs"));
+
+/// Run the whole platform in one process: gateway, coordinator and functions.
+///
+/// State is kept in the data directory and in shared memory, so that a killed instance goes on where it was when it is
+/// started again with the same `--data`.
+#[derive(Debug, clap::Args)]
+pub struct Up {
+    /// Address to serve HTTP on; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:7070", env = "CATCHMENT_LISTEN")]
+    listen: SocketAddr,
+    /// Where the event log, checkpoints and the node's name are kept.
+    #[arg(long, default_value = "./catchment-data", value_name = "DIR", env = "CATCHMENT_DATA")]
+    data: PathBuf,
+    /// Keep the event log on this NATS server (JetStream) instead of in the data directory.
+    #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
+    nats: Option<String>,
+    /// Where shared memory is kept: a directory on a tmpfs. Default: one under /dev/shm for each data directory.
+    #[arg(long, value_name = "DIR", env = "CATCHMENT_SLABS")]
+    slabs: Option<PathBuf>,
+    /// Shared memory to use, in MiB. Default: half of what is free.
+    #[arg(long, value_name = "MIB", env = "CATCHMENT_SLAB_MIB")]
+    slab_mib: Option<u64>,
+    /// Directory of further functions (*.wasm). May be given more than once.
+    #[arg(long, value_name = "DIR", env = "CATCHMENT_FUNCTIONS", value_delimiter = ':')]
+    functions: Vec<PathBuf>,
+    /// Threads that fold. Default: one per core.
+    #[arg(long, value_name = "N", env = "CATCHMENT_LANES")]
+    lanes: Option<usize>,
+    /// Connections served at one time.
+    #[arg(long, default_value_t = 16_384, env = "CATCHMENT_CONNECTIONS")]
+    connections: usize,
+    /// How long a body may take before the minimum rate applies.
+    #[arg(long, default_value = "10s", env = "CATCHMENT_BODY_GRACE")]
+    body_grace: DurationText,
+    /// Least bytes a second of a body, on average.
+    #[arg(long, default_value_t = 16 << 10, env = "CATCHMENT_BODY_RATE_MIN")]
+    body_rate_min: u64,
+    /// How long an update waits for shared memory before it is answered with 429.
+    #[arg(long, default_value = "5s", env = "CATCHMENT_ROOM_WAIT")]
+    room_wait: DurationText,
+    /// How long an update waits for the event log before it is answered with 503.
+    #[arg(long, default_value = "10s", env = "CATCHMENT_ACCEPT_WAIT")]
+    accept_wait: DurationText,
+}
+
+impl Up {
+    /// Runs until SIGINT or SIGTERM.
+    pub async fn run(self) -> Result<()> {
+        std::fs::create_dir_all(&self.data)
+            .with_context(|| format!("create data directory {}", self.data.display()))?;
+        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
+        let config = self.node_config()?;
+        let runtime = Runtime::new(RuntimeConfig {
+            instances_max: 256,
+            heap_bytes_max: 64 << 20,
+            cpu_ms_max: 3_600_000,
+            ..RuntimeConfig::default()
+        }).context("start the wasm runtime")?;
+        let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
+        let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read functions")?;
+        if EMBEDDED.is_empty() && dirs.is_empty() {
+            tracing::warn!("this binary carries no functions: build it with `make build`, or pass --functions DIR");
+        }
+        let bus = match &self.nats {
+            Some(url) => Bus::nats(NatsConfig::new(url)).await?,
+            None => Bus::embedded(&self.data).await?,
+        };
+        let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+        let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+        let node = Node::open(config, bus, ledger.clone(), functions, clock.clone(), entropy).await?;
+        let stop = CancellationToken::new();
+        let coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
+        tokio::spawn(stop_on_signal(stop.clone()));
+        let address = listener.local_addr()?;
+        tracing::info!(%address, data = %self.data.display(), bus = self.nats.as_deref().unwrap_or("embedded"), "ready");
+        println!("catchment is up: http://{address}");
+        let result = node.run(listener, stop).await;
+        coordinator.abort();
+        tracing::info!("stopped");
+        result.map_err(anyhow::Error::from)
+    }
+
+    fn node_config(&self) -> Result<NodeConfig> {
+        let slab_dir = self.slabs.clone().unwrap_or_else(|| default_slab_dir(&self.data));
+        let slab_budget_bytes = match self.slab_mib {
+            Some(0) => bail!("--slab-mib is at least 1"),
+            Some(mib) => mib << 20,
+            None => default_slab_budget_bytes(&slab_dir),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(NodeConfig {
+            data_dir: self.data.clone(),
+            slab_dir,
+            slab_budget_bytes,
+            lanes: self.lanes.unwrap_or(cores).clamp(1, 256),
+            pace: Pace { grace: duration(self.body_grace), rate_min: self.body_rate_min.max(1) },
+            room_wait: duration(self.room_wait),
+            accept_wait: duration(self.accept_wait),
+            connections_max: self.connections.max(1),
+        })
+    }
+}
+
+fn duration(text: DurationText) -> Duration {
+    Duration::from_millis(text.ms())
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!("listen for signals");
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping: finishing what is in progress");
+    stop.cancel();
+}

@@ -1,0 +1,135 @@
+//! Values to bytes and back, for everything Catchment stores or sends.
+//!
+//! This is the only crate that knows bincode. The log outlives every process and every release, so
+//! the bytes are a contract: without one place that owns them, a changed dependency could make a
+//! job's history unreadable, and a hostile message could make a process allocate what its length
+//! field claims. bincode is no longer maintained; replacing it means editing `wire.rs` and raising
+//! [`WIRE_VERSION`].
+//!
+//! A message is one version byte followed by the body. In the body integers are little endian and of
+//! fixed width, a length is a `u64`, an enum's variant a `u32`, an option's tag one byte. So a value
+//! has exactly one encoding (maps with a fixed order assumed: use `BTreeMap`), and whatever decodes
+//! encodes to the same bytes again.
+//!
+//! What a type must not contain, because the format carries no field names and no types:
+//! `serde(flatten, untagged, tag, skip_serializing_if)`, sequences of zero-sized elements (their
+//! length costs nothing to claim), and types that nest in themselves without bound. New enum variants
+//! go at the end; a new field in a struct is a new wire version.
+#![forbid(unsafe_code)]
+
+mod wire;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The version this build writes, as the first byte of every message.
+pub const WIRE_VERSION: u8 = 1;
+
+/// No message is larger than this, whatever limit a caller names.
+pub const WIRE_BYTES_MAX: usize = 16 << 20;
+
+/// Why a value could not be encoded or a message not be decoded.
+///
+/// `what` is the Rust name of the type that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The message is longer than the limit. When encoding, it is given up at the limit, so the full
+    /// size is not known.
+    #[error("{what} takes more than the limit of {limit_bytes} bytes")]
+    TooLarge {
+        /// Type of the value.
+        what: &'static str,
+        /// The limit that applied, version byte included.
+        limit_bytes: usize,
+    },
+    /// There is not even a version byte.
+    #[error("{what} was expected, but the message is empty")]
+    Empty {
+        /// Type of the value.
+        what: &'static str,
+    },
+    /// The message was written by a release this one does not understand.
+    #[error(
+        "{what} is in wire version {found}, and this build reads version {WIRE_VERSION} only: \
+         use a release that reads version {found}"
+    )]
+    UnknownVersion {
+        /// Type of the value.
+        what: &'static str,
+        /// The version byte found.
+        found: u8,
+    },
+    /// The bytes are not an encoding of the type.
+    #[error("the message is not a valid {what}: {reason}")]
+    Malformed {
+        /// Type of the value.
+        what: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A valid value, followed by bytes that belong to nothing.
+    #[error("{left_bytes} bytes follow the end of {what}")]
+    TrailingBytes {
+        /// Type of the value.
+        what: &'static str,
+        /// How many bytes were not consumed.
+        left_bytes: usize,
+    },
+    /// The value cannot be expressed in this format (a sequence of unknown length, for example).
+    #[error("{what} cannot be encoded: {reason}")]
+    Unencodable {
+        /// Type of the value.
+        what: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// Encodes `value` as one message of at most `limit_bytes`, version byte included.
+///
+/// The limit is [`WIRE_BYTES_MAX`] at most. Encoding stops at the limit, so a value that is too large
+/// costs no more memory than the limit.
+///
+/// # Errors
+/// [`CodecError::TooLarge`], [`CodecError::Unencodable`].
+pub fn encode<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
+    let what = std::any::type_name::<T>();
+    let limit_bytes = limit_bytes.min(WIRE_BYTES_MAX);
+    if limit_bytes == 0 {
+        return Err(CodecError::TooLarge { what, limit_bytes });
+    }
+    let message = wire::write(WIRE_VERSION, value, limit_bytes).map_err(|error| match error {
+        wire::WriteError::Full => CodecError::TooLarge { what, limit_bytes },
+        wire::WriteError::Unencodable(reason) => CodecError::Unencodable { what, reason },
+    })?;
+    assert!(message.len() <= limit_bytes, "the writer holds to its limit");
+    Ok(message)
+}
+
+/// Decodes one message of at most `limit_bytes`, version byte included, all of whose bytes must
+/// belong to the value.
+///
+/// The limit is [`WIRE_BYTES_MAX`] at most. Lengths inside the message are checked against its size
+/// class before anything is allocated for them. Never panics, whatever the bytes.
+///
+/// # Errors
+/// Every [`CodecError`] but [`CodecError::Unencodable`].
+pub fn decode<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
+    let what = std::any::type_name::<T>();
+    let limit_bytes = limit_bytes.min(WIRE_BYTES_MAX);
+    if message.len() > limit_bytes {
+        return Err(CodecError::TooLarge { what, limit_bytes });
+    }
+    let Some((&version, body)) = message.split_first() else {
+        return Err(CodecError::Empty { what });
+    };
+    if version != WIRE_VERSION {
+        return Err(CodecError::UnknownVersion { what, found: version });
+    }
+    let (value, used_bytes) = wire::read(body).map_err(|reason| CodecError::Malformed { what, reason })?;
+    assert!(used_bytes <= body.len(), "the reader stays inside the message");
+    match body.len() - used_bytes {
+        0 => Ok(value),
+        left_bytes => Err(CodecError::TrailingBytes { what, left_bytes }),
+    }
+}

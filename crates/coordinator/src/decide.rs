@@ -1,0 +1,71 @@
+//! The decisions, without I/O or clock.
+
+use catchment_ledger::{Job, Phase, Round, State};
+use catchment_types::{CloseReason, JobState, OnShortfall, Record, TimeMs};
+
+/// What to do now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Decision {
+    /// Records to append, at most one a job; each is valid only at the sequence it was decided at.
+    pub records: Vec<Record>,
+    /// When the next deadline passes, if any does.
+    pub look_again_ms: Option<TimeMs>,
+}
+
+/// Decides for every job.
+pub fn decide(state: &State, now_ms: TimeMs) -> Decision {
+    let mut decision = Decision::default();
+    for job in state.jobs().filter(|job| job.state == JobState::Running) {
+        match job.active_round() {
+            None => decision.records.extend(open_next(job, now_ms)),
+            Some(round) => match closing(job, round, now_ms) {
+                Some(record) => decision.records.push(record),
+                None => {
+                    let deadline = round.deadline_ms.filter(|_| round.phase == Phase::Open);
+                    decision.look_again_ms = decision.look_again_ms.into_iter().chain(deadline).min();
+                }
+            },
+        }
+    }
+    decision
+}
+
+fn open_next(job: &Job, now_ms: TimeMs) -> Option<Record> {
+    let round = job.round_number() + 1;
+    let deadline_ms = job.spec.deadline.map(|deadline| now_ms.saturating_add(deadline.ms()));
+    (round <= job.spec.rounds).then_some(Record::RoundOpened { uid: job.uid, round, deadline_ms, at_ms: now_ms })
+}
+
+/// What becomes of an active round, if anything does now.
+fn closing(job: &Job, round: &Round, now_ms: TimeMs) -> Option<Record> {
+    let deadline_passed = round.deadline_ms.is_some_and(|deadline| deadline <= now_ms);
+    let enough = round.received() >= round.min_updates.max(1);
+    match round.phase {
+        Phase::Open if deadline_passed && enough => Some(Record::RoundClosed {
+            uid: job.uid,
+            round: round.number,
+            reason: CloseReason::Deadline,
+            at_ms: now_ms,
+        }),
+        Phase::Open if deadline_passed => Some(shortfall(job, round, now_ms)),
+        // Updates were discarded after the goal had closed the round, and too few are left.
+        Phase::Aggregating if !enough => Some(shortfall(job, round, now_ms)),
+        _ => None,
+    }
+}
+
+fn shortfall(job: &Job, round: &Round, now_ms: TimeMs) -> Record {
+    let (uid, number) = (job.uid, round.number);
+    match job.spec.on_shortfall {
+        OnShortfall::Retry => {
+            let more = job.spec.deadline.map_or(600_000, |deadline| deadline.ms());
+            Record::RoundExtended { uid, round: number, deadline_ms: now_ms.saturating_add(more) }
+        }
+        OnShortfall::Skip => Record::RoundClosed { uid, round: number, reason: CloseReason::Shortfall, at_ms: now_ms },
+        OnShortfall::Fail => {
+            let (received, wanted) = (round.received(), round.min_updates);
+            let reason = format!("round {number} had {received} updates at its deadline and needs {wanted}");
+            Record::JobFailed { uid, reason, at_ms: now_ms }
+        }
+    }
+}

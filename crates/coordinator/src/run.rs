@@ -1,0 +1,50 @@
+//! Carries decisions out.
+
+use crate::decide::decide;
+use catchment_ledger::{Ledger, LedgerError, Outcome, State};
+use catchment_types::Clock;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long to wait before deciding again when a decision could not be carried out.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Decides whenever the state changes or a deadline passes; sleeps otherwise. Runs until dropped.
+pub async fn run(ledger: Ledger, clock: Arc<dyn Clock>) {
+    let mut changes = ledger.watch();
+    loop {
+        changes.mark_unchanged();
+        let now_ms = clock.now_ms();
+        let (sequence, decision) = ledger.read(|state: &State| (state.sequence(), decide(state, now_ms)));
+        // Only the first is still valid once it is appended; the state's change brings us back for the rest.
+        if let Some(record) = decision.records.into_iter().next() {
+            tracing::info!(?record, "decide");
+            match ledger.decide(record, sequence).await {
+                Ok(Outcome::Ignored(why)) => {
+                    // The state refuses what was decided on it: without a pause this would fill the log.
+                    tracing::error!(why, "a decision changed nothing");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Ok(_) | Err(LedgerError::Stale { .. }) => {}
+                Err(LedgerError::Stopped) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "append decision");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            continue;
+        }
+        let until_deadline = decision.look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sleep_for(until_deadline) => {}
+        }
+    }
+}
+
+async fn sleep_for(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,168 @@
+//! Coordinators on a real ledger, in virtual time.
+#![forbid(unsafe_code)]
+
+use catchment_bus::Bus;
+use catchment_coordinator::run;
+use catchment_ledger::{AcceptOutcome, Ledger, Outcome, Phase, State};
+use catchment_types::{
+    Accept, Clock, Digest, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, TimeMs,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A clock that goes as the runtime's virtual time does.
+struct Virtual(Instant);
+
+impl Clock for Virtual {
+    fn now_ms(&self) -> TimeMs {
+        1_000_000 + self.0.elapsed().as_millis() as u64
+    }
+}
+
+const INITIAL: ModelCommit = ModelCommit {
+    version: 0,
+    etag: Digest::from_bytes([7; 32]),
+    bytes: 64,
+    function: None,
+    contributors: 0,
+    contribution: None,
+    metrics: BTreeMap::new(),
+};
+
+fn uid(job: u8) -> JobUid {
+    JobUid::from_bytes([job; 16])
+}
+
+/// A ledger with jobs of `fields`, and two coordinators.
+async fn coordinated(jobs: u8, fields: &str) -> (Bus, Ledger) {
+    let bus = Bus::in_memory();
+    let ledger = Ledger::open(bus.log.clone(), [1; 16]).await.unwrap();
+    let clock = Arc::new(Virtual(Instant::now()));
+    for _ in 0..2 {
+        tokio::spawn(run(ledger.clone(), clock.clone()));
+    }
+    for job in 0..jobs {
+        let spec = format!(r#"{{"name":"job-{job}","function":"fedavg"{fields}}}"#);
+        ledger.propose(Record::JobCreated { uid: uid(job), spec, at_ms: 0 }).await.unwrap();
+        ledger.propose(Record::ModelPut { uid: uid(job), model: INITIAL, at_ms: 0 }).await.unwrap();
+    }
+    (bus, ledger)
+}
+
+/// Waits until the state is as wanted.
+async fn until(ledger: &Ledger, wanted: impl Fn(&State) -> bool) {
+    let mut changes = ledger.watch();
+    let reached = async {
+        while !ledger.read(&wanted) {
+            changes.changed().await.unwrap();
+        }
+    };
+    if timeout(Duration::from_secs(3_600), reached).await.is_err() {
+        panic!("never reached: {:#?}", ledger.read(|state| state.jobs().map(|job| job.view()).collect::<Vec<_>>()));
+    }
+}
+
+fn phase(state: &State, job: u8) -> Option<(u64, Phase)> {
+    state.job(uid(job))?.round.as_ref().map(|round| (round.number, round.phase))
+}
+
+async fn submit(ledger: &Ledger, job: u8, round: u64, client: u32) -> AcceptOutcome {
+    let accept = Accept {
+        uid: uid(job),
+        round,
+        client: format!("client-{client}").parse().unwrap(),
+        digest: Digest::from_bytes([1; 32]),
+        weight: 1.0,
+        num_samples: 1,
+        metrics: BTreeMap::new(),
+        bytes: 64,
+        node: NodeId(1),
+        slab: SlabId::new(client, round as u32),
+        at_ms: 0,
+    };
+    ledger.accept(accept).await.unwrap()
+}
+
+/// Folds and commits a round that is closed.
+async fn commit(ledger: &Ledger, job: u8, round: u64) -> Outcome {
+    let receipts = ledger.read(|state| {
+        let round = state.job(uid(job)).unwrap().active_round().unwrap();
+        round.pending().map(|(update, _)| update.receipt).collect()
+    });
+    ledger.propose(Record::Folded { uid: uid(job), round, receipts }).await.unwrap();
+    let model = ledger.read(|state| {
+        let job = state.job(uid(job)).unwrap();
+        let round = job.active_round().unwrap();
+        let contribution = Some(round.contribution());
+        ModelCommit { version: job.models.len() as u64, contributors: round.received(), contribution, ..INITIAL }
+    });
+    ledger.propose(Record::Committed { uid: uid(job), round, model, at_ms: 0 }).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn rounds_open_when_they_can_and_not_twice() {
+    let (bus, ledger) = coordinated(20, r#","goal":1,"rounds":3,"deadline":null"#).await;
+    for round in 1..=3 {
+        for job in 0..20 {
+            until(&ledger, |state| phase(state, job) == Some((round, Phase::Open))).await;
+            assert!(submit(&ledger, job, round, 1).await.is_accepted());
+            assert_eq!(commit(&ledger, job, round).await, Outcome::Done);
+        }
+    }
+    assert!(ledger.read(|state| state.jobs().all(|job| job.state == JobState::Completed)));
+    let records = bus.log.last().await.unwrap();
+    // Created, model; then opened, accepted, folded, committed: none of them twice, none in vain.
+    assert_eq!(records, 20 * (2 + 3 * 4));
+    sleep(Duration::from_secs(86_400)).await;
+    assert_eq!(bus.log.last().await.unwrap(), records, "idle is silent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_closes_the_round_in_time() {
+    let (_, ledger) = coordinated(1, r#","goal":9,"min_updates":1,"rounds":1,"deadline":"30s""#).await;
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Open))).await;
+    let opened = Instant::now();
+    assert!(submit(&ledger, 0, 1, 1).await.is_accepted());
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Aggregating))).await;
+    let took = opened.elapsed();
+    assert!((30_000..30_050).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(commit(&ledger, 0, 1).await, Outcome::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortfall_does_what_the_spec_says() {
+    let shared = r#","goal":9,"min_updates":2,"rounds":2,"deadline":"1s","on_shortfall":"#;
+    let (_, ledger) = coordinated(1, &format!(r#"{shared}"skip""#)).await;
+    until(&ledger, |state| state.job(uid(0)).is_some_and(|job| job.state == JobState::Completed)).await;
+    assert_eq!(ledger.read(|state| phase(state, 0)), Some((2, Phase::Skipped)));
+
+    let (_, ledger) = coordinated(1, &format!(r#"{shared}"fail""#)).await;
+    until(&ledger, |state| state.job(uid(0)).is_some_and(|job| job.state == JobState::Failed)).await;
+    let reason = ledger.read(|state| state.job(uid(0)).unwrap().reason.clone());
+    assert_eq!(reason.as_deref(), Some("round 1 had 0 updates at its deadline and needs 2"));
+
+    let (_, ledger) = coordinated(1, &format!(r#"{shared}"retry""#)).await;
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Open))).await;
+    assert!(submit(&ledger, 0, 1, 1).await.is_accepted());
+    sleep(Duration::from_secs(10)).await;
+    assert!(submit(&ledger, 0, 1, 2).await.is_accepted(), "the round keeps what it has and stays open");
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Aggregating))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_stops_the_clock() {
+    let (_, ledger) = coordinated(1, r#","goal":9,"min_updates":1,"deadline":"30s","on_shortfall":"fail""#).await;
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Open))).await;
+    let deadline = ledger.read(|state| state.job(uid(0)).unwrap().round.as_ref().unwrap().deadline_ms.unwrap());
+    let act = |action, at_ms| ledger.propose(Record::JobActed { uid: uid(0), action, at_ms });
+    let opened = Instant::now();
+    act(JobAction::Pause, deadline - 20_000).await.unwrap();
+    sleep(Duration::from_secs(3_600)).await;
+    act(JobAction::Resume, deadline - 20_000 + 3_600_000).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    assert!(submit(&ledger, 0, 1, 1).await.is_accepted(), "most of the round's time is left");
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Aggregating))).await;
+    assert!((3_630..3_631).contains(&opened.elapsed().as_secs()), "{:?}", opened.elapsed());
+}

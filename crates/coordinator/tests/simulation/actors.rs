@@ -1,0 +1,202 @@
+//! Coordinators, clients with their gateway, and owners.
+
+use crate::world::{Event, World, blake3_of};
+use catchment_coordinator::decide;
+use catchment_ledger::{Outcome, Phase};
+use catchment_types::{
+    Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, NodeId, Record, SlabId, SpecPatch,
+};
+use rand::RngExt;
+use rand::rngs::ChaCha8Rng;
+use std::collections::BTreeMap;
+
+/// One coordinator, as `run` is: it looks, appends the first of its decisions with a guard, looks again, and sleeps
+/// when there is nothing to decide.
+pub struct Coordinator {
+    /// Its clock is off by this.
+    skew_ms: i64,
+    sleeps: bool,
+    /// Counts its sleeps, so that an old alarm does not wake it.
+    sleep: u64,
+}
+
+impl Coordinator {
+    pub fn new(skew_ms: i64) -> Self {
+        Self { skew_ms, sleeps: true, sleep: 0 }
+    }
+}
+
+/// Receives updates and appends them in groups.
+pub struct Gateway {
+    group: Vec<Accept>,
+    slabs: u32,
+    pub pace_ms: u64,
+    clients: u32,
+}
+
+impl Gateway {
+    pub fn new(rng: &mut ChaCha8Rng) -> Self {
+        Self { group: Vec::new(), slabs: 0, pace_ms: rng.random_range(20..=600), clients: rng.random_range(20..=200) }
+    }
+}
+
+impl World {
+    pub fn wake_coordinators(&mut self) {
+        for who in 0..self.coordinators.len() {
+            if self.coordinators[who].sleeps {
+                let sleep = self.coordinators[who].sleep;
+                self.after(0..=20, Event::Look { who, sleep });
+            }
+        }
+    }
+
+    pub fn look(&mut self, who: usize, sleep: u64) {
+        let coordinator = &mut self.coordinators[who];
+        if !coordinator.sleeps || coordinator.sleep != sleep {
+            return;
+        }
+        let now_ms = self.now_ms.saturating_add_signed(coordinator.skew_ms);
+        let decision = decide(&self.state, now_ms);
+        let mut subjects: Vec<JobUid> = decision.records.iter().filter_map(crate::checks::subject).collect();
+        subjects.dedup();
+        assert_eq!(subjects.len(), decision.records.len(), "at most one decision a job");
+        if let Some(record) = decision.records.into_iter().next() {
+            coordinator.sleeps = false;
+            let sequence = self.state.sequence();
+            self.after(0..=30, Event::Decide { who, record, sequence });
+        } else if let Some(look_again_ms) = decision.look_again_ms {
+            assert!(look_again_ms > now_ms, "it looks again in the future");
+            let at_ms = self.now_ms + (look_again_ms - now_ms);
+            self.at(at_ms, Event::Look { who, sleep });
+        }
+    }
+
+    pub fn decide(&mut self, who: usize, record: Record, sequence: u64) {
+        let crashes = self.troubled() && self.chance(5);
+        if self.state.sequence() != sequence {
+            self.checks.reached.count("decision stale");
+        } else if !crashes || self.chance(50) {
+            let outcome = self.append(record.clone());
+            assert_eq!(outcome, Outcome::Done, "{record:?} was decided on this very state");
+        }
+        let coordinator = &mut self.coordinators[who];
+        coordinator.sleeps = true;
+        coordinator.sleep += 1;
+        let sleep = coordinator.sleep;
+        self.after(if crashes { 0..=5_000 } else { 0..=0 }, Event::Look { who, sleep });
+    }
+
+    /// Some client sends an update: mostly the right one for the right round.
+    pub fn client(&mut self) {
+        let Some(uid) = self.some_job() else { return };
+        let current = self.state.job(uid).map_or(0, |job| job.round_number());
+        let round = match self.rng.random_range(0..100) {
+            0..85 => current,
+            85..93 => current.saturating_sub(1),
+            93..97 => current + 1,
+            _ => self.rng.random_range(0..10),
+        };
+        let client = self.rng.random_range(0..self.gateway.clients);
+        let body = if self.chance(5) { 1 } else { 0 };
+        self.send(uid, round, format!("client-{client}").parse().unwrap(), blake3_of(body));
+    }
+
+    fn send(&mut self, uid: JobUid, round: u64, client: ClientId, digest: Digest) {
+        self.gateway.slabs += 1;
+        let accept = Accept {
+            uid,
+            round,
+            client,
+            digest,
+            weight: self.rng.random_range(0.1..10.0),
+            num_samples: self.rng.random_range(1..100),
+            metrics: BTreeMap::new(),
+            bytes: 64,
+            node: NodeId(1),
+            slab: SlabId::new(self.gateway.slabs, 1),
+            at_ms: self.now_ms,
+        };
+        let slow = self.chance(10);
+        self.after(if slow { 500..=6_000 } else { 1..=200 }, Event::Upload(accept));
+    }
+
+    /// The gateway freezes the slab and puts the update into the next group.
+    pub fn upload(&mut self, accept: Accept) {
+        if self.state.judge(accept.uid, accept.round, &accept.client, Some(&accept.digest)).is_some() && self.chance(80)
+        {
+            return; // Seen in time; otherwise only the log will tell.
+        }
+        self.node.hold(&accept);
+        if self.gateway.group.is_empty() {
+            self.after(0..=15, Event::Flush);
+        }
+        self.gateway.group.push(accept);
+    }
+
+    pub fn flush(&mut self) {
+        let group = std::mem::take(&mut self.gateway.group);
+        let Outcome::Accepts(outcomes) = self.append(Record::Accepted(group.clone())) else {
+            panic!("a group has an outcome for each");
+        };
+        for (accept, outcome) in group.iter().zip(&outcomes) {
+            if !outcome.is_accepted() {
+                self.node.release(accept.slab);
+            }
+            // No answer reached the client, or it does not believe it.
+            if self.chance(15) {
+                self.send(accept.uid, accept.round, accept.client.clone(), accept.digest);
+            }
+        }
+    }
+
+    pub fn owner(&mut self) {
+        let Some(uid) = self.some_job() else { return };
+        let at_ms = self.now_ms;
+        match self.rng.random_range(0..40) {
+            0..8 => {
+                self.append(Record::JobActed { uid, action: JobAction::Pause, at_ms });
+            }
+            8..12 => {
+                let patch = SpecPatch {
+                    rounds: self.chance(50).then(|| self.rng.random_range(0..=6)),
+                    goal: self.chance(50).then(|| self.rng.random_range(0..=6)),
+                    deadline: self.chance(50).then(|| DurationText::from_ms(self.rng.random_range(0..=4_000))),
+                };
+                self.append(Record::JobPatched { uid, patch, at_ms });
+            }
+            12 => {
+                self.append(Record::JobActed { uid, action: JobAction::Stop, at_ms });
+            }
+            13 => {
+                self.append(Record::JobFailed { uid, reason: "finalize trapped".to_owned(), at_ms });
+            }
+            14 => {
+                self.append(Record::JobActed { uid, action: JobAction::Delete, at_ms });
+            }
+            15 => self.create_job(),
+            16..20 => self.impostor(uid),
+            _ => {}
+        }
+        // A pause ends, whoever began it.
+        if self.job_state(uid) == Some(JobState::Paused) {
+            self.after(100..=10_000, Event::Act(uid, JobAction::Resume));
+        }
+    }
+
+    /// A record that has no business in the log: a round opened out of turn, a commit of something else.
+    fn impostor(&mut self, uid: JobUid) {
+        let Some(job) = self.state.job(uid) else { return };
+        let (round, at_ms) = (job.round_number(), self.now_ms);
+        let Some(newest) = job.newest_model() else { return };
+        let next = catchment_types::ModelCommit { version: newest.commit.version + 1, ..newest.commit.clone() };
+        let open = job.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
+        let record = match self.rng.random_range(0..4) {
+            0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, at_ms },
+            1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, at_ms },
+            2 => Record::Committed { uid, round: round + 1, model: next, at_ms },
+            _ => Record::Committed { uid, round, model: next, at_ms },
+        };
+        let outcome = self.append(record);
+        assert!(matches!(outcome, Outcome::Ignored(_)), "{outcome:?}");
+    }
+}

@@ -1,0 +1,226 @@
+//! Time, the log and what happens next.
+
+use crate::actors::{Coordinator, Gateway};
+use crate::checks::Checks;
+use crate::node::Node;
+use catchment_ledger::{Outcome, State};
+use catchment_types::{Accept, JobAction, JobState, JobUid, ModelCommit, Record, TimeMs};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+/// No job may take longer than this: half an hour of virtual time.
+const END_MS: TimeMs = 1_800_000;
+/// Owners and misfortune act no longer than this, so that what remains must come to its end alone.
+pub const TROUBLE_MS: TimeMs = 60_000;
+
+/// Something that happens at a time.
+#[derive(Debug)]
+pub enum Event {
+    /// A coordinator wakes, if it still sleeps as deeply as when this was planned.
+    Look { who: usize, sleep: u64 },
+    /// A coordinator's decision arrives at the log.
+    Decide { who: usize, record: Record, sequence: u64 },
+    /// Some client begins to send something.
+    Client,
+    /// An upload is complete.
+    Upload(Accept),
+    /// The gateway appends its group.
+    Flush,
+    /// The node looks after its rounds.
+    Sweep,
+    /// A record of the node arrives at the log.
+    Append(Record),
+    /// The node loses its memory.
+    Forget,
+    /// Some owner wants something.
+    Owner,
+    /// An owner's request arrives.
+    Act(JobUid, JobAction),
+}
+
+/// Everything.
+pub struct World {
+    pub rng: ChaCha8Rng,
+    pub now_ms: TimeMs,
+    pub state: State,
+    pub log: Vec<(TimeMs, Record, Outcome)>,
+    pub coordinators: Vec<Coordinator>,
+    pub gateway: Gateway,
+    pub node: Node,
+    pub checks: Checks,
+    pub jobs_created: u8,
+    queue: BTreeMap<(TimeMs, u64), Event>,
+    events: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let coordinators = (0..2).map(|_| Coordinator::new(rng.random_range(-300..=300))).collect();
+        let mut world = Self {
+            node: Node::new(&mut rng),
+            gateway: Gateway::new(&mut rng),
+            rng,
+            now_ms: 1_000_000,
+            state: State::default(),
+            log: Vec::new(),
+            coordinators,
+            checks: Checks::default(),
+            jobs_created: 0,
+            queue: BTreeMap::new(),
+            events: 0,
+        };
+        for _ in 0..world.rng.random_range(1..=3) {
+            world.create_job();
+        }
+        for who in 0..2 {
+            world.after(0..=50, Event::Look { who, sleep: 0 });
+        }
+        for event in [Event::Client, Event::Sweep, Event::Owner] {
+            world.after(0..=50, event);
+        }
+        for _ in 0..world.rng.random_range(0..=3) {
+            world.after(0..=20_000, Event::Forget);
+        }
+        world
+    }
+
+    pub fn chance(&mut self, percent: u32) -> bool {
+        self.rng.random_range(0..100) < percent
+    }
+
+    /// Plans an event for some time from now.
+    pub fn after(&mut self, ms: RangeInclusive<u64>, event: Event) {
+        let at_ms = self.now_ms + self.rng.random_range(ms);
+        self.at(at_ms, event);
+    }
+
+    pub fn at(&mut self, at_ms: TimeMs, event: Event) {
+        self.events += 1;
+        self.queue.insert((at_ms.max(self.now_ms), self.events), event);
+    }
+
+    pub fn troubled(&self) -> bool {
+        self.now_ms < 1_000_000 + TROUBLE_MS
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.jobs().all(|job| job.state.is_over())
+    }
+
+    /// Runs until every job is over and everything on its way has arrived.
+    pub fn run(&mut self) {
+        while let Some(((at_ms, _), event)) = self.queue.pop_first() {
+            self.now_ms = at_ms;
+            if at_ms > 1_000_000 + END_MS {
+                let stuck: Vec<_> =
+                    self.state.jobs().filter(|job| !job.state.is_over()).map(|job| job.view()).collect();
+                panic!("jobs are stuck: {stuck:#?}");
+            }
+            self.happen(event);
+        }
+        assert!(self.is_over(), "nothing more will happen, and a job is not over");
+        self.node.assert_empty();
+        self.checks.at_the_end(&self.state);
+        let mut replayed = State::default();
+        for ((_, record, outcome), sequence) in self.log.iter().zip(1..) {
+            assert_eq!(replayed.apply(sequence, record), *outcome, "record {sequence} in the replay");
+        }
+        assert!(replayed == self.state, "the replay is not the live state");
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Look { who, sleep } => self.look(who, sleep),
+            Event::Decide { who, record, sequence } => self.decide(who, record, sequence),
+            Event::Client => {
+                self.client();
+                if !self.is_over() {
+                    let pace_ms = self.gateway.pace_ms;
+                    self.after(0..=pace_ms, Event::Client);
+                }
+            }
+            Event::Upload(accept) => self.upload(accept),
+            Event::Flush => self.flush(),
+            Event::Sweep => {
+                self.sweep();
+                if !self.is_over() || !self.node.is_empty() {
+                    self.after(1..=200, Event::Sweep);
+                }
+            }
+            Event::Append(record) => drop(self.append(record)),
+            Event::Forget => self.node.forget(),
+            Event::Owner => {
+                self.owner();
+                if self.troubled() && !self.is_over() {
+                    self.after(0..=5_000, Event::Owner);
+                }
+            }
+            Event::Act(uid, action) => {
+                self.append(Record::JobActed { uid, action, at_ms: self.now_ms });
+            }
+        }
+    }
+
+    /// Stores a record, applies it, checks everything and wakes the coordinators.
+    pub fn append(&mut self, record: Record) -> Outcome {
+        let sequence = self.log.len() as u64 + 1;
+        let before = self.checks.before(&self.state, &record);
+        let outcome = self.state.apply(sequence, &record);
+        self.log.push((self.now_ms - 1_000_000, record.clone(), outcome.clone()));
+        if let Err(why) = self.state.audit() {
+            panic!("record {sequence}: {why}");
+        }
+        self.checks.after(before, &self.state, &record, &outcome);
+        self.wake_coordinators();
+        outcome
+    }
+
+    pub fn create_job(&mut self) {
+        self.jobs_created += 1;
+        let number = self.jobs_created;
+        let (goal, rounds) = (self.rng.random_range(1..=6u64), self.rng.random_range(1..=5u64));
+        let min_updates = self.rng.random_range(1..=goal);
+        let deadline_ms = self.rng.random_range(200..=4_000u64);
+        let retention_ms = if self.chance(50) { 86_400_000 } else { self.rng.random_range(0..=6_000u64) };
+        let on_shortfall = ["retry", "retry", "skip", "fail"][self.rng.random_range(0..4)];
+        let leaves = self.rng.random_range(1..=4u32);
+        let spec = format!(
+            r#"{{"name":"job-{}","function":"fedavg","goal":{goal},"min_updates":{min_updates},"rounds":{rounds},
+            "deadline":"{deadline_ms}ms","receipts":"{retention_ms}ms","on_shortfall":"{on_shortfall}",
+            "topology":{{"tree":{{"leaves":{leaves},"middles":0}}}}}}"#,
+            number % 4,
+        );
+        let uid = JobUid::from_bytes([number; 16]);
+        let outcome = self.append(Record::JobCreated { uid, spec, at_ms: self.now_ms });
+        if outcome == Outcome::Done {
+            let model = ModelCommit {
+                version: 0,
+                etag: blake3_of(number),
+                bytes: 64,
+                function: None,
+                contributors: 0,
+                contribution: None,
+                metrics: BTreeMap::new(),
+            };
+            self.after(0..=500, Event::Append(Record::ModelPut { uid, model, at_ms: self.now_ms }));
+        }
+    }
+
+    /// A random job that is not over.
+    pub fn some_job(&mut self) -> Option<JobUid> {
+        let alive: Vec<_> = self.state.jobs().filter(|job| !job.state.is_over()).map(|job| job.uid).collect();
+        (!alive.is_empty()).then(|| alive[self.rng.random_range(0..alive.len())])
+    }
+
+    pub fn job_state(&self, uid: JobUid) -> Option<JobState> {
+        self.state.job(uid).map(|job| job.state)
+    }
+}
+
+/// Some digest.
+pub fn blake3_of(number: u8) -> catchment_types::Digest {
+    catchment_types::Digest::from_bytes([number; 32])
+}

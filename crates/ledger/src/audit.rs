@@ -1,0 +1,126 @@
+//! Recounts what the state keeps counted.
+//!
+//! The state holds sums and indexes beside the updates, because it is asked for them on every call. Tests and the
+//! simulation recount them after every record; without that, a count that drifted would show only as a round that
+//! never closes.
+
+use crate::job::Job;
+use crate::round::{Phase, Round};
+use crate::state::State;
+use catchment_types::{JobState, ReceiptState};
+use std::collections::HashSet;
+
+macro_rules! ensure {
+    ($holds:expr, $($text:tt)*) => {
+        if !$holds {
+            return Err(format!($($text)*));
+        }
+    };
+}
+
+impl State {
+    /// Checks every invariant of the state in time proportional to its size.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn audit(&self) -> Result<(), String> {
+        let mut receipts = 0;
+        for job in self.jobs() {
+            audit_job(job).map_err(|why| format!("job {} at sequence {}: {why}", job.uid, self.sequence()))?;
+            let named = self.job_named(&job.spec.namespace, &job.spec.name);
+            ensure!(named.is_some_and(|named| named.uid == job.uid), "job {} is not found by its name", job.uid);
+            ensure!(job.revision <= self.sequence(), "job {} has a revision of the future", job.uid);
+            for round in job.round.iter().chain(&job.history) {
+                receipts += round.len();
+                for update in round.updates() {
+                    let found = self.locate(update.receipt);
+                    let is_it = found.is_some_and(|(j, r, _)| j.uid == job.uid && r.number == round.number);
+                    ensure!(is_it, "receipt {} of round {} is not found", update.receipt, round.number);
+                }
+            }
+        }
+        ensure!(self.jobs_by_name().count() == self.jobs().count(), "there are names without a job");
+        ensure!(self.receipts_indexed() == receipts, "there are receipts without an update");
+        Ok(())
+    }
+}
+
+fn audit_job(job: &Job) -> Result<(), String> {
+    let versions = job.models.iter().map(|model| model.commit.version);
+    ensure!(versions.eq(0..job.models.len() as u64), "versions have gaps");
+    ensure!(job.round.is_none() || !job.models.is_empty(), "a round without a model");
+    let waits = job.state == JobState::WaitingForModel;
+    ensure!(job.state.is_over() || waits == job.models.is_empty(), "{:?} with {} models", job.state, job.models.len());
+    ensure!(!job.state.is_over() || job.active_round().is_none(), "{:?} with an active round", job.state);
+    ensure!(job.state != JobState::Completed || job.round_number() >= job.spec.rounds, "completed too early");
+    let open_ended = job.state == JobState::Running && job.active_round().is_none();
+    ensure!(!open_ended || job.round_number() < job.spec.rounds, "running with no round left");
+    let mut expected = job.round_number();
+    let mut updates = 0;
+    for round in job.round.iter().chain(&job.history) {
+        ensure!(round.number == expected, "round {} where {expected} was expected", round.number);
+        let found = job.round_numbered(round.number).map(|found| found.number);
+        ensure!(found == Some(round.number), "round {} is not found", round.number);
+        audit_round(job, round).map_err(|why| format!("round {}: {why}", round.number))?;
+        expected = expected.saturating_sub(1);
+    }
+    for round in &job.history {
+        ensure!(!round.is_active(), "round {} is active behind the newest", round.number);
+        updates += round.len();
+    }
+    ensure!(job.history_updates == updates, "{} updates counted in history, {updates} there", job.history_updates);
+    Ok(())
+}
+
+fn audit_round(job: &Job, round: &Round) -> Result<(), String> {
+    let count = |state| round.updates().filter(|update| update.state == state).count() as u64;
+    let [accepted, folded, committed, discarded, lost] = [
+        ReceiptState::Accepted,
+        ReceiptState::Folded,
+        ReceiptState::Committed,
+        ReceiptState::Discarded,
+        ReceiptState::Lost,
+    ]
+    .map(count);
+    ensure!(accepted + folded + committed + discarded + lost == round.len(), "an update is in no state");
+    ensure!(round.received() == accepted + folded + committed, "{} received, counted otherwise", round.received());
+    ensure!(round.folded() == folded + committed, "{} folded, counted otherwise", round.folded());
+    ensure!(round.received() <= round.goal, "{} received over the goal {}", round.received(), round.goal);
+    ensure!(round.pending().count() as u64 == accepted, "pending is not what is accepted");
+    let orders: Vec<u64> = round.pending().map(|(update, _)| update.order).collect();
+    ensure!(
+        orders.is_sorted() && round.pending().all(|(u, _)| u.state == ReceiptState::Accepted),
+        "pending is mixed up"
+    );
+    audit_clients(round)?;
+    let version = job.models.get(round.model_version as usize).map(|model| model.commit.version);
+    ensure!(version == Some(round.model_version), "it trains from a model that does not exist");
+    ensure!(round.is_active() == round.ended_ms.is_none(), "it ended without an end");
+    match round.phase {
+        Phase::Open => ensure!(round.received() < round.goal && committed == 0, "open beyond its goal"),
+        Phase::Aggregating => ensure!(committed == 0, "committed updates before the commit"),
+        Phase::Skipped => ensure!(round.received() == 0, "skipped with updates that count"),
+        Phase::Committed(version) => {
+            ensure!(accepted + folded == 0 && committed >= round.min_updates.max(1), "committed with {committed}");
+            let model = job.model(version).ok_or("its model does not exist")?;
+            ensure!(model.commit.contribution == Some(round.contribution()), "the model is of other contributors");
+            ensure!(version == round.model_version + 1, "the model does not follow on the one it trained from");
+        }
+    }
+    Ok(())
+}
+
+/// No client counts twice, and each is represented by its newest attempt that is not lost.
+fn audit_clients(round: &Round) -> Result<(), String> {
+    let mut present = HashSet::new();
+    for update in round.updates() {
+        let client = &update.accept.client;
+        if update.state == ReceiptState::Lost {
+            continue;
+        }
+        ensure!(present.insert(client), "client {client} has two updates");
+        let standing = round.update_of(client).map(|standing| standing.receipt);
+        ensure!(standing == Some(update.receipt), "client {client} is represented by another update");
+    }
+    Ok(())
+}

@@ -1,0 +1,416 @@
+//! The one writer of a process: appends proposals to the log in groups and applies them in log order.
+//!
+//! Every append names the sequence it believes is last. So an append whose acknowledgement was lost can be resolved:
+//! read what was stored, look for the own record, and if it is not there send it again. Nothing is ever answered
+//! before it is known; without that, an update could be refused to its client and yet be in the model.
+
+use crate::outcome::{AcceptOutcome, Outcome};
+use crate::state::State;
+use bytes::Bytes;
+use catchment_bus::{EventLog, LogError};
+use catchment_types::{Accept, JobUid, Record};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Proposals that wait for the writer; more are held back.
+const QUEUE: usize = 4096;
+/// Proposals taken from the queue at one time.
+const GROUP: usize = 512;
+/// Bytes after which a group is cut, where the log takes as much.
+const GROUP_BYTES: usize = 512 << 10;
+/// Bytes of a record around its group, at most.
+const ENVELOPE_BYTES: usize = 64;
+/// Bytes of one encoded accept at most, metrics left out: 112 of fixed fields, 16 of lengths, 128 of client.
+const ACCEPT_BYTES: usize = 256;
+/// Bytes of one encoded record.
+const RECORD_BYTES_MAX: usize = 900 << 10;
+/// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
+const REPLAY: usize = 128;
+/// How long the writer waits before it tries an unreachable log again.
+const RETRY: Duration = Duration::from_millis(250);
+/// How long it waits for records that are stored but cannot be read yet.
+const LAG: Duration = Duration::from_millis(5);
+
+/// Why a proposal came to nothing, or is not known to have come to anything.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// The state has moved on since the proposer looked.
+    #[error("the state moved on to sequence {sequence}; decide again")]
+    Stale {
+        /// Where it is now.
+        sequence: u64,
+    },
+    /// The log did not and will not store it.
+    #[error("the event log refused the record: {0}")]
+    Refused(String),
+    /// The log cannot be reached; nothing new is taken until it can. The proposal was not and will not be stored.
+    #[error("the event log cannot be reached; nothing was accepted, try again")]
+    Unavailable,
+    /// The log cannot be read on, or is not what was written. The writer is done for good; a restart replays what
+    /// there is. Whether this proposal is in it is unknown: keep what it speaks of until then.
+    #[error("the event log cannot be read: {0}")]
+    Unreadable(String),
+    /// The ledger has stopped. Whether the proposal was stored is unknown, as above.
+    #[error("the ledger has stopped")]
+    Stopped,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    writer: [u8; 16],
+    number: u64,
+    record: Record,
+}
+
+type AcceptReply = oneshot::Sender<Result<AcceptOutcome, LedgerError>>;
+type WaitingAccept = (Box<Accept>, AcceptReply);
+
+enum Proposal {
+    Accept(Box<Accept>, AcceptReply),
+    Record { record: Box<Record>, guard: Option<u64>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
+}
+
+struct Shared {
+    state: RwLock<State>,
+    sequence: watch::Sender<u64>,
+    revisions: Mutex<HashMap<JobUid, watch::Sender<u64>>>,
+    stalled: AtomicBool,
+}
+
+/// What the watchers of a deleted job see as its revision.
+const GONE: u64 = u64::MAX;
+
+/// The state of every job, and the way to change it. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+    proposals: mpsc::Sender<Proposal>,
+}
+
+impl Ledger {
+    /// Replays the log and starts the writer. `writer` names this process's records: 16 fresh random bytes.
+    ///
+    /// An append that an earlier life of this process left on its way may still arrive after the replay. Whoever
+    /// frees what the replayed state does not know proposes an empty [`Record::Accepted`] first: once that is stored,
+    /// nothing older can be.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unreadable`], with what the log said.
+    pub async fn open(log: Arc<dyn EventLog>, writer: [u8; 16]) -> Result<Self, LedgerError> {
+        let shared = Arc::new(Shared {
+            state: RwLock::new(State::default()),
+            sequence: watch::Sender::new(0),
+            revisions: Mutex::new(HashMap::new()),
+            stalled: AtomicBool::new(false),
+        });
+        let (proposals, queue) = mpsc::channel(QUEUE);
+        let mut driver = Driver { shared: shared.clone(), log, writer, number: 0, broken: None };
+        driver.catch_up(0, &mut None).await.map_err(|error| LedgerError::Unreadable(error.to_string()))?;
+        tokio::spawn(driver.run(queue));
+        Ok(Self { shared, proposals })
+    }
+
+    /// Looks at the state. The closure must be short: it holds a read lock.
+    pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes with every record applied.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.sequence.subscribe()
+    }
+
+    /// Changes with every revision of this job, and when it is deleted. Subscribe first, then look at the state.
+    pub fn watch_job(&self, uid: JobUid) -> watch::Receiver<u64> {
+        // Before the lock of the watches, because the writer takes the two in this order.
+        let revision = self.read(|state| state.job(uid).map_or(GONE, |job| job.revision));
+        let mut revisions = self.shared.revisions.lock().unwrap_or_else(PoisonError::into_inner);
+        revisions.retain(|job, sender| *job == uid || sender.receiver_count() > 0);
+        revisions.entry(uid).or_insert_with(|| watch::Sender::new(revision)).subscribe()
+    }
+
+    /// Whether the log could be reached at the last attempt.
+    pub fn is_reachable(&self) -> bool {
+        !self.shared.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Reports an update whose slab is frozen. The answer is what became of it in log order. When the log goes away
+    /// meanwhile, this waits until its fate is known: the caller keeps the slab as long, and gives its own client an
+    /// earlier answer if it wants. Dropping the future does not take the update back.
+    ///
+    /// # Errors
+    /// After [`LedgerError::Refused`] and [`LedgerError::Unavailable`] the slab is free; after the others its fate is
+    /// known only to the next replay.
+    pub async fn accept(&self, accept: Accept) -> Result<AcceptOutcome, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Proposal::Accept(Box::new(accept), reply)).await?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
+    /// Appends a record.
+    ///
+    /// # Errors
+    /// All but [`LedgerError::Stale`].
+    pub async fn propose(&self, record: Record) -> Result<Outcome, LedgerError> {
+        self.record(record, None).await
+    }
+
+    /// Appends a decision taken at `sequence`; refused as stale if anything happened since.
+    ///
+    /// # Errors
+    /// Every [`LedgerError`].
+    pub async fn decide(&self, record: Record, sequence: u64) -> Result<Outcome, LedgerError> {
+        self.record(record, Some(sequence)).await
+    }
+
+    async fn record(&self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Proposal::Record { record: Box::new(record), guard, reply }).await?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
+    async fn send(&self, proposal: Proposal) -> Result<(), LedgerError> {
+        if !self.is_reachable() {
+            return Err(LedgerError::Unavailable);
+        }
+        self.proposals.send(proposal).await.map_err(|_| LedgerError::Stopped)
+    }
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    log: Arc<dyn EventLog>,
+    writer: [u8; 16],
+    number: u64,
+    /// Why nothing more may be appended.
+    broken: Option<String>,
+}
+
+impl Driver {
+    async fn run(mut self, mut queue: mpsc::Receiver<Proposal>) {
+        let mut batch = Vec::with_capacity(GROUP);
+        while queue.recv_many(&mut batch, GROUP).await > 0 {
+            let mut accepts = Vec::new();
+            for proposal in batch.drain(..) {
+                match proposal {
+                    Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
+                    Proposal::Record { record, guard, reply } => {
+                        self.flush(&mut accepts).await;
+                        let answer = self.append(*record, guard).await;
+                        reply.send(answer).ok();
+                    }
+                }
+            }
+            self.flush(&mut accepts).await;
+        }
+    }
+
+    /// Appends the waiting accepts in as few records as fit. Those whose fate the state already decides cost nothing.
+    async fn flush(&mut self, accepts: &mut Vec<WaitingAccept>) {
+        let limit = GROUP_BYTES.min(self.record_bytes_max());
+        let (mut group, mut replies, mut bytes) = (Vec::new(), Vec::new(), ENVELOPE_BYTES);
+        for (accept, reply) in accepts.drain(..) {
+            let digest = Some(&accept.digest);
+            let judged = self.state(|state| state.judge(accept.uid, accept.round, &accept.client, digest));
+            if let Some(outcome) = judged {
+                reply.send(Ok(outcome)).ok();
+                continue;
+            }
+            let size = accept_bytes_max(&accept);
+            if bytes + size > limit && !group.is_empty() {
+                self.append_group(std::mem::take(&mut group), std::mem::take(&mut replies)).await;
+                bytes = ENVELOPE_BYTES;
+            }
+            bytes += size;
+            group.push(*accept);
+            replies.push(reply);
+        }
+        if !group.is_empty() {
+            self.append_group(group, replies).await;
+        }
+    }
+
+    fn record_bytes_max(&self) -> usize {
+        RECORD_BYTES_MAX.min(self.log.record_bytes_max())
+    }
+
+    async fn append_group(&mut self, group: Vec<Accept>, replies: Vec<AcceptReply>) {
+        match self.append(Record::Accepted(group), None).await {
+            Ok(Outcome::Accepts(outcomes)) => {
+                for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                    reply.send(Ok(outcome)).ok();
+                }
+            }
+            Ok(other) => unreachable!("a group of accepts has an outcome for each, not {other:?}"),
+            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+        }
+    }
+
+    fn state<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Appends one record and applies everything up to it. Returns only when its fate is known, or never will be.
+    async fn append(&mut self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
+        if let Some(why) = &self.broken {
+            return Err(LedgerError::Unreadable(why.clone()));
+        }
+        let result = self.settle(record, guard).await;
+        if self.broken.is_none() && self.shared.stalled.swap(false, Ordering::Relaxed) {
+            tracing::info!("the event log is back");
+        }
+        result
+    }
+
+    async fn settle(&mut self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
+        self.number += 1;
+        let number = self.number;
+        let envelope = Envelope { writer: self.writer, number, record };
+        let bytes = catchment_codec::encode(&envelope, self.record_bytes_max())
+            .map(Bytes::from)
+            .map_err(|error| LedgerError::Refused(error.to_string()))?;
+        // The guard of an append that may be on its way without our knowing. While it could still be stored, only the
+        // log's own word counts.
+        let mut unsettled = None;
+        loop {
+            let last = self.state(State::sequence);
+            if guard.is_some_and(|guard| guard != last) {
+                return Err(LedgerError::Stale { sequence: last });
+            }
+            let wait = match self.log.append(bytes.clone(), last).await {
+                Ok(sequence) => return Ok(self.apply(sequence, &envelope.record)),
+                Err(LogError::Conflict { last: stored }) if stored < last => {
+                    return Err(self.give_up(format!("it ends at {stored}, but {last} records had been stored")));
+                }
+                Err(LogError::Conflict { .. }) => LAG,
+                Err(LogError::Refused(why)) if unsettled != Some(last) => return Err(LedgerError::Refused(why)),
+                Err(LogError::Damaged(why)) => return Err(self.give_up(why)),
+                Err(LogError::Refused(why) | LogError::Unavailable(why)) => {
+                    unsettled = Some(last);
+                    self.stall(&why);
+                    tokio::time::sleep(RETRY).await;
+                    Duration::ZERO
+                }
+            };
+            if let Some(outcome) = self.resolve(number).await? {
+                return Ok(outcome);
+            }
+            // The same record is appended again. With the same guard at most one of the two is ever stored; with
+            // another, the log has gone past the first, and it never will be.
+            if self.state(State::sequence) == last {
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+
+    fn stall(&self, why: &str) {
+        if !self.shared.stalled.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%why, "the event log cannot be reached; updates are refused until it can");
+        }
+    }
+
+    fn give_up(&mut self, why: String) -> LedgerError {
+        self.shared.stalled.store(true, Ordering::Relaxed);
+        tracing::error!(%why, "the event log is damaged or from a newer release; nothing more is accepted");
+        self.broken = Some(why.clone());
+        LedgerError::Unreadable(why)
+    }
+
+    /// Reads what others, or a lost acknowledgement, have stored. Returns the outcome of record `number` if it is
+    /// there.
+    async fn resolve(&mut self, number: u64) -> Result<Option<Outcome>, LedgerError> {
+        // Outlives a failed read: what was applied before it is not met again.
+        let mut found = None;
+        loop {
+            match self.catch_up(number, &mut found).await {
+                Ok(()) => return Ok(found),
+                Err(LogError::Damaged(why)) => return Err(self.give_up(why)),
+                Err(error) => {
+                    self.stall(&error.to_string());
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Applies every stored record after the state, and puts the outcome of the own record `number` into `found` when
+    /// it is met. A record that does not decode is damage.
+    async fn catch_up(&mut self, number: u64, found: &mut Option<Outcome>) -> Result<(), LogError> {
+        loop {
+            let after = self.state(State::sequence);
+            let records = self.log.read(after, REPLAY).await?;
+            let is_end = records.len() < REPLAY;
+            for (sequence, bytes) in records {
+                let envelope: Envelope = catchment_codec::decode(&bytes, RECORD_BYTES_MAX)
+                    .map_err(|error| LogError::Damaged(format!("record {sequence}: {error}")))?;
+                let outcome = self.apply(sequence, &envelope.record);
+                if envelope.writer == self.writer && envelope.number == number {
+                    *found = Some(outcome);
+                }
+            }
+            if is_end {
+                return Ok(());
+            }
+        }
+    }
+
+    fn apply(&self, sequence: u64, record: &Record) -> Outcome {
+        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let outcome = state.apply(sequence, record);
+        if let Outcome::Ignored(why) = outcome {
+            tracing::debug!(sequence, why, ?record, "record changed nothing");
+        }
+        let revisions = self.shared.revisions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (uid, sender) in revisions.iter() {
+            let revision = state.job(*uid).map_or(GONE, |job| job.revision);
+            sender.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        }
+        drop(revisions);
+        drop(state);
+        self.shared.sequence.send_replace(sequence);
+        outcome
+    }
+}
+
+/// Bytes of an encoded accept, or a little more.
+fn accept_bytes_max(accept: &Accept) -> usize {
+    ACCEPT_BYTES + accept.metrics.keys().map(|name| name.len() + 16).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use catchment_types::{Digest, NodeId, SlabId};
+    use std::collections::BTreeMap;
+
+    /// Groups are cut by this bound; were it too low, a whole group would be refused for its size.
+    #[test]
+    fn no_group_is_larger_than_its_bound() {
+        for (client, metrics) in [(1, 0), (128, 0), (128, 1), (1, 300)] {
+            let accept = Accept {
+                uid: JobUid::from_bytes([255; 16]),
+                round: u64::MAX,
+                client: "x".repeat(client).parse().unwrap(),
+                digest: Digest::from_bytes([255; 32]),
+                weight: f64::MAX,
+                num_samples: u64::MAX,
+                metrics: (0..metrics).map(|i| (format!("{i:040}"), 1.0)).collect::<BTreeMap<_, _>>(),
+                bytes: u64::MAX,
+                node: NodeId(u64::MAX),
+                slab: SlabId::from_u64(u64::MAX),
+                at_ms: u64::MAX,
+            };
+            for count in [1, 2, 50] {
+                let bound = ENVELOPE_BYTES + count * accept_bytes_max(&accept);
+                let record = Record::Accepted(vec![accept.clone(); count]);
+                let envelope = Envelope { writer: [255; 16], number: u64::MAX, record };
+                let bytes = catchment_codec::encode(&envelope, 1 << 20).unwrap().len();
+                assert!(bytes <= bound, "{bytes} over {bound}");
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! One job: its spec, its models, its current round and the receipts of ended ones.
+
+use crate::round::{Phase, Round, Update};
+use catchment_types::{
+    ClientId, Code, Digest, JobSpec, JobState, JobUid, JobView, ModelCommit, ModelView, Receipt, ReceiptId,
+    ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
+};
+use std::collections::VecDeque;
+
+/// Receipts of ended rounds are dropped, oldest first, beyond this many updates, whatever the retention says. The
+/// newest ended round keeps its own in any case, because its clients may still be repeating their calls.
+const HISTORY_UPDATES_MAX: u64 = 200_000;
+/// The same for rounds, which may be empty.
+const HISTORY_ROUNDS_MAX: usize = 100_000;
+
+/// A model version of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// What was committed.
+    pub commit: ModelCommit,
+    /// When.
+    pub at_ms: TimeMs,
+}
+
+/// One job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its identity.
+    pub uid: JobUid,
+    /// Its spec.
+    pub spec: JobSpec,
+    /// What it is doing.
+    pub state: JobState,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// When it was created.
+    pub created_ms: TimeMs,
+    /// Sequence of the last record that changed what long-pollers wait for.
+    pub revision: u64,
+    /// Its models, oldest first, from version 0.
+    pub models: Vec<Model>,
+    /// Its newest round.
+    pub round: Option<Round>,
+    /// When it was paused, while it is.
+    pub(crate) paused_ms: Option<TimeMs>,
+    /// Ended rounds before `round`, newest first, without gaps.
+    pub(crate) history: VecDeque<Round>,
+    /// Updates in `history`.
+    pub(crate) history_updates: u64,
+}
+
+impl Job {
+    /// The newest model.
+    pub fn newest_model(&self) -> Option<&Model> {
+        self.models.last()
+    }
+
+    /// The model of this version.
+    pub fn model(&self, version: u64) -> Option<&Model> {
+        self.models.get(usize::try_from(version).ok()?)
+    }
+
+    /// Whether the file of this version is kept: the initial one and the `keep_last` newest.
+    pub fn keeps(&self, version: u64) -> bool {
+        let next = self.models.len() as u64;
+        version == 0 || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
+    }
+
+    /// The round that takes updates or is being aggregated.
+    pub fn active_round(&self) -> Option<&Round> {
+        self.round.as_ref().filter(|round| round.is_active())
+    }
+
+    /// The round with this number, while its receipts are kept.
+    pub fn round_numbered(&self, number: u64) -> Option<&Round> {
+        match self.round_number().checked_sub(number)? {
+            0 => self.round.as_ref(),
+            back => self.history.get(usize::try_from(back - 1).ok()?),
+        }
+    }
+
+    /// The number of the newest round; 0 before the first.
+    pub fn round_number(&self) -> u64 {
+        self.round.as_ref().map_or(0, |round| round.number)
+    }
+
+    /// The round that a client should train for after `round` was closed to it.
+    pub fn next_round(&self) -> Option<u64> {
+        if self.state.is_over() {
+            return None;
+        }
+        match &self.round {
+            Some(round) if round.phase == Phase::Open => Some(round.number),
+            Some(round) => Some(round.number + 1).filter(|next| *next <= self.spec.rounds),
+            None => Some(1),
+        }
+    }
+
+    /// The update with this receipt, and its round.
+    pub fn find(&self, receipt: ReceiptId) -> Option<(&Round, &Update)> {
+        self.round.iter().chain(&self.history).find_map(|round| round.update(receipt).map(|update| (round, update)))
+    }
+
+    /// Keeps an ended round for its receipts and gives back the rounds whose retention has passed, oldest first.
+    pub(crate) fn retire(&mut self, round: Round, now_ms: TimeMs) -> Vec<Round> {
+        self.history_updates += round.len();
+        self.history.push_front(round);
+        let horizon_ms = now_ms.saturating_sub(self.spec.receipts.ms());
+        let mut dropped = Vec::new();
+        while let Some(oldest) = self.history.back() {
+            let is_old = oldest.ended_ms.is_none_or(|ended| ended < horizon_ms);
+            let is_much = self.history_updates > HISTORY_UPDATES_MAX || self.history.len() > HISTORY_ROUNDS_MAX;
+            if !is_old && !(is_much && self.history.len() > 1) {
+                break;
+            }
+            self.history_updates -= oldest.len();
+            dropped.extend(self.history.pop_back());
+        }
+        dropped
+    }
+
+    /// The receipt as callers see it.
+    pub fn receipt(&self, round: &Round, update: &Update) -> Receipt {
+        let version = match round.phase {
+            Phase::Committed(version) if update.state == ReceiptState::Committed => Some(version),
+            _ => None,
+        };
+        Receipt {
+            receipt: update.receipt,
+            uid: self.uid,
+            namespace: self.spec.namespace.clone(),
+            job: self.spec.name.clone(),
+            round: round.number,
+            client: update.accept.client.clone(),
+            digest: update.accept.digest,
+            weight: update.accept.weight,
+            state: update.state,
+            code: update.code.map(|code: Code| code.as_str().to_owned()),
+            reason: update.reason.clone(),
+            model_version: version,
+            accepted_at: rfc3339(update.accept.at_ms),
+        }
+    }
+
+    /// The newest round as callers see it.
+    pub fn round_view(&self) -> RoundView {
+        let round = self.round.as_ref();
+        RoundView {
+            uid: self.uid,
+            revision: self.revision,
+            round: self.round_number(),
+            state: round.map_or(RoundState::None, Round::state),
+            job_state: self.state,
+            model_version: round
+                .map(|round| round.model_version)
+                .or_else(|| self.newest_model().map(|model| model.commit.version)),
+            goal: round.map_or(self.spec.goal, |round| round.goal),
+            received: round.map_or(0, Round::received),
+            folded: round.map_or(0, Round::folded),
+            deadline_at: round.and_then(|round| round.deadline_ms).map(rfc3339),
+        }
+    }
+
+    /// The job as callers see it.
+    pub fn view(&self) -> JobView {
+        let missing = (self.state == JobState::WaitingForModel).then(|| {
+            let (namespace, name) = (&self.spec.namespace, &self.spec.name);
+            format!("it has no initial model: PUT a safetensors file to /v1/namespaces/{namespace}/jobs/{name}/model")
+        });
+        JobView {
+            uid: self.uid,
+            spec: self.spec.clone(),
+            state: self.state,
+            reason: self.reason.clone().or(missing),
+            created_at: rfc3339(self.created_ms),
+            model_version: self.newest_model().map(|model| model.commit.version),
+            round: self.round_view(),
+        }
+    }
+
+    /// A model as callers see it.
+    pub fn model_view(&self, model: &Model) -> ModelView {
+        let commit = &model.commit;
+        ModelView {
+            version: commit.version,
+            etag: commit.etag,
+            bytes: commit.bytes,
+            created_at: rfc3339(model.at_ms),
+            parent: commit.version.checked_sub(1),
+            function: commit.function,
+            contributors: commit.contributors,
+            metrics: commit.metrics.clone(),
+            available: self.keeps(commit.version),
+        }
+    }
+
+    /// What an update of `client` for `round` would meet now. `digest` is `None` before the body is read.
+    pub(crate) fn judge(&self, number: u64, client: &ClientId, digest: Option<&Digest>) -> Verdict {
+        if let Some(known) = self.round_numbered(number).and_then(|round| round.update_of(client)) {
+            return match digest {
+                Some(digest) if known.accept.digest == *digest => Verdict::Duplicate(known.receipt),
+                Some(_) => Verdict::Conflict(known.receipt),
+                None => Verdict::Known(known.receipt),
+            };
+        }
+        let current = self.round_number();
+        match &self.round {
+            _ if self.state.is_over() => Verdict::Closed,
+            _ if self.state != JobState::Running => Verdict::WrongState,
+            _ if number > current => Verdict::NotOpenYet,
+            Some(round) if round.number == number && round.phase == Phase::Open => Verdict::Open,
+            _ => Verdict::Closed,
+        }
+    }
+}
+
+/// What an update would meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Open,
+    Known(ReceiptId),
+    Duplicate(ReceiptId),
+    Conflict(ReceiptId),
+    Closed,
+    NotOpenYet,
+    WrongState,
+}

@@ -1,0 +1,20 @@
+//! A job's truth: the fold over its event log, and the one writer that appends to it.
+//!
+//! [`State`] is pure: records in, state out, the same on every process and in every replay. [`Ledger`] appends
+//! records to the bus's log in groups and applies them in log order, so "accepted before the round closed" has one
+//! answer for everybody. Receipts, rounds and recovery are look-ups in it; without it each would need a store of its
+//! own and they would disagree after a crash.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod driver;
+mod job;
+mod outcome;
+mod round;
+mod state;
+
+pub use driver::{Ledger, LedgerError};
+pub use job::{Job, Model};
+pub use outcome::{AcceptOutcome, Outcome};
+pub use round::{Phase, Round, Update};
+pub use state::State;

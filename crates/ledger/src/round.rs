@@ -1,0 +1,293 @@
+//! One round: who sent what, and how far it is.
+
+use catchment_types::{
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, ReceiptId, ReceiptState, RoundState, SlabId, TimeMs,
+};
+use std::collections::{BTreeMap, HashMap};
+
+/// Where a round is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Takes updates.
+    Open,
+    /// Takes none; the rest is folded and the model made.
+    Aggregating,
+    /// Its model is published, as this version.
+    Committed(u64),
+    /// Ended without a model.
+    Skipped,
+}
+
+/// One update of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// Its receipt.
+    pub receipt: ReceiptId,
+    /// What the gateway reported.
+    pub accept: Accept,
+    /// Where it is.
+    pub state: ReceiptState,
+    /// Why it was discarded or lost.
+    pub code: Option<Code>,
+    /// The same for people.
+    pub reason: Option<String>,
+    /// Its place in the order of acceptance, from 0.
+    pub order: u64,
+    /// The accumulator that takes it, by order of acceptance.
+    pub leaf: u32,
+}
+
+impl Update {
+    /// Whether it counts towards the goal.
+    pub fn counts(&self) -> bool {
+        matches!(self.state, ReceiptState::Accepted | ReceiptState::Folded | ReceiptState::Committed)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct ClientSlot {
+    attempts: u32,
+    current: Option<ReceiptId>,
+}
+
+/// One round of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Round {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The model it trains from.
+    pub model_version: u64,
+    /// Updates that close it.
+    pub goal: u64,
+    /// Updates that it needs at its deadline.
+    pub min_updates: u64,
+    /// When it opened.
+    pub opened_ms: TimeMs,
+    /// When it ends, if it does.
+    pub deadline_ms: Option<TimeMs>,
+    /// When it ended, once it has.
+    pub ended_ms: Option<TimeMs>,
+    updates: BTreeMap<ReceiptId, Update>,
+    clients: HashMap<ClientId, ClientSlot>,
+    /// Updates that no accumulator has yet, by order of acceptance.
+    pending: BTreeMap<u64, ReceiptId>,
+    leaves: u32,
+    received: u64,
+    folded: u64,
+}
+
+impl Round {
+    pub(crate) fn open(
+        number: u64,
+        model_version: u64,
+        spec: &JobSpec,
+        opened_ms: TimeMs,
+        deadline_ms: Option<TimeMs>,
+    ) -> Self {
+        Self {
+            number,
+            phase: Phase::Open,
+            model_version,
+            goal: spec.goal,
+            min_updates: spec.min_updates.min(spec.goal),
+            opened_ms,
+            deadline_ms,
+            ended_ms: None,
+            updates: BTreeMap::new(),
+            clients: HashMap::new(),
+            pending: BTreeMap::new(),
+            leaves: spec.topology.leaves(),
+            received: 0,
+            folded: 0,
+        }
+    }
+
+    /// Updates accepted and neither discarded nor lost.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Of those, updates in an accumulator.
+    pub fn folded(&self) -> u64 {
+        self.folded
+    }
+
+    /// Every update, discarded and lost ones included.
+    pub fn updates(&self) -> impl Iterator<Item = &Update> {
+        self.updates.values()
+    }
+
+    /// The update with this receipt.
+    pub fn update(&self, receipt: ReceiptId) -> Option<&Update> {
+        self.updates.get(&receipt)
+    }
+
+    /// The update that stands for `client` now.
+    pub fn update_of(&self, client: &ClientId) -> Option<&Update> {
+        self.clients.get(client).and_then(|slot| slot.current).and_then(|receipt| self.updates.get(&receipt))
+    }
+
+    /// The round as callers name its state.
+    pub fn state(&self) -> RoundState {
+        match self.phase {
+            Phase::Open => RoundState::Open,
+            Phase::Aggregating => RoundState::Aggregating,
+            Phase::Committed(_) => RoundState::Committed,
+            Phase::Skipped => RoundState::Skipped,
+        }
+    }
+
+    /// Whether the round is still to be committed or skipped.
+    pub fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Aggregating)
+    }
+
+    /// Whether every update that counts is in an accumulator and there are enough to make a model of.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Aggregating && self.received == self.folded && self.received >= self.min_updates.max(1)
+    }
+
+    /// The updates of the round's model, in the order of their receipts.
+    pub fn contributors(&self) -> impl Iterator<Item = &Update> {
+        self.updates.values().filter(|update| update.counts())
+    }
+
+    /// Digest over the receipts of the contributors, in order: what a commit says it is made of.
+    pub fn contribution(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("catchment v1 contribution set");
+        for update in self.contributors() {
+            hasher.update(update.receipt.as_bytes());
+        }
+        hasher.finalize().into()
+    }
+
+    /// Sample-weighted means of the numbers that contributors reported.
+    pub fn metrics(&self) -> BTreeMap<String, f64> {
+        let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        for update in self.contributors() {
+            let samples = update.accept.num_samples.max(1) as f64;
+            for (name, value) in &update.accept.metrics {
+                let (sum, total) = sums.entry(name).or_default();
+                *sum += samples * value;
+                *total += samples;
+            }
+        }
+        sums.into_iter().map(|(name, (sum, total))| (name.to_owned(), sum / total)).collect()
+    }
+
+    pub(crate) fn insert(&mut self, accept: &Accept) -> ReceiptId {
+        let slot = self.clients.entry(accept.client.clone()).or_default();
+        let receipt = ReceiptId::derive(accept.uid, accept.round, &accept.client, &accept.digest, slot.attempts);
+        slot.attempts += 1;
+        slot.current = Some(receipt);
+        // Updates are never removed, so their number is the order of the next.
+        let order = self.updates.len() as u64;
+        let leaf = (order % u64::from(self.leaves)) as u32;
+        let accept = accept.clone();
+        let update = Update { receipt, accept, state: ReceiptState::Accepted, code: None, reason: None, order, leaf };
+        let before = self.updates.insert(receipt, update);
+        assert!(before.is_none(), "every attempt of every client has a receipt of its own");
+        self.pending.insert(order, receipt);
+        self.received += 1;
+        if self.received >= self.goal {
+            self.phase = Phase::Aggregating;
+        }
+        receipt
+    }
+
+    /// Moves an update to another state and keeps the counts. Returns whether anything changed.
+    fn set_state(&mut self, receipt: ReceiptId, state: ReceiptState, code: Option<Code>, reason: Option<&str>) -> bool {
+        let Some(update) = self.updates.get_mut(&receipt) else { return false };
+        let allowed = match state {
+            ReceiptState::Folded => update.state == ReceiptState::Accepted,
+            ReceiptState::Committed => update.state == ReceiptState::Folded,
+            ReceiptState::Discarded | ReceiptState::Lost => {
+                matches!(update.state, ReceiptState::Accepted | ReceiptState::Folded)
+            }
+            ReceiptState::Accepted => false,
+        };
+        if !allowed {
+            return false;
+        }
+        let was_folded = update.state == ReceiptState::Folded;
+        update.state = state;
+        self.pending.remove(&update.order);
+        update.code = code;
+        update.reason = reason.map(str::to_owned);
+        match state {
+            ReceiptState::Folded => self.folded += 1,
+            ReceiptState::Discarded | ReceiptState::Lost => {
+                self.received -= 1;
+                self.folded -= u64::from(was_folded);
+            }
+            ReceiptState::Committed | ReceiptState::Accepted => {}
+        }
+        true
+    }
+
+    pub(crate) fn fold(&mut self, receipts: &[ReceiptId]) -> bool {
+        receipts.iter().fold(false, |any, receipt| self.set_state(*receipt, ReceiptState::Folded, None, None) || any)
+    }
+
+    /// Leaves an update out, unless an accumulator has it: nothing can be taken out of a sum again.
+    pub(crate) fn discard(&mut self, receipt: ReceiptId, reason: &str) -> bool {
+        let is_accepted = self.update(receipt).is_some_and(|update| update.state == ReceiptState::Accepted);
+        is_accepted && self.set_state(receipt, ReceiptState::Discarded, Some(Code::FunctionTrap), Some(reason))
+    }
+
+    /// The updates are gone; their clients may send them again, and a closed round opens again for them.
+    pub(crate) fn lose(&mut self, receipts: &[ReceiptId]) -> bool {
+        let reason = "the memory that held it was lost; send it again";
+        let mut any = false;
+        for receipt in receipts {
+            if !self.set_state(*receipt, ReceiptState::Lost, Some(Code::NotReady), Some(reason)) {
+                continue;
+            }
+            any = true;
+            let client = self.updates[receipt].accept.client.clone();
+            if let Some(slot) = self.clients.get_mut(&client)
+                && slot.current == Some(*receipt)
+            {
+                slot.current = None;
+            }
+        }
+        if any && self.phase == Phase::Aggregating {
+            self.phase = Phase::Open;
+        }
+        any
+    }
+
+    pub(crate) fn commit(&mut self, version: u64, at_ms: TimeMs) {
+        let receipts: Vec<ReceiptId> = self.contributors().map(|update| update.receipt).collect();
+        for receipt in receipts {
+            self.set_state(receipt, ReceiptState::Committed, None, None);
+        }
+        self.phase = Phase::Committed(version);
+        self.ended_ms = Some(at_ms);
+    }
+
+    pub(crate) fn skip(&mut self, reason: CloseReason, at_ms: TimeMs) {
+        let text = match reason {
+            CloseReason::Stopped => "the job was stopped before its round was committed",
+            CloseReason::Shortfall | CloseReason::Deadline => "too few updates came by the round's deadline",
+        };
+        let receipts: Vec<ReceiptId> = self.contributors().map(|update| update.receipt).collect();
+        for receipt in receipts {
+            self.set_state(receipt, ReceiptState::Discarded, Some(Code::RoundClosed), Some(text));
+        }
+        self.phase = Phase::Skipped;
+        self.ended_ms = Some(at_ms);
+    }
+
+    /// Slabs of updates that no accumulator has yet, in order of acceptance.
+    pub fn pending(&self) -> impl Iterator<Item = (&Update, SlabId)> {
+        self.pending.values().map(|receipt| &self.updates[receipt]).map(|update| (update, update.accept.slab))
+    }
+
+    /// Number of updates, discarded and lost ones included.
+    pub(crate) fn len(&self) -> u64 {
+        self.updates.len() as u64
+    }
+}

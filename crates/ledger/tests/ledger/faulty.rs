@@ -1,0 +1,248 @@
+//! A log that fails as real ones do, around one that does not.
+//!
+//! Every fault is one the log's contract allows: an append that ends in `Unavailable` may be stored, not stored, or
+//! stored later.
+
+use crate::common::accept;
+use async_trait::async_trait;
+use bytes::Bytes;
+use catchment_bus::{EventLog, LogError};
+use catchment_ledger::{AcceptOutcome, Outcome, State};
+use catchment_types::{JobUid, Record, SlabId};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What is stored, as the ledger stores it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    pub writer: [u8; 16],
+    pub number: u64,
+    pub record: Record,
+}
+
+pub fn encode(envelope: &Envelope) -> Bytes {
+    catchment_codec::encode(envelope, 1 << 20).unwrap().into()
+}
+
+/// Everything stored, decoded.
+pub async fn stored(log: &Arc<dyn EventLog>) -> Vec<Envelope> {
+    let records = log.read(0, usize::MAX).await.unwrap();
+    records.iter().map(|(_, bytes)| catchment_codec::decode(bytes, 1 << 20).unwrap()).collect()
+}
+
+/// The log's own account: the state after all of it, and what became of every record and every slab.
+#[derive(Default)]
+pub struct Account {
+    pub state: State,
+    pub records: Vec<(Record, Outcome)>,
+    pub slabs: BTreeMap<SlabId, Vec<AcceptOutcome>>,
+}
+
+pub async fn account(log: &Arc<dyn EventLog>) -> Account {
+    let mut account = Account::default();
+    let mut seen = std::collections::HashSet::new();
+    for (envelope, sequence) in stored(log).await.into_iter().zip(1..) {
+        assert!(seen.insert((envelope.writer, envelope.number)), "record {} is stored twice", envelope.number);
+        let outcome = account.state.apply(sequence, &envelope.record);
+        account.state.audit().unwrap();
+        if let (Record::Accepted(group), Outcome::Accepts(outcomes)) = (&envelope.record, &outcome) {
+            for (accept, outcome) in group.iter().zip(outcomes) {
+                account.slabs.entry(accept.slab).or_default().push(*outcome);
+            }
+        }
+        account.records.push((envelope.record, outcome));
+    }
+    account
+}
+
+/// What happens to one append.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    None,
+    /// It never arrives.
+    Lost,
+    /// It is stored, and nobody says so.
+    Unacknowledged,
+    /// It arrives after this many milliseconds.
+    Late(u64),
+    /// Another writer stores this many records first.
+    Overtaken(u64),
+    /// It is stored unacknowledged, and another writer stores this many after it.
+    Buried(u64),
+    /// It is refused.
+    Refused,
+    /// The log says that it is not what it was.
+    Damaged,
+    /// It is refused because the log ends here.
+    EndsAt(u64),
+}
+
+/// How often what happens, in percent; the rest of the appends and reads go well.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rates {
+    pub lost: u32,
+    pub unacknowledged: u32,
+    pub late: u32,
+    pub overtaken: u32,
+    pub refused: u32,
+    pub unread: u32,
+}
+
+pub struct Faulty {
+    inner: Arc<dyn EventLog>,
+    script: Mutex<VecDeque<Fault>>,
+    /// Of the next reads, whether they fail.
+    reads: Mutex<VecDeque<bool>>,
+    random: Option<(Mutex<ChaCha8Rng>, Rates)>,
+    intruder: [u8; 16],
+    intrusions: AtomicU64,
+    pub record_bytes_max: AtomicUsize,
+}
+
+/// Where the other writer's accepts go.
+pub const INTRUDED: JobUid = crate::common::JOB;
+
+impl Faulty {
+    pub fn scripted(inner: Arc<dyn EventLog>, script: &[Fault]) -> Arc<Self> {
+        Arc::new(Self::new(inner, script, None))
+    }
+
+    pub fn random(inner: Arc<dyn EventLog>, seed: u64, rates: Rates) -> Arc<Self> {
+        Arc::new(Self::new(inner, &[], Some((Mutex::new(ChaCha8Rng::seed_from_u64(seed)), rates))))
+    }
+
+    fn new(inner: Arc<dyn EventLog>, script: &[Fault], random: Option<(Mutex<ChaCha8Rng>, Rates)>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut intruder = [0xee; 16];
+        intruder[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+        Self {
+            record_bytes_max: AtomicUsize::new(inner.record_bytes_max()),
+            inner,
+            script: Mutex::new(script.iter().copied().collect()),
+            reads: Mutex::default(),
+            random,
+            intruder,
+            intrusions: AtomicU64::new(0),
+        }
+    }
+
+    pub fn then(&self, faults: &[Fault]) {
+        self.script.lock().unwrap().extend(faults);
+    }
+
+    pub fn fail_reads(&self, reads: &[bool]) {
+        self.reads.lock().unwrap().extend(reads);
+    }
+
+    fn fault(&self) -> Fault {
+        if let Some(fault) = self.script.lock().unwrap().pop_front() {
+            return fault;
+        }
+        let Some((rng, rates)) = &self.random else { return Fault::None };
+        let mut rng = rng.lock().unwrap();
+        let mut dice = rng.random_range(0..100u32);
+        let mut hit = |rate: u32| {
+            let hit = dice < rate;
+            dice = dice.wrapping_sub(rate);
+            hit
+        };
+        if hit(rates.lost) {
+            Fault::Lost
+        } else if hit(rates.unacknowledged) {
+            if rng.random_bool(0.1) { Fault::Buried(300) } else { Fault::Unacknowledged }
+        } else if hit(rates.late) {
+            Fault::Late(rng.random_range(1..800))
+        } else if hit(rates.overtaken) {
+            Fault::Overtaken(if rng.random_bool(0.1) { 300 } else { 1 })
+        } else if hit(rates.refused) {
+            Fault::Refused
+        } else {
+            Fault::None
+        }
+    }
+
+    fn read_fails(&self) -> bool {
+        if let Some(fails) = self.reads.lock().unwrap().pop_front() {
+            return fails;
+        }
+        self.random.as_ref().is_some_and(|(rng, rates)| rng.lock().unwrap().random_range(0..100) < rates.unread)
+    }
+
+    /// Another writer's records; now and then an accept of a client that is also at work here.
+    async fn intrude(&self, records: u64) {
+        for _ in 0..records {
+            let number = self.intrusions.fetch_add(1, Ordering::Relaxed) + 1;
+            let group = match &self.random {
+                Some((rng, _)) if rng.lock().unwrap().random_bool(0.2) => {
+                    let mut accept = accept(INTRUDED, 1, number % 40, (number % 2) as u8);
+                    accept.slab = SlabId::new(u32::MAX, (u64::from(self.intruder[0]) << 16 | number) as u32);
+                    vec![accept]
+                }
+                _ => Vec::new(),
+            };
+            let record = encode(&Envelope { writer: self.intruder, number, record: Record::Accepted(group) });
+            loop {
+                let last = self.inner.last().await.unwrap();
+                if self.inner.append(record.clone(), last).await.is_ok() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn unavailable() -> LogError {
+    LogError::Unavailable("as the test wants it".to_owned())
+}
+
+#[async_trait]
+impl EventLog for Faulty {
+    async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
+        let fault = self.fault();
+        match fault {
+            Fault::None => {}
+            Fault::Lost => return Err(unavailable()),
+            Fault::Unacknowledged | Fault::Buried(_) => {
+                let _ = self.inner.append(record, expected_last).await;
+                if let Fault::Buried(records) = fault {
+                    self.intrude(records).await;
+                }
+                return Err(unavailable());
+            }
+            Fault::Late(after_ms) => {
+                let inner = self.inner.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                    let _ = inner.append(record, expected_last).await;
+                });
+                return Err(unavailable());
+            }
+            Fault::Overtaken(records) => self.intrude(records).await,
+            Fault::Refused => return Err(LogError::Refused("as the test wants it".to_owned())),
+            Fault::Damaged => return Err(LogError::Damaged("as the test wants it".to_owned())),
+            Fault::EndsAt(last) => return Err(LogError::Conflict { last }),
+        }
+        tokio::task::yield_now().await;
+        self.inner.append(record, expected_last).await
+    }
+
+    async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        if self.read_fails() {
+            return Err(unavailable());
+        }
+        self.inner.read(after, limit).await
+    }
+
+    async fn last(&self) -> Result<u64, LogError> {
+        self.inner.last().await
+    }
+
+    fn record_bytes_max(&self) -> usize {
+        self.record_bytes_max.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,181 @@
+//! From accepted updates to a committed model.
+//!
+//! One task per job that has something to do; it ends when there is nothing left, and its instances with it. What must
+//! outlive a task, and the process, lies in shared memory: see [`leaf`].
+
+mod finish;
+mod holdings;
+mod job;
+mod lanes;
+mod leaf;
+mod ranges;
+mod recover;
+
+pub use holdings::Holdings;
+pub use recover::recover;
+
+use crate::context::Context;
+use crate::layouts::ModelLayout;
+use crate::subjects;
+use catchment_bus::BusError;
+use catchment_ledger::{Job, State};
+use catchment_slab::SlabError;
+use catchment_types::{Descriptor, JobSpec, JobUid, Layout, Name, Topology};
+use futures::StreamExt;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How often the sweep looks for updates whose event was lost, while any are waiting.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long a stopping node waits for folds in progress.
+const STOP_TIME: Duration = Duration::from_secs(10);
+
+/// Sets the round's accumulators aside. Before an update is accepted, so that folding never waits for memory that only
+/// folding would give back.
+///
+/// # Errors
+/// No room.
+pub fn prepare(context: &Context, spec: &JobSpec, uid: JobUid, round: u64, layout: &Layout) -> Result<(), SlabError> {
+    let ranges = ranges::cut(layout).len();
+    for leaf in 0..spec.topology.leaves() {
+        let key = leaf::LeafKey { uid, round, leaf };
+        context.holdings.leaf_or(key, || leaf::Leaf::create(&context.store, key, layout.elements(), ranges))?;
+    }
+    Ok(())
+}
+
+/// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
+pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
+    let (accumulator, canonical) = (leaf::Leaf::bytes(model.layout.elements()), model.own.slab_bytes + (8 << 10));
+    let merged = match spec.topology {
+        Topology::Auto => 0,
+        Topology::Tree { middles, .. } => u64::from(middles) + 1,
+    };
+    accumulator * (u64::from(spec.topology.leaves()) + merged) + canonical * 3
+}
+
+/// Starts a job's task when an event says that there is work, until `stop`.
+///
+/// # Errors
+/// When the events cannot be subscribed to.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
+    let mut events = context.bus.events.subscribe(subjects::EVERY_ACCEPTED, None).await?;
+    let mut changes = context.ledger.watch();
+    let mut dispatcher = Dispatcher { context, tasks: JoinSet::new(), wakers: HashMap::new(), seen: HashMap::new() };
+    let mut waiting = dispatcher.sweep();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            event = events.next() => match event {
+                Some(event) => match Descriptor::from_bytes(&event.payload) {
+                    Ok(descriptor) => { dispatcher.wake(descriptor.job); waiting = true; }
+                    Err(error) => tracing::warn!(%error, subject = event.subject, "read descriptor"),
+                },
+                None => break,
+            },
+            changed = changes.changed() => {
+                if changed.is_err() { break }
+                dispatcher.follow();
+            }
+            ended = dispatcher.tasks.join_next(), if !dispatcher.tasks.is_empty() => {
+                dispatcher.ended(ended);
+                waiting = dispatcher.sweep();
+            }
+            () = tokio::time::sleep(SWEEP), if waiting => waiting = dispatcher.sweep(),
+        }
+    }
+    dispatcher.wakers.clear();
+    let rest = async { while dispatcher.tasks.join_next().await.is_some() {} };
+    tokio::time::timeout(STOP_TIME, rest).await.ok();
+    Ok(())
+}
+
+struct Dispatcher {
+    context: Arc<Context>,
+    tasks: JoinSet<JobUid>,
+    wakers: HashMap<JobUid, Arc<Notify>>,
+    seen: HashMap<JobUid, Seen>,
+}
+
+/// A job as it was when it was last looked at.
+struct Seen {
+    revision: u64,
+    namespace: Name,
+    name: Name,
+}
+
+impl Dispatcher {
+    /// Wakes a job's task, or starts one.
+    fn wake(&mut self, uid: JobUid) {
+        if let Some(waker) = self.wakers.get(&uid) {
+            waker.notify_one();
+            return;
+        }
+        let waker = Arc::new(Notify::new());
+        self.wakers.insert(uid, waker.clone());
+        let context = self.context.clone();
+        self.tasks.spawn(async move {
+            job::run(context, uid, waker).await;
+            uid
+        });
+    }
+
+    fn ended(&mut self, ended: Option<Result<JobUid, tokio::task::JoinError>>) {
+        match ended {
+            Some(Ok(uid)) => drop(self.wakers.remove(&uid)),
+            Some(Err(error)) => {
+                // Which job it was is unknown: forget them all, the sweep starts them again.
+                tracing::error!(%error, "a job's aggregation panicked");
+                self.tasks.abort_all();
+                self.wakers.clear();
+            }
+            None => {}
+        }
+    }
+
+    /// Looks at jobs whose rounds opened, closed or ended: wakes those with work, cleans up after the others.
+    fn follow(&mut self) {
+        let seen = &mut self.seen;
+        let (mut changed, gone) = self.context.ledger.read(|state| {
+            let changed: Vec<JobUid> = state.jobs().filter(|job| look(seen, job)).map(|job| job.uid).collect();
+            let gone: Vec<JobUid> = seen.keys().filter(|uid| state.job(**uid).is_none()).copied().collect();
+            (changed, gone)
+        });
+        for uid in &gone {
+            let Some(job) = self.seen.remove(uid) else { continue };
+            self.context.metrics.forget([job.namespace.as_str(), job.name.as_str()]);
+            self.context.forget_job(*uid);
+        }
+        if changed.is_empty() && gone.is_empty() {
+            return;
+        }
+        let slabs = self.context.ledger.read(|state| self.context.holdings.take_ended(state));
+        self.context.release(slabs);
+        changed.retain(|uid| self.has_work(*uid));
+        changed.into_iter().for_each(|uid| self.wake(uid));
+    }
+
+    fn has_work(&self, uid: JobUid) -> bool {
+        let node = self.context.node;
+        self.context.ledger.read(|state: &State| !matches!(job::next_work(state, uid, node), job::Work::Nothing))
+    }
+
+    /// Wakes every job that has work. Returns whether any has.
+    fn sweep(&mut self) -> bool {
+        let jobs: HashSet<JobUid> = self.context.ledger.read(|state| state.jobs().map(|job| job.uid).collect());
+        self.context.desk.retain(&jobs);
+        let working: Vec<JobUid> = jobs.into_iter().filter(|uid| self.has_work(*uid)).collect();
+        working.iter().for_each(|uid| self.wake(*uid));
+        !working.is_empty()
+    }
+}
+
+/// Notes the job's revision; returns whether it is new.
+fn look(seen: &mut HashMap<JobUid, Seen>, job: &Job) -> bool {
+    let now = Seen { revision: job.revision, namespace: job.spec.namespace.clone(), name: job.spec.name.clone() };
+    seen.insert(job.uid, now).is_none_or(|before| before.revision != job.revision)
+}

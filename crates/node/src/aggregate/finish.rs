@@ -1,0 +1,386 @@
+//! From the leaves of a ready round to its committed model.
+//!
+//! The leaves are the truth; middles, the top and the new model are worked out from them and thrown away again, so a
+//! crash anywhere here only costs the time to do it once more.
+
+use super::job::{JobAggregation, StepError, blocking, is_outside, rule, unreadable};
+use super::lanes::Level;
+use super::leaf::{BATCH_MAX, Leaf, LeafKey};
+use super::ranges::Range;
+use crate::ingest::Scatter;
+use crate::subjects;
+use catchment_ledger::{Outcome, Round};
+use catchment_runtime::{FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
+use catchment_slab::{Accumulator, Slab};
+use catchment_types::{Dtype, ModelCommit, Record, Topology, UpdateKind};
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// Bytes copied to the checkpoint at one time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What the model is made of, read from the ledger in one look.
+struct Facts {
+    leaves: Vec<u32>,
+    total_weight: f64,
+    updates: u64,
+    previous_version: u64,
+    version: u64,
+    contribution: catchment_types::Digest,
+    metrics: BTreeMap<String, f64>,
+    opened_ms: u64,
+    accepted_ms: Vec<u64>,
+}
+
+/// Makes a round's model and commits it.
+pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
+    let Some(facts) = facts(job, round) else { return Ok(()) };
+    let mut leaves = Vec::new();
+    for leaf in &facts.leaves {
+        let key = LeafKey { uid: job.uid, round, leaf: *leaf };
+        let leaf = job.context.holdings.leaf(key);
+        let leaf = leaf.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {} is missing", key.leaf)))?;
+        leaves.push(leaf);
+    }
+    let permits = job.ranges.len().clamp(1, job.context.config.lanes) as u32;
+    let lanes = job.context.lanes.acquire_many(permits).await.expect("never closed");
+    let worker = Worker {
+        context: job.context.clone(),
+        uid: job.uid,
+        spec: job.spec.clone(),
+        model: job.model.clone(),
+        ranges: job.ranges.clone(),
+        lanes: job.lanes.clone(),
+    };
+    let span = tracing::info_span!("finish", job = %job.spec.name, round);
+    let (commit, facts) = {
+        let _entered = span.enter();
+        blocking(move || worker.make(round, &leaves, facts))
+    }
+    .await?;
+    drop(lanes);
+    commit_model(job, round, commit, facts).await
+}
+
+async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, facts: Facts) -> Result<(), StepError> {
+    let (context, at_ms) = (&job.context, job.context.clock.now_ms());
+    let record = Record::Committed { uid: job.uid, round, model: model.clone(), at_ms };
+    if let Outcome::Ignored(why) = context.ledger.propose(record).await? {
+        tracing::info!(job = %job.spec.name, round, why, "the model was not committed");
+        return Ok(());
+    }
+    let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
+    let metrics = &context.metrics;
+    let seconds = |since_ms: u64| at_ms.saturating_sub(since_ms) as f64 / 1000.0;
+    metrics.round_duration.with_label_values(&labels).observe(seconds(facts.opened_ms));
+    let waits = metrics.accept_to_commit.with_label_values(&labels);
+    facts.accepted_ms.iter().for_each(|accepted| waits.observe(seconds(*accepted)));
+    metrics.rounds.with_label_values(&[labels[0], labels[1], "committed"]).inc();
+    metrics.last_commit.with_label_values(&labels).set((at_ms / 1000) as i64);
+    for (name, value) in model.metrics.iter().take(32) {
+        metrics.job_metric.with_label_values(&[labels[0], labels[1], name]).set(*value);
+    }
+    tracing::info!(job = %job.spec.name, round, version = model.version, contributors = model.contributors, "model committed");
+    let payload = serde_json::json!({ "uid": job.uid, "namespace": labels[0], "job": labels[1], "round": round,
+        "version": model.version, "etag": model.etag, "contributors": model.contributors, "metrics": model.metrics });
+    let subject = subjects::model_published(&job.spec);
+    if let Err(error) = context.bus.events.publish(&subject, payload.to_string().into()).await {
+        tracing::debug!(%error, "publish model");
+    }
+    let keeps = context.ledger.read(|state| {
+        let job = state.job(job.uid)?;
+        Some((0..job.models.len() as u64 + 1).map(|version| job.keeps(version)).collect::<Vec<_>>())
+    });
+    let keeps = keeps.unwrap_or_default();
+    let kept = |version: u64| keeps.get(version as usize).copied().unwrap_or(true);
+    if let Err(error) = context.models.prune(job.uid, kept) {
+        tracing::warn!(%error, "remove old checkpoints");
+    }
+    Ok(())
+}
+
+fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
+    job.context.ledger.read(|state| {
+        let found = state.job(job.uid)?;
+        let round: &Round = found.active_round().filter(|round| round.number == number && round.is_ready())?;
+        let mut leaves: Vec<u32> = round.contributors().map(|update| update.leaf).collect();
+        leaves.sort_unstable();
+        leaves.dedup();
+        Some(Facts {
+            leaves,
+            total_weight: round.contributors().map(|update| update.accept.weight).sum(),
+            updates: round.received(),
+            previous_version: round.model_version,
+            version: found.models.len() as u64,
+            contribution: round.contribution(),
+            metrics: round.metrics(),
+            opened_ms: round.opened_ms,
+            accepted_ms: round.contributors().map(|update| update.accept.at_ms).collect(),
+        })
+    })
+}
+
+/// Shared memory that is given back when it is no longer needed.
+struct Scratch {
+    context: Arc<crate::context::Context>,
+    accumulator: Accumulator,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.context.release([self.accumulator.id()]);
+    }
+}
+
+/// The same for a frozen slab.
+struct ScratchSlab {
+    context: Arc<crate::context::Context>,
+    slab: Slab,
+}
+
+impl Drop for ScratchSlab {
+    fn drop(&mut self) {
+        self.context.release([self.slab.id()]);
+    }
+}
+
+/// A partial of one level: a leaf's accumulator or a merged one.
+enum Partial {
+    Leaf(Leaf),
+    Merged { memory: Scratch, block: u64, block_bytes: u64 },
+}
+
+impl Partial {
+    fn window(&self, index: usize, range: &Range) -> Option<Window<'_>> {
+        match self {
+            Self::Leaf(leaf) => leaf.partial(index, range),
+            Self::Merged { memory, block, block_bytes } => Some(merged_window(memory, *block, *block_bytes, range)),
+        }
+    }
+}
+
+fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &Range) -> Window<'a> {
+    Window {
+        fd: memory.accumulator.fd(),
+        offset_bytes: memory.accumulator.data_offset() + block * block_bytes + range.base * 8,
+        len_bytes: range.elements * 8,
+    }
+}
+
+struct Worker {
+    context: Arc<crate::context::Context>,
+    uid: catchment_types::JobUid,
+    spec: Arc<catchment_types::JobSpec>,
+    model: Arc<crate::layouts::ModelLayout>,
+    ranges: Arc<[Range]>,
+    lanes: Arc<super::lanes::Lanes>,
+}
+
+impl Worker {
+    fn make(&self, round: u64, leaves: &[Leaf], facts: Facts) -> Result<(ModelCommit, Facts), StepError> {
+        let top = self.climb(leaves)?;
+        let out = self.scratch(self.model.own.slab_bytes)?;
+        let previous = self.previous(facts.previous_version)?;
+        self.finalize(round, &top, &out, previous.as_ref(), &facts)?;
+        drop((top, previous));
+        let (etag, bytes) = self.write(&out, &facts)?;
+        let function = self.context.functions.digest(&self.spec.function);
+        let commit = ModelCommit {
+            version: facts.version,
+            etag,
+            bytes,
+            function,
+            contributors: facts.updates,
+            contribution: Some(facts.contribution),
+            metrics: facts.metrics.clone(),
+        };
+        Ok((commit, facts))
+    }
+
+    fn every_range(&self) -> Vec<usize> {
+        (0..self.ranges.len()).collect()
+    }
+
+    fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
+        let accumulator = self.context.store.grant_accumulator(1, bytes.max(1), b"scratch")?;
+        Ok(Scratch { context: self.context.clone(), accumulator })
+    }
+
+    /// Merges the leaves through the levels of the topology.
+    fn climb(&self, leaves: &[Leaf]) -> Result<Partial, StepError> {
+        let mut level: Vec<Partial> = leaves.iter().cloned().map(Partial::Leaf).collect();
+        if let Topology::Tree { middles, .. } = self.spec.topology
+            && middles > 0
+        {
+            let mut groups: BTreeMap<usize, Vec<Partial>> = BTreeMap::new();
+            for (i, leaf) in level.into_iter().enumerate() {
+                groups.entry(i % middles as usize).or_default().push(leaf);
+            }
+            level = groups.into_values().map(|group| self.merge(Level::Middle, &group)).collect::<Result<_, _>>()?;
+        }
+        match (level.len(), self.spec.topology) {
+            (1, Topology::Auto) => Ok(level.remove(0)),
+            _ => self.merge(Level::Top, &level),
+        }
+    }
+
+    /// Merges partials into a fresh one, sixteen at a time.
+    fn merge(&self, level: Level, partials: &[Partial]) -> Result<Partial, StepError> {
+        let block_bytes = (self.model.layout.elements() * 8).next_multiple_of(4096);
+        let memory = self.scratch(2 * block_bytes)?;
+        let batches = partials.len().div_ceil(BATCH_MAX) as u64;
+        let merged = self.lanes.run(level, &self.every_range(), |instance, index| {
+            let range = &self.ranges[index];
+            for (step, batch) in partials.chunks(BATCH_MAX).enumerate() {
+                let step = step as u64;
+                let windows: Vec<Window<'_>> =
+                    batch.iter().filter_map(|partial| partial.window(index, range)).collect();
+                let window = |step: u64| merged_window(&memory, step % 2, block_bytes, range);
+                instance.merge(MergeArgs {
+                    elements: range.elements,
+                    rule: rule(range),
+                    acc_in: step.checked_sub(1).map(window),
+                    acc_out: window(step),
+                    partials: &windows,
+                })?;
+            }
+            Ok(())
+        });
+        merged.map_err(|error| self.failure("merge", error))?;
+        Ok(Partial::Merged { memory, block: (batches - 1) % 2, block_bytes })
+    }
+
+    /// The model before the round, in canonical layout, when the function reads it.
+    fn previous(&self, version: u64) -> Result<Option<ScratchSlab>, StepError> {
+        if self.spec.update == UpdateKind::Weights && !self.lanes.needs_previous() {
+            return Ok(None);
+        }
+        let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
+        let file = self.context.models.file(self.uid, version).map_err(disk)?;
+        let mut slab = self.context.store.grant(self.model.own.slab_bytes)?;
+        let mut scatter = Scatter::new(&self.model.own);
+        copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
+            scatter.feed(bytes, slab.bytes_mut()).map_err(std::io::Error::other)
+        })
+        .map_err(disk)?;
+        scatter.finish(slab.bytes_mut()).map_err(|problem| StepError::Job(problem.detail))?;
+        let slab = slab.freeze(b"previous model")?;
+        Ok(Some(ScratchSlab { context: self.context.clone(), slab }))
+    }
+
+    fn finalize(
+        &self,
+        round: u64,
+        top: &Partial,
+        out: &Scratch,
+        previous: Option<&ScratchSlab>,
+        facts: &Facts,
+    ) -> Result<(), StepError> {
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&blake3::hash(&[&self.uid.as_bytes()[..], &round.to_le_bytes()].concat()).as_bytes()[..8]);
+        let finalized = self.lanes.run(Level::Top, &self.every_range(), |instance, index| {
+            let range = &self.ranges[index];
+            let section = &self.model.own.sections[range.segment];
+            let width = section.dtype.bits() / 8;
+            let (offset, len_bytes) = (section.offset + range.first * width, range.elements * width);
+            let dtype = function_dtype(section.dtype);
+            let partial = top.window(index, range);
+            let empty = HostError::Contract("a ready round has an empty range".to_owned());
+            let previous = previous.map(|previous| {
+                let fd = previous.slab.fd().map_err(unreadable)?;
+                let window = Window { fd, offset_bytes: previous.slab.data_offset() + offset, len_bytes };
+                Ok::<_, FunctionError>(TypedWindow { window, dtype })
+            });
+            instance.finalize(FinalizeArgs {
+                elements: range.elements,
+                rule: rule(range),
+                kind: match self.spec.update {
+                    UpdateKind::Weights => catchment_runtime::Kind::Weights,
+                    UpdateKind::Delta => catchment_runtime::Kind::Delta,
+                },
+                partial: partial.ok_or(empty)?,
+                previous: previous.transpose()?,
+                out: TypedWindow {
+                    window: Window {
+                        fd: out.accumulator.fd(),
+                        offset_bytes: out.accumulator.data_offset() + offset,
+                        len_bytes,
+                    },
+                    dtype,
+                },
+                total_weight: facts.total_weight,
+                updates: facts.updates,
+                seed: u64::from_le_bytes(seed),
+            })?;
+            Ok(())
+        });
+        finalized.map_err(|error| self.failure("finalise", error))
+    }
+
+    fn failure(&self, doing: &str, error: FunctionError) -> StepError {
+        match error {
+            error if is_outside(&error) => StepError::Again(format!("{doing}: {error}")),
+            error => StepError::Job(format!("function `{}` failed to {doing} the round: {error}", self.spec.function)),
+        }
+    }
+
+    /// Writes the checkpoint: the initial file's head, folded tensors from `out`, the rest from the version before.
+    fn write(&self, out: &Scratch, facts: &Facts) -> Result<(catchment_types::Digest, u64), StepError> {
+        let disk = |error: std::io::Error| StepError::Again(format!("write model version {}: {error}", facts.version));
+        let models = &self.context.models;
+        let before = models.file(self.uid, facts.previous_version).map_err(disk)?;
+        let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
+        let mut draft = models.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
+        draft.write(&self.model.head).map_err(disk)?;
+        for tensor in &self.model.own.tensors {
+            let (file, offset) = match tensor.slab_offset {
+                Some(offset) => (&made, out.accumulator.data_offset() + offset),
+                None => (&before, self.model.header.data_begin + tensor.begin),
+            };
+            copy(file, offset, tensor.end - tensor.begin, |bytes| draft.write(bytes)).map_err(disk)?;
+        }
+        models.keep(draft, self.uid, facts.version).map_err(disk)
+    }
+}
+
+/// Reads `length` bytes at `offset`, piece by piece.
+fn copy(
+    file: &std::fs::File,
+    offset: u64,
+    length: u64,
+    mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES.min(length as usize)];
+    let mut done = 0;
+    while done < length {
+        let take = buffer.len().min((length - done) as usize);
+        file.read_exact_at(&mut buffer[..take], offset + done)?;
+        sink(&buffer[..take])?;
+        done += take as u64;
+    }
+    Ok(())
+}
+
+/// A dtype as functions name it.
+pub fn function_dtype(dtype: Dtype) -> catchment_runtime::Dtype {
+    use catchment_runtime::Dtype as F;
+    match dtype {
+        Dtype::F64 => F::F64,
+        Dtype::F32 => F::F32,
+        Dtype::Bf16 => F::Bf16,
+        Dtype::F16 => F::F16,
+        Dtype::F8E4M3 => F::F8E4M3,
+        Dtype::F8E5M2 => F::F8E5M2,
+        Dtype::I64 => F::I64,
+        Dtype::I32 => F::I32,
+        Dtype::I16 => F::I16,
+        Dtype::I8 => F::I8,
+        Dtype::U64 => F::U64,
+        Dtype::U32 => F::U32,
+        Dtype::U16 => F::U16,
+        Dtype::U8 => F::U8,
+        Dtype::Bool => F::Bool,
+        other => unreachable!("{other} is never folded: the layout keeps it"),
+    }
+}

@@ -1,0 +1,79 @@
+//! What this node holds in shared memory for rounds that are not over, and the way to let go of it.
+
+use super::leaf::{Leaf, LeafKey};
+use catchment_ledger::State;
+use catchment_types::{JobUid, SlabId};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+#[derive(Default)]
+struct Held {
+    slabs: HashMap<SlabId, (JobUid, u64)>,
+    leaves: HashMap<LeafKey, Leaf>,
+}
+
+/// Slabs and accumulators of active rounds.
+#[derive(Default)]
+pub struct Holdings {
+    held: Mutex<Held>,
+}
+
+impl Holdings {
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a slab belongs to a round.
+    pub fn hold(&self, slab: SlabId, uid: JobUid, round: u64) {
+        self.lock().slabs.insert(slab, (uid, round));
+    }
+
+    /// Forgets slabs; the caller releases them.
+    pub fn let_go(&self, slabs: &[SlabId]) {
+        let mut held = self.lock();
+        for slab in slabs {
+            held.slabs.remove(slab);
+        }
+    }
+
+    /// The accumulator with this key.
+    pub fn leaf(&self, key: LeafKey) -> Option<Leaf> {
+        self.lock().leaves.get(&key).cloned()
+    }
+
+    /// The accumulator with this key, made by `create` when there is none.
+    pub fn leaf_or<E>(&self, key: LeafKey, create: impl FnOnce() -> Result<Leaf, E>) -> Result<Leaf, E> {
+        let mut held = self.lock();
+        if let Some(leaf) = held.leaves.get(&key) {
+            return Ok(leaf.clone());
+        }
+        let leaf = create()?;
+        held.leaves.insert(key, leaf.clone());
+        Ok(leaf)
+    }
+
+    /// Takes out everything that belongs to a round which is over; the caller releases it.
+    pub fn take_ended(&self, state: &State) -> Vec<SlabId> {
+        let active = |uid: JobUid, round: u64| {
+            let job = state.job(uid).and_then(|job| job.active_round());
+            job.is_some_and(|active| active.number == round)
+        };
+        let mut held = self.lock();
+        let mut ended = Vec::new();
+        held.slabs.retain(|slab, (uid, round)| {
+            let keep = active(*uid, *round);
+            if !keep {
+                ended.push(*slab);
+            }
+            keep
+        });
+        held.leaves.retain(|key, leaf| {
+            let keep = active(key.uid, key.round);
+            if !keep {
+                ended.push(leaf.slab());
+            }
+            keep
+        });
+        ended
+    }
+}

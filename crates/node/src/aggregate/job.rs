@@ -1,0 +1,347 @@
+//! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
+
+use super::finish;
+use super::lanes::{Lanes, Level};
+use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
+use super::ranges::{Range, cut};
+use crate::context::Context;
+use crate::layouts::ModelLayout;
+use crate::slab_meta::SlabMeta;
+use catchment_ledger::{LedgerError, State, Update};
+use catchment_runtime::{FoldArgs, FunctionError, HostError, UpdateWindow, Window};
+use catchment_slab::{Slab, SlabError};
+use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How long a job's task, and with it its instances, outlives its last work.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long to wait before trying again after a failure outside the function.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a job's task should do now.
+#[derive(Debug)]
+pub enum Work {
+    /// Fold these updates, which all belong to one leaf.
+    Fold(LeafKey, Vec<Update>),
+    /// Make this round's model.
+    Finish(u64),
+    /// Wait.
+    Nothing,
+}
+
+/// Looks for work that this node can do.
+pub fn next_work(state: &State, uid: JobUid, node: NodeId) -> Work {
+    let Some(round) = state.job(uid).and_then(|job| job.active_round()) else { return Work::Nothing };
+    let mut leaves: BTreeMap<u32, Vec<&Update>> = BTreeMap::new();
+    for update in round.pending().map(|(update, _)| update).filter(|update| update.accept.node == node) {
+        leaves.entry(update.leaf).or_default().push(update);
+    }
+    match leaves.into_iter().max_by_key(|(_, updates)| updates.len()) {
+        Some((leaf, updates)) => {
+            let key = LeafKey { uid, round: round.number, leaf };
+            Work::Fold(key, updates.into_iter().take(BATCH_MAX).cloned().collect())
+        }
+        None if round.is_ready() => Work::Finish(round.number),
+        None => Work::Nothing,
+    }
+}
+
+/// Why a step came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The function failed in a way that no update is to blame for; the job fails.
+    #[error("{0}")]
+    Job(String),
+    /// Something outside the function; the step is tried again.
+    #[error("{0}")]
+    Again(String),
+}
+
+impl From<LedgerError> for StepError {
+    fn from(error: LedgerError) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+impl From<SlabError> for StepError {
+    fn from(error: SlabError) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+/// A job's aggregation while there is something to do.
+pub struct JobAggregation {
+    /// What the node works with.
+    pub context: Arc<Context>,
+    /// The job.
+    pub uid: JobUid,
+    /// Its spec.
+    pub spec: Arc<JobSpec>,
+    /// Its model's layout.
+    pub model: Arc<ModelLayout>,
+    /// The cut.
+    pub ranges: Arc<[Range]>,
+    /// Its instances.
+    pub lanes: Arc<Lanes>,
+}
+
+/// Works for one job until there has been nothing to do for a while.
+pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
+    let mut aggregation = None;
+    loop {
+        let work = context.ledger.read(|state| next_work(state, uid, context.node));
+        if matches!(work, Work::Nothing) {
+            match tokio::time::timeout(IDLE, waker.notified()).await {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
+        }
+        let step = async {
+            if aggregation.is_none() {
+                aggregation = Some(JobAggregation::begin(&context, uid).await?);
+            }
+            match &aggregation {
+                Some(aggregation) => aggregation.step(work).await,
+                None => Ok(()),
+            }
+        };
+        match step.await {
+            Ok(()) => {}
+            Err(StepError::Job(reason)) => fail(&context, uid, reason).await,
+            Err(StepError::Again(reason)) => {
+                tracing::warn!(job = %uid, %reason, "aggregate; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn fail(context: &Context, uid: JobUid, reason: String) {
+    tracing::error!(job = %uid, %reason, "the job fails");
+    let record = Record::JobFailed { uid, reason, at_ms: context.clock.now_ms() };
+    if let Err(error) = context.ledger.propose(record).await {
+        tracing::warn!(%error, "record the failure");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Runs blocking work on a thread of its own.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
+    let span = tracing::Span::current();
+    let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    joined.map_err(|error| StepError::Job(format!("the aggregation panicked: {error}")))?
+}
+
+impl JobAggregation {
+    async fn begin(context: &Arc<Context>, uid: JobUid) -> Result<Self, StepError> {
+        let spec = context.ledger.read(|state| state.job(uid).map(|job| job.spec.clone()));
+        let spec = Arc::new(spec.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?);
+        let context = context.clone();
+        blocking(move || {
+            let model =
+                context.layouts.get(&context.models, uid, &spec).map_err(|e| StepError::Again(e.to_string()))?;
+            let lanes = Lanes::new(&context, &spec).map_err(|problem| StepError::Job(problem.detail))?;
+            let ranges = cut(&model.layout).into();
+            Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes) })
+        })
+        .await
+    }
+
+    async fn step(&self, work: Work) -> Result<(), StepError> {
+        let labels = [self.spec.namespace.as_str(), self.spec.name.as_str()];
+        match work {
+            Work::Nothing => Ok(()),
+            Work::Fold(key, updates) => {
+                self.context.metrics.queue_depth.with_label_values(&labels).set(updates.len() as i64);
+                let begun = Instant::now();
+                let result = self.fold(key, updates).await;
+                self.context.metrics.queue_depth.with_label_values(&labels).set(0);
+                tracing::debug!(seconds = begun.elapsed().as_secs_f64(), "fold a batch");
+                result
+            }
+            Work::Finish(round) => {
+                let begun = Instant::now();
+                finish::finish(self, round).await?;
+                let aggregation = self.context.metrics.aggregation.with_label_values(&labels);
+                aggregation.observe(begun.elapsed().as_secs_f64());
+                Ok(())
+            }
+        }
+    }
+
+    async fn fold(&self, key: LeafKey, updates: Vec<Update>) -> Result<(), StepError> {
+        let span = tracing::info_span!("fold", job = %self.spec.name, round = key.round, leaf = key.leaf, updates = updates.len());
+        let _entered = span.enter();
+        let leaf = self.leaf(key)?;
+        drop(_entered);
+        if self.settle(key, &leaf).await? {
+            // What was pending may be folded by now: look again.
+            return Ok(());
+        }
+        match self.fold_batch(&leaf, &updates).await? {
+            None => self.folded(key, &updates).await,
+            Some(error) if updates.len() == 1 => self.discard(key, &updates[0], &error).await,
+            Some(error) => {
+                tracing::warn!(job = %self.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
+                for update in &updates {
+                    let one = std::slice::from_ref(update);
+                    match self.fold_batch(&leaf, one).await? {
+                        None => self.folded(key, one).await?,
+                        Some(error) => self.discard(key, update, &error).await?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The accumulator of a leaf, made when it is not there yet.
+    pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
+        let (store, elements) = (&self.context.store, self.model.layout.elements());
+        let create = || Leaf::create(store, key, elements, self.ranges.len());
+        self.context.holdings.leaf_or(key, create).map_err(StepError::from)
+    }
+
+    /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as
+    /// folded if the log does not have them so. Returns whether there was anything to do.
+    pub async fn settle(&self, key: LeafKey, leaf: &Leaf) -> Result<bool, StepError> {
+        let Some(plan) = leaf.plan() else { return Ok(false) };
+        let updates = self.context.ledger.read(|state| {
+            let round = state.job(self.uid).and_then(|job| job.round_numbered(key.round));
+            let planned =
+                |update: &&Update| plan.slabs.contains(&update.accept.slab) && update.accept.node == self.context.node;
+            round.map(|round| round.pending().map(|(update, _)| update).filter(planned).cloned().collect::<Vec<_>>())
+        });
+        let updates = updates.unwrap_or_default();
+        if updates.is_empty() {
+            return Ok(false);
+        }
+        tracing::info!(job = %self.spec.name, round = key.round, leaf = key.leaf, updates = updates.len(), "complete an interrupted batch");
+        if leaf.lagging(&plan).is_empty() {
+            return self.folded(key, &updates).await.map(|()| true);
+        }
+        if let Some(error) = self.fold_plan(leaf, plan, &updates).await? {
+            // The plan is taken back: its updates are pending again and meet the ordinary way.
+            tracing::warn!(%error, "an interrupted batch failed");
+            return Ok(true);
+        }
+        self.folded(key, &updates).await.map(|()| true)
+    }
+
+    /// Folds one batch. `Some`: the function failed, and the accumulator is as it was.
+    async fn fold_batch(&self, leaf: &Leaf, updates: &[Update]) -> Result<Option<FunctionError>, StepError> {
+        let slabs: Vec<SlabId> = updates.iter().map(|update| update.accept.slab).collect();
+        self.fold_plan(leaf, leaf.begin(&slabs), updates).await
+    }
+
+    async fn fold_plan(&self, leaf: &Leaf, plan: Plan, updates: &[Update]) -> Result<Option<FunctionError>, StepError> {
+        let permits = self.ranges.len().clamp(1, self.context.config.lanes) as u32;
+        let _lanes = self.context.lanes.acquire_many(permits).await.expect("never closed");
+        let (context, lanes, leaf, ranges) =
+            (self.context.clone(), self.lanes.clone(), leaf.clone(), self.ranges.clone());
+        let updates = updates.to_vec();
+        blocking(move || {
+            let inputs = updates.iter().map(|update| Input::find(&context, update)).collect::<Result<Vec<_>, _>>()?;
+            let lagging = leaf.lagging(&plan);
+            let folded = lanes.run(Level::Leaf, &lagging, |instance, index| {
+                let range = &ranges[index];
+                let updates = inputs.iter().map(|input| input.window(range)).collect::<Result<Vec<_>, _>>()?;
+                let args = FoldArgs {
+                    elements: range.elements,
+                    rule: rule(range),
+                    acc_in: leaf.partial(index, range),
+                    acc_out: leaf.spare(index, range),
+                    updates: &updates,
+                };
+                instance.fold(args)?;
+                leaf.flip(&plan, index);
+                Ok(())
+            });
+            match folded {
+                Ok(()) => Ok(None),
+                Err(error) if is_outside(&error) => Err(StepError::Again(error.to_string())),
+                Err(error) => {
+                    leaf.undo(&plan);
+                    Ok(Some(error))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Records updates as folded, then gives their slabs back.
+    async fn folded(&self, key: LeafKey, updates: &[Update]) -> Result<(), StepError> {
+        let receipts: Vec<ReceiptId> = updates.iter().map(|update| update.receipt).collect();
+        self.context.ledger.propose(Record::Folded { uid: key.uid, round: key.round, receipts }).await?;
+        self.let_go(updates);
+        Ok(())
+    }
+
+    async fn discard(&self, key: LeafKey, update: &Update, error: &FunctionError) -> Result<(), StepError> {
+        tracing::warn!(job = %self.spec.name, round = key.round, client = %update.accept.client, %error, "discard an update");
+        let reason = format!("function `{}` failed on this update: {error}", self.spec.function);
+        let record = Record::Discarded { uid: key.uid, round: key.round, receipt: update.receipt, reason };
+        self.context.ledger.propose(record).await?;
+        self.let_go(std::slice::from_ref(update));
+        Ok(())
+    }
+
+    fn let_go(&self, updates: &[Update]) {
+        let slabs: Vec<SlabId> = updates.iter().map(|update| update.accept.slab).collect();
+        self.context.holdings.let_go(&slabs);
+        self.context.release(slabs);
+    }
+}
+
+/// The rule as the function is told it.
+pub fn rule(range: &Range) -> catchment_runtime::Rule {
+    match range.rule {
+        catchment_types::Rule::Max => catchment_runtime::Rule::Max,
+        _ => catchment_runtime::Rule::Mean,
+    }
+}
+
+/// Whether a failure has nothing to do with the function or its input.
+pub fn is_outside(error: &FunctionError) -> bool {
+    matches!(error, FunctionError::Host(host) if !matches!(host, HostError::Contract(_)))
+}
+
+/// A slab that cannot be opened.
+pub fn unreadable(error: SlabError) -> FunctionError {
+    HostError::Map { what: "a slab".to_owned(), reason: error.to_string() }.into()
+}
+
+/// One update of a batch.
+struct Input {
+    slab: Slab,
+    meta: SlabMeta,
+    weight: f64,
+    num_samples: f64,
+}
+
+impl Input {
+    fn find(context: &Context, update: &Update) -> Result<Self, StepError> {
+        let missing = || StepError::Again(format!("slab {} of {} is missing", update.accept.slab, update.receipt));
+        let slab = context.store.get(update.accept.slab).ok_or_else(missing)?;
+        let meta =
+            SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest).ok_or_else(missing)?;
+        Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
+    }
+
+    fn window(&self, range: &Range) -> Result<UpdateWindow<'_>, FunctionError> {
+        let section = &self.meta.sections[range.segment];
+        let width = section.dtype.bits() / 8;
+        let window = Window {
+            fd: self.slab.fd().map_err(unreadable)?,
+            offset_bytes: self.slab.data_offset() + section.offset + range.first * width,
+            len_bytes: range.elements * width,
+        };
+        let dtype = finish::function_dtype(section.dtype);
+        Ok(UpdateWindow { window, dtype, weight: self.weight, num_samples: self.num_samples, staleness: 0 })
+    }
+}

@@ -1,0 +1,122 @@
+//! What a restarted node still has, and what it must own up to having lost.
+//!
+//! The log says which updates this node accepted and folded; shared memory says what is left. An update is safe when
+//! its slab is there, or when an accumulator holds it. Every other one is reported lost, so that its client can send
+//! it again; nothing is left to be waited for.
+
+use super::holdings::Holdings;
+use super::leaf::{Leaf, LeafKey};
+use crate::slab_meta::SlabMeta;
+use catchment_ledger::{Ledger, LedgerError, Round, State, Update};
+use catchment_slab::{Recovered, Slab, SlabStore};
+use catchment_types::{Digest, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
+use std::collections::{HashMap, HashSet};
+
+/// Matches what the store found with what the log knows: takes over what belongs to active rounds, frees the rest, and
+/// records what is lost.
+///
+/// # Errors
+/// When the losses cannot be recorded.
+pub async fn recover(
+    ledger: &Ledger,
+    store: &SlabStore,
+    holdings: &Holdings,
+    recovered: Recovered,
+    node: NodeId,
+    now_ms: TimeMs,
+) -> Result<(), LedgerError> {
+    let everything: Vec<SlabId> =
+        recovered.slabs.iter().map(Slab::id).chain(recovered.accumulators.iter().map(|found| found.id())).collect();
+    let found = Found::new(recovered);
+    let (kept, lost) = ledger.read(|state| found.judge(state, holdings, node));
+    drop(found);
+    let kept: HashSet<SlabId> = kept.into_iter().collect();
+    let freed = everything.iter().filter(|slab| !kept.contains(slab) && store.release(**slab)).count();
+    let losses: usize = lost.iter().map(|(_, _, receipts)| receipts.len()).sum();
+    if !everything.is_empty() || losses > 0 {
+        tracing::info!(kept = kept.len(), freed, lost = losses, "shared memory recovered");
+    }
+    for (uid, round, receipts) in lost {
+        ledger.propose(Record::Lost { uid, round, receipts, at_ms: now_ms }).await?;
+    }
+    Ok(())
+}
+
+struct Found {
+    slabs: HashMap<SlabId, Option<SlabMeta>>,
+    leaves: HashMap<LeafKey, Leaf>,
+}
+
+type Lost = (JobUid, u64, Vec<ReceiptId>);
+
+impl Found {
+    fn new(recovered: Recovered) -> Self {
+        let slabs = recovered.slabs.iter().map(|slab| (slab.id(), SlabMeta::decode(slab.meta()))).collect();
+        let leaves = recovered.accumulators.into_iter().filter_map(Leaf::found).collect();
+        Self { slabs, leaves }
+    }
+
+    fn has(&self, slab: SlabId, digest: &Digest) -> bool {
+        self.slabs.get(&slab).and_then(Option::as_ref).is_some_and(|meta| meta.digest == *digest)
+    }
+
+    fn judge(&self, state: &State, holdings: &Holdings, node: NodeId) -> (Vec<SlabId>, Vec<Lost>) {
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
+        for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
+            let missing = self.judge_round(job.uid, round, node, holdings, &mut kept);
+            if !missing.is_empty() {
+                lost.push((job.uid, round.number, missing));
+            }
+        }
+        (kept, lost)
+    }
+
+    fn judge_round(
+        &self,
+        uid: JobUid,
+        round: &Round,
+        node: NodeId,
+        holdings: &Holdings,
+        kept: &mut Vec<SlabId>,
+    ) -> Vec<ReceiptId> {
+        let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
+        let leaves: HashSet<u32> = ours.iter().map(|update| update.leaf).collect();
+        let mut usable = HashMap::new();
+        for leaf in leaves {
+            let key = LeafKey { uid, round: round.number, leaf };
+            if let Some(found) = self.leaves.get(&key).filter(|found| self.is_usable(found, &ours)) {
+                kept.push(found.slab());
+                holdings.leaf_or(key, || Ok::<_, std::convert::Infallible>(found.clone())).ok();
+                usable.insert(leaf, found);
+            }
+        }
+        let mut missing = Vec::new();
+        for update in ours {
+            let (slab, leaf) = (update.accept.slab, usable.get(&update.leaf));
+            let in_slab = update.state == ReceiptState::Accepted && self.has(slab, &update.accept.digest);
+            let in_leaf = leaf.is_some_and(|leaf| update.state == ReceiptState::Folded || holds(leaf, slab));
+            if in_slab {
+                kept.push(slab);
+                holdings.hold(slab, uid, round.number);
+            }
+            if !in_slab && !in_leaf {
+                missing.push(update.receipt);
+            }
+        }
+        missing
+    }
+
+    /// An accumulator whose interrupted batch can be completed.
+    fn is_usable(&self, leaf: &Leaf, ours: &[&Update]) -> bool {
+        let Some(plan) = leaf.plan() else { return true };
+        leaf.lagging(&plan).is_empty()
+            || plan.slabs.iter().all(|slab| {
+                ours.iter().any(|update| update.accept.slab == *slab && self.has(*slab, &update.accept.digest))
+            })
+    }
+}
+
+/// Whether the newest batch, complete in every range, holds this slab's update.
+fn holds(leaf: &Leaf, slab: SlabId) -> bool {
+    leaf.plan().is_some_and(|plan| plan.slabs.contains(&slab) && leaf.lagging(&plan).is_empty())
+}

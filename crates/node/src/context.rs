@@ -1,0 +1,90 @@
+//! What every part of a node works with.
+
+use crate::aggregate::Holdings;
+use crate::checkin::Desk;
+use crate::functions::Functions;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use catchment_bus::Bus;
+use catchment_ledger::Ledger;
+use catchment_slab::SlabStore;
+use catchment_types::{Clock, Entropy, NodeId};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where checkpoints and the node's name are kept.
+    pub data_dir: PathBuf,
+    /// Where slabs are kept: a directory on a tmpfs.
+    pub slab_dir: PathBuf,
+    /// Shared memory that updates and accumulators may take.
+    pub slab_budget_bytes: u64,
+    /// Threads that fold.
+    pub lanes: usize,
+    /// How a body must arrive.
+    pub pace: Pace,
+    /// How long a body waits for room before it is refused.
+    pub room_wait: Duration,
+    /// How long a client waits for the log before it is told to try again.
+    pub accept_wait: Duration,
+    /// Connections served at one time; more wait.
+    pub connections_max: usize,
+}
+
+/// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second on average.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Time that is free.
+    pub grace: Duration,
+    /// Bytes a second.
+    pub rate_min: u64,
+}
+
+/// What every part of a node works with.
+pub struct Context {
+    /// How it is set up.
+    pub config: NodeConfig,
+    /// Its name.
+    pub node: NodeId,
+    /// The truth.
+    pub ledger: Ledger,
+    /// Log and events.
+    pub bus: Bus,
+    /// Its shared memory.
+    pub store: SlabStore,
+    /// Its checkpoints.
+    pub models: Models,
+    /// Its jobs' layouts.
+    pub layouts: Layouts,
+    /// Its functions.
+    pub functions: Functions,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Who trains what.
+    pub desk: Desk,
+    /// What it holds in shared memory for active rounds.
+    pub holdings: Holdings,
+    /// Threads that may fold at one time.
+    pub lanes: Arc<Semaphore>,
+    /// Told whenever shared memory is given back.
+    pub room: Notify,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Context {
+    /// Gives slabs back and tells those who wait for room.
+    pub fn release(&self, slabs: impl IntoIterator<Item = catchment_types::SlabId>) {
+        for slab in slabs {
+            self.store.release(slab);
+        }
+        self.room.notify_waiters();
+    }
+}

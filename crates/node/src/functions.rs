@@ -1,0 +1,138 @@
+//! The functions at hand: wasm modules by name, compiled when first asked for.
+
+use catchment_runtime::{Function, FunctionError, Limits, Runtime};
+use catchment_types::{Code, Digest, FunctionView, JobSpec, Problem};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Bytes of one module.
+const MODULE_BYTES_MAX: u64 = 32 << 20;
+
+struct Module {
+    wasm: Vec<u8>,
+    digest: Digest,
+    compiled: OnceLock<Result<Function, String>>,
+    compiling: Mutex<()>,
+}
+
+/// The functions that jobs can name.
+pub struct Functions {
+    runtime: Runtime,
+    modules: BTreeMap<String, Module>,
+}
+
+impl Functions {
+    /// Functions from modules that the program carries, and from `*.wasm` files in `dirs`; later ones win.
+    ///
+    /// # Errors
+    /// A directory or file that cannot be read, named.
+    pub fn load(runtime: Runtime, embedded: &[(&str, &[u8])], dirs: &[&Path]) -> std::io::Result<Self> {
+        let mut modules = BTreeMap::new();
+        let mut add = |name: &str, wasm: Vec<u8>| {
+            let digest = blake3::hash(&wasm).into();
+            modules
+                .insert(name.to_owned(), Module { wasm, digest, compiled: OnceLock::new(), compiling: Mutex::new(()) });
+        };
+        for (name, wasm) in embedded {
+            add(name, wasm.to_vec());
+        }
+        for dir in dirs {
+            for entry in std::fs::read_dir(dir)? {
+                let path = entry?.path();
+                let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+                if path.extension().is_none_or(|extension| extension != "wasm") {
+                    continue;
+                }
+                if std::fs::metadata(&path)?.len() > MODULE_BYTES_MAX {
+                    let problem = format!("{}: a function has at most {MODULE_BYTES_MAX} bytes", path.display());
+                    return Err(std::io::Error::other(problem));
+                }
+                add(&name, std::fs::read(&path)?);
+            }
+        }
+        Ok(Self { runtime, modules })
+    }
+
+    /// The digest of the module that a spec's `function` names.
+    pub fn digest(&self, reference: &str) -> Option<Digest> {
+        self.module(reference).ok().map(|(_, module)| module.digest)
+    }
+
+    /// The compiled function that a spec's `function` names.
+    ///
+    /// # Errors
+    /// `not_found`, `function_refused`.
+    pub fn get(&self, reference: &str) -> Result<Function, Problem> {
+        let (name, module) = self.module(reference)?;
+        let _one_at_a_time = module.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled =
+            module.compiled.get_or_init(|| self.runtime.load(&module.wasm).map_err(|error| error.to_string()));
+        compiled.clone().map_err(|error| {
+            Problem::new(Code::FunctionRefused, format!("function `{name}` cannot be loaded: {error}"))
+        })
+    }
+
+    fn module(&self, reference: &str) -> Result<(&str, &Module), Problem> {
+        let (name, pinned) = match reference.split_once('@') {
+            Some((name, digest)) => (name, digest.parse::<Digest>().ok()),
+            None => (reference, None),
+        };
+        let Some((name, module)) = self.modules.get_key_value(name) else {
+            let known: Vec<&str> = self.modules.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none is loaded".to_owned() } else { known.join(", ") };
+            return Err(Problem::new(Code::InvalidSpec, format!("function: there is no `{name}`; known: {known}")));
+        };
+        match pinned {
+            Some(digest) if digest != module.digest => {
+                let detail = format!("function: `{name}` here has digest {}, not {digest}", module.digest);
+                Err(Problem::new(Code::InvalidSpec, detail))
+            }
+            _ => Ok((name, module)),
+        }
+    }
+
+    /// Checks that a job can run: the function exists, is of a class that this version runs, and takes the config.
+    ///
+    /// # Errors
+    /// `invalid_spec`, `function_refused`.
+    pub fn check(&self, spec: &JobSpec) -> Result<(), Problem> {
+        let function = self.get(&spec.function)?;
+        let class = function.description().class.as_str();
+        if class != "additive" {
+            let detail = format!("function `{}` is {class}; this version runs additive functions", spec.function);
+            return Err(Problem::new(Code::FunctionRefused, detail));
+        }
+        match function.instantiate(&Value::Object(spec.config.clone()), limits(spec)) {
+            Ok(_) => Ok(()),
+            Err(FunctionError::Refused { reason }) => {
+                Err(Problem::new(Code::InvalidSpec, format!("config: function `{}` says: {reason}", spec.function)))
+            }
+            Err(error) => Err(Problem::new(Code::FunctionRefused, format!("function `{}`: {error}", spec.function))),
+        }
+    }
+
+    /// Every function that loads, by name.
+    pub fn list(&self) -> Vec<FunctionView> {
+        let described = |(name, module): (&String, &Module)| {
+            let function = self.get(name).inspect_err(|error| tracing::warn!(%error, "describe function")).ok()?;
+            let description = function.description();
+            let help = description.config.iter().map(|field| format!("{}: {}", field.name, field.help));
+            Some(FunctionView {
+                name: name.clone(),
+                version: description.version.clone(),
+                digest: module.digest,
+                class: description.class.as_str().replace('-', "_"),
+                summary: description.summary.clone(),
+                config_help: help.collect::<Vec<_>>().join("\n"),
+            })
+        };
+        self.modules.iter().filter_map(described).collect()
+    }
+}
+
+/// What one instance of a job's function may use.
+pub fn limits(spec: &JobSpec) -> Limits {
+    Limits { heap_bytes: spec.limits.memory_bytes, cpu_ms: spec.limits.cpu_ms }
+}

@@ -1,0 +1,178 @@
+//! Jobs: create, list, look at, change, end.
+
+use super::path::At;
+use super::problem::Failure;
+use crate::context::Context;
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use bytes::Bytes;
+use catchment_ledger::Outcome;
+use catchment_types::{Code, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SPEC_BYTES_MAX, SpecPatch};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Most items of one page.
+const PAGE_MAX: usize = 1000;
+
+/// Paging of a list.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct Paging {
+    /// Items of one page, at most 1000; 100 when absent.
+    limit: Option<usize>,
+    /// Where the page before this one ended.
+    cursor: Option<String>,
+}
+
+impl Paging {
+    pub(super) fn limit(&self) -> usize {
+        self.limit.unwrap_or(100).clamp(1, PAGE_MAX)
+    }
+
+    pub(super) fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+}
+
+/// Creates a job.
+#[utoipa::path(post, path = "", tag = "jobs", request_body = JobSpec, responses(
+    (status = 201, body = JobView), (status = 409, body = Problem, description = "`exists`"),
+    (status = 422, body = Problem, description = "`invalid_spec`, with every bad field in `fields`; `function_refused`")))]
+pub async fn create(
+    State(context): State<Arc<Context>>,
+    at: At,
+    body: Bytes,
+) -> Result<(StatusCode, Json<JobView>), Failure> {
+    if body.len() > SPEC_BYTES_MAX {
+        return Err(Problem::new(Code::TooLarge, format!("a spec has at most {SPEC_BYTES_MAX} bytes")).into());
+    }
+    let spec = JobSpec::from_json(&in_namespace(&at, &body)).map_err(|errors| Failure::fields(&errors))?;
+    check_function(&context, &spec).await?;
+    let uid = JobUid::from_bytes(context.entropy.bytes16());
+    let text = serde_json::to_string(&spec).map_err(|error| Failure::internal("write the spec", error))?;
+    match propose(&context, Record::JobCreated { uid, spec: text, at_ms: context.clock.now_ms() }).await? {
+        Outcome::Ignored(_) => {
+            let detail = format!("there is a job `{}` in namespace `{}` already", spec.name, spec.namespace);
+            Err(Problem::new(Code::Exists, detail).into())
+        }
+        _ => Ok((StatusCode::CREATED, Json(view(&context, uid)?))),
+    }
+}
+
+/// A spec posted under a namespace belongs to it unless it says otherwise.
+fn in_namespace(at: &At, body: &Bytes) -> Vec<u8> {
+    match serde_json::from_slice(body) {
+        Ok(serde_json::Value::Object(mut map)) => {
+            map.entry("namespace").or_insert_with(|| at.namespace.as_str().into());
+            serde_json::to_vec(&map).unwrap_or_default()
+        }
+        _ => body.to_vec(),
+    }
+}
+
+async fn check_function(context: &Arc<Context>, spec: &JobSpec) -> Result<(), Failure> {
+    let (context, spec) = (context.clone(), spec.clone());
+    let checked = tokio::task::spawn_blocking(move || context.functions.check(&spec)).await;
+    checked.map_err(|error| Failure::internal("check the function", error))?.map_err(Failure)
+}
+
+/// Lists jobs in the order of their names.
+#[utoipa::path(get, path = "", tag = "jobs", params(Paging), responses((status = 200, body = Page<JobView>)))]
+pub async fn list(State(context): State<Arc<Context>>, at: At, Query(paging): Query<Paging>) -> Json<Page<JobView>> {
+    let limit = paging.limit();
+    let mut items: Vec<JobView> = context.ledger.read(|state| {
+        let jobs = state.jobs_by_name().filter(|job| job.spec.namespace == at.namespace);
+        let after = |name: &str| paging.cursor().is_none_or(|cursor| name > cursor);
+        jobs.filter(|job| after(job.spec.name.as_str())).take(limit + 1).map(|job| job.view()).collect()
+    });
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let cursor = items.last().filter(|_| more).map(|job| job.spec.name.as_str().to_owned());
+    Json(Page { items, cursor })
+}
+
+/// One job.
+#[utoipa::path(get, path = "/{job}", tag = "jobs", params(("job" = String, Path)),
+    responses((status = 200, body = JobView), (status = 404, body = Problem)))]
+pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
+    context.ledger.read(|state| at.find(state).map(|job| Json(job.view())))
+}
+
+/// Changes rounds, goal or deadline of a job that is not over.
+#[utoipa::path(patch, path = "/{job}", tag = "jobs", params(("job" = String, Path)), request_body = SpecPatch,
+    responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn patch(State(context): State<Arc<Context>>, at: At, body: Bytes) -> Result<Json<JobView>, Failure> {
+    let patch: SpecPatch = serde_json::from_slice(&body).map_err(|error| {
+        let detail = format!("a patch holds rounds, goal and deadline, nothing else: {error}");
+        Failure(Problem::new(Code::InvalidSpec, detail))
+    })?;
+    if patch.rounds == Some(0) || patch.goal == Some(0) {
+        return Err(Problem::new(Code::InvalidSpec, "rounds and goal are at least 1").into());
+    }
+    let uid = uid(&context, &at)?;
+    changed(&context, uid, Record::JobPatched { uid, patch, at_ms: context.clock.now_ms() }).await
+}
+
+/// Takes no updates and opens no round until it is resumed.
+#[utoipa::path(post, path = "/{job}/pause", tag = "jobs", params(("job" = String, Path)),
+    responses((status = 200, body = JobView), (status = 409, body = Problem)))]
+pub async fn pause(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
+    act(&context, &at, JobAction::Pause).await
+}
+
+/// Undoes a pause.
+#[utoipa::path(post, path = "/{job}/resume", tag = "jobs", params(("job" = String, Path)),
+    responses((status = 200, body = JobView), (status = 409, body = Problem)))]
+pub async fn resume(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
+    act(&context, &at, JobAction::Resume).await
+}
+
+/// Ends a job; its models stay.
+#[utoipa::path(post, path = "/{job}/stop", tag = "jobs", params(("job" = String, Path)),
+    responses((status = 200, body = JobView), (status = 409, body = Problem)))]
+pub async fn stop(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
+    act(&context, &at, JobAction::Stop).await
+}
+
+/// Ends a job and forgets it, models and receipts included.
+#[utoipa::path(delete, path = "/{job}", tag = "jobs", params(("job" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem)))]
+pub async fn delete(State(context): State<Arc<Context>>, at: At) -> Result<StatusCode, Failure> {
+    let uid = uid(&context, &at)?;
+    propose(&context, Record::JobActed { uid, action: JobAction::Delete, at_ms: context.clock.now_ms() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn act(context: &Arc<Context>, at: &At, action: JobAction) -> Result<Json<JobView>, Failure> {
+    let uid = uid(context, at)?;
+    changed(context, uid, Record::JobActed { uid, action, at_ms: context.clock.now_ms() }).await
+}
+
+async fn changed(context: &Arc<Context>, uid: JobUid, record: Record) -> Result<Json<JobView>, Failure> {
+    match propose(context, record).await? {
+        Outcome::Ignored(why) => {
+            let state = view(context, uid).map_or("gone", |view| super::state_text(view.state));
+            Err(Problem::new(Code::WrongState, format!("the job is {state}: {why}")).into())
+        }
+        _ => view(context, uid).map(Json),
+    }
+}
+
+fn uid(context: &Context, at: &At) -> Result<JobUid, Failure> {
+    context.ledger.read(|state| at.find(state).map(|job| job.uid))
+}
+
+fn view(context: &Context, uid: JobUid) -> Result<JobView, Failure> {
+    let view = context.ledger.read(|state| state.job(uid).map(|job| job.view()));
+    view.ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile").into())
+}
+
+/// Appends a record for a caller, who waits a while for it and is then told to try again.
+pub async fn propose(context: &Arc<Context>, record: Record) -> Result<Outcome, Failure> {
+    let unreachable = || Failure(Problem::new(Code::LogUnavailable, "the event log cannot be reached; try again"));
+    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.propose(record)).await;
+    answer.map_err(|_| unreachable())?.map_err(|error| match error {
+        catchment_ledger::LedgerError::Refused(why) => Failure(Problem::new(Code::LogUnavailable, why)),
+        _ => unreachable(),
+    })
+}

@@ -1,0 +1,255 @@
+//! Models: the initial one in, every version out.
+
+use super::body::Body as Incoming;
+use super::jobs::propose;
+use super::path::At;
+use super::problem::Failure;
+use crate::context::Context;
+use crate::ingest::{Head, Scatter};
+use crate::layouts::ModelLayout;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use catchment_ledger::Outcome;
+use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io::SeekFrom;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
+
+/// Bytes read from a checkpoint at one time.
+const READ_BYTES: usize = 256 << 10;
+
+/// Stores the initial model and opens the first round.
+#[utoipa::path(put, path = "/{job}/model", tag = "models", params(("job" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, body = ModelView), (status = 404, body = Problem), (status = 413, body = Problem),
+        (status = 409, body = Problem, description = "`wrong_state`: the job has a model already"),
+        (status = 422, body = Problem, description = "`invalid_safetensors`, `not_finite`, `layout`")))]
+pub async fn put(
+    State(context): State<Arc<Context>>,
+    at: At,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<ModelView>), Failure> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut body = Incoming::stream(body, declared, context.config.pace);
+    match store(&context, &at, &mut body).await {
+        Ok(view) => Ok((StatusCode::CREATED, Json(view))),
+        Err(failure) => {
+            body.drain().await;
+            Err(failure)
+        }
+    }
+}
+
+async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<ModelView, Failure> {
+    let (uid, spec, state) =
+        context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone(), job.state)))?;
+    if state != JobState::WaitingForModel {
+        let detail = format!("job `{}` is {} and has its model already", spec.name, super::state_text(state));
+        return Err(Problem::new(Code::WrongState, detail).into());
+    }
+    let model = receive(context, uid, &spec, body).await?;
+    let at_ms = context.clock.now_ms();
+    match propose(context, Record::ModelPut { uid, model, at_ms }).await? {
+        Outcome::Ignored(why) => Err(Problem::new(Code::WrongState, why).into()),
+        _ => {
+            let view = context.ledger.read(|state| {
+                let job = state.job(uid)?;
+                job.model(0).map(|model| job.model_view(model))
+            });
+            view.ok_or_else(|| Failure::internal("store the model", "the job is gone"))
+        }
+    }
+}
+
+/// Writes the body to the checkpoint of version 0, checking it on the way as an update is checked.
+async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelCommit, Failure> {
+    let disk = |error: std::io::Error| Failure::internal("write the model", error);
+    body.check_length(spec.limits.update_bytes)?;
+    let mut head = Head::new(body.length());
+    let (header, rest) = loop {
+        let Some(chunk) = body.next().await? else {
+            let detail = format!("the body ended after {} bytes, within its safetensors header", head.bytes().len());
+            return Err(Problem::new(Code::Truncated, detail).into());
+        };
+        let (taken, header) = head.feed(&chunk)?;
+        if let Some(header) = header {
+            break (header, chunk.slice(taken..));
+        }
+    };
+    if header.data_begin + header.data_bytes > spec.limits.update_bytes {
+        return Err(body.too_large(spec.limits.update_bytes).into());
+    }
+    let layout =
+        ModelLayout::new(head.bytes().to_vec(), header, spec).map_err(|error| Problem::new(Code::Layout, error))?;
+    check_room(context, spec, &layout)?;
+    let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
+    let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
+    draft.write(head.bytes()).map_err(disk)?;
+    let mut scratch = context
+        .store
+        .grant(layout.own.slab_bytes)
+        .map_err(|error| Problem::new(Code::NoRoom, format!("no room to check the model in: {error}")))?;
+    let mut scatter = Scatter::new(&layout.own);
+    let mut chunk = Some(rest);
+    while let Some(bytes) = chunk {
+        scatter.feed(&bytes, scratch.bytes_mut())?;
+        draft.write(&bytes).map_err(disk)?;
+        chunk = body.next().await?;
+    }
+    scatter.finish(scratch.bytes_mut())?;
+    let (etag, bytes) = context.models.keep(draft, uid, 0).map_err(disk)?;
+    let metrics = BTreeMap::new();
+    Ok(ModelCommit { version: 0, etag, bytes, function: None, contributors: 0, contribution: None, metrics })
+}
+
+/// Refuses a model whose rounds could never be aggregated in the shared memory that this node may use.
+fn check_room(context: &Context, spec: &JobSpec, layout: &ModelLayout) -> Result<(), Problem> {
+    let needed = crate::aggregate::bytes_needed(spec, layout);
+    let budget = context.config.slab_budget_bytes;
+    if needed <= budget {
+        return Ok(());
+    }
+    let detail = format!(
+        "aggregating this model takes {needed} bytes of shared memory, this node may use {budget}: start it with a \
+         larger --slab-mib, or choose a topology with fewer accumulators"
+    );
+    Err(Problem::new(Code::InvalidSpec, detail))
+}
+
+/// Which version.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct Version {
+    /// The version; the newest when absent.
+    version: Option<u64>,
+}
+
+/// A model version's file. `Range` and `If-None-Match` are honoured.
+#[utoipa::path(get, path = "/{job}/model", tag = "models", params(("job" = String, Path), Version),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 206), (status = 304),
+        (status = 404, body = Problem), (status = 416)))]
+pub async fn get(
+    State(context): State<Arc<Context>>,
+    at: At,
+    Query(version): Query<Version>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let (uid, commit) = context.ledger.read(|state| find_version(&at, state, version.version))?;
+    let etag = format!("\"{}\"", commit.etag);
+    let common = [
+        (header::ETAG, etag.clone()),
+        (header::HeaderName::from_static("catchment-model-version"), commit.version.to_string()),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+    ];
+    let header_text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if header_text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
+        return Ok((StatusCode::NOT_MODIFIED, common).into_response());
+    }
+    let range_holds = header_text(header::IF_RANGE).is_none_or(|known| known == etag);
+    let range = match header_text(header::RANGE).filter(|_| range_holds).map(|text| parse_range(text, commit.bytes)) {
+        Some(Some(Err(()))) => {
+            let unsatisfied = [(header::CONTENT_RANGE, format!("bytes */{}", commit.bytes))];
+            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, common, unsatisfied).into_response());
+        }
+        Some(Some(Ok(range))) => Some(range),
+        Some(None) | None => None,
+    };
+    let file = context.models.file(uid, commit.version).map_err(|error| Failure::internal("read the model", error))?;
+    let mut file = tokio::fs::File::from_std(file);
+    let (begin, end) = range.unwrap_or((0, commit.bytes));
+    file.seek(SeekFrom::Start(begin)).await.map_err(|error| Failure::internal("read the model", error))?;
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(end - begin), READ_BYTES));
+    let length = [
+        (header::CONTENT_LENGTH, (end - begin).to_string()),
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+    ];
+    Ok(match range {
+        None => (StatusCode::OK, common, length, body).into_response(),
+        Some(_) => {
+            let part = [(header::CONTENT_RANGE, format!("bytes {begin}-{}/{}", end - 1, commit.bytes))];
+            (StatusCode::PARTIAL_CONTENT, common, length, part, body).into_response()
+        }
+    })
+}
+
+fn find_version(
+    at: &At,
+    state: &catchment_ledger::State,
+    version: Option<u64>,
+) -> Result<(JobUid, ModelCommit), Failure> {
+    let job = at.find(state)?;
+    let name = &job.spec.name;
+    let Some(newest) = job.newest_model() else {
+        let detail = format!("job `{name}` has no model yet: PUT the initial one to this address");
+        return Err(Problem::new(Code::NotFound, detail).into());
+    };
+    let newest_version = newest.commit.version;
+    let wanted = version.unwrap_or(newest_version);
+    match job.model(wanted).filter(|_| job.keeps(wanted)) {
+        Some(model) => Ok((job.uid, model.commit.clone())),
+        None => {
+            let detail =
+                format!("job `{name}` has no version {wanted}, or keeps it no longer; the newest is {newest_version}");
+            Err(Problem::new(Code::NotFound, detail).into())
+        }
+    }
+}
+
+/// One range of bytes. `None`: not a range this server serves, so the whole file is sent (RFC 9110, 14.2).
+/// `Some(Err)`: a range outside the file.
+fn parse_range(text: &str, length: u64) -> Option<Result<(u64, u64), ()>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let (begin, end) = match (first.trim(), last.trim()) {
+        ("", last) => (length.saturating_sub(last.parse().ok()?), length),
+        (first, "") => (first.parse().ok()?, length),
+        (first, last) => (first.parse().ok()?, last.parse::<u64>().ok()?.saturating_add(1).min(length)),
+    };
+    Some(if begin < end { Ok((begin, end)) } else { Err(()) })
+}
+
+/// Every version, newest first.
+#[utoipa::path(get, path = "/{job}/models", tag = "models", params(("job" = String, Path), super::jobs::Paging),
+    responses((status = 200, body = Page<ModelView>), (status = 404, body = Problem)))]
+pub async fn list(
+    State(context): State<Arc<Context>>,
+    at: At,
+    Query(paging): Query<super::jobs::Paging>,
+) -> Result<Json<Page<ModelView>>, Failure> {
+    context.ledger.read(|state| {
+        let job = at.find(state)?;
+        let before = paging.cursor().and_then(|cursor| cursor.parse::<u64>().ok()).unwrap_or(u64::MAX);
+        let limit = paging.limit();
+        let older = job.models.iter().rev().filter(|model| model.commit.version < before);
+        let mut items: Vec<ModelView> = older.take(limit + 1).map(|model| job.model_view(model)).collect();
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let cursor = items.last().filter(|_| more).map(|model| model.version.to_string());
+        Ok(Json(Page { items, cursor }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_range;
+
+    #[test]
+    fn ranges_of_bytes() {
+        assert_eq!(parse_range("bytes=0-9", 100), Some(Ok((0, 10))));
+        assert_eq!(parse_range("bytes=90-", 100), Some(Ok((90, 100))));
+        assert_eq!(parse_range("bytes=-10", 100), Some(Ok((90, 100))));
+        assert_eq!(parse_range("bytes=-1000", 100), Some(Ok((0, 100))));
+        assert_eq!(parse_range("bytes=50-1000", 100), Some(Ok((50, 100))));
+        assert_eq!(parse_range("bytes=100-", 100), Some(Err(())));
+        assert_eq!(parse_range("bytes=9-3", 100), Some(Err(())));
+        assert_eq!(parse_range("bytes=-0", 100), Some(Err(())));
+        for ignored in ["bytes=0-1,5-6", "items=0-1", "bytes=x-y", "bytes=5"] {
+            assert_eq!(parse_range(ignored, 100), None, "{ignored}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Rounds, check-ins and receipts.
+
+use super::path::At;
+use super::problem::Failure;
+use crate::context::Context;
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use bytes::Bytes;
+use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait of one call.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Waiting for a change.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct Waiting {
+    /// How long to wait for a change, like `30s`; at most 60s.
+    wait: Option<String>,
+    /// The revision that the caller knows: the call returns at once when there is a newer one.
+    after: Option<u64>,
+}
+
+/// The job's newest round. With `wait` and `after`, waits for the next change: a round that opens, closes or ends, or
+/// a job that changes its state. Single updates do not count as changes.
+#[utoipa::path(get, path = "/{job}/round", tag = "rounds", params(("job" = String, Path), Waiting),
+    responses((status = 200, body = RoundView), (status = 404, body = Problem)))]
+pub async fn round(
+    State(context): State<Arc<Context>>,
+    at: At,
+    Query(waiting): Query<Waiting>,
+) -> Result<Json<RoundView>, Failure> {
+    let wait = match waiting.wait.as_deref().map(str::parse::<DurationText>).transpose() {
+        Ok(wait) => wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms())).min(WAIT_MAX),
+        Err(error) => return Err(Problem::new(Code::BadRequest, format!("wait: {error}")).into()),
+    };
+    let look = || context.ledger.read(|state| at.find(state).map(|job| job.round_view()));
+    let first = look()?;
+    let after = waiting.after.unwrap_or(first.revision);
+    if wait.is_zero() || first.revision > after {
+        return Ok(Json(first));
+    }
+    let mut revisions = context.ledger.watch_job(first.uid);
+    let changed = async {
+        loop {
+            let view = look()?;
+            if view.revision > after || revisions.changed().await.is_err() {
+                return Ok(view);
+            }
+        }
+    };
+    match tokio::time::timeout(wait, changed).await {
+        Ok(view) => view.map(Json),
+        Err(_) => look().map(Json),
+    }
+}
+
+/// Asks for work.
+#[utoipa::path(post, path = "/v1/clients/{client}/checkin", tag = "clients", params(("client" = String, Path)),
+    request_body = CheckIn, responses((status = 200, body = Task), (status = 404, body = Problem)))]
+pub async fn checkin(
+    State(context): State<Arc<Context>>,
+    Path(client): Path<String>,
+    body: Bytes,
+) -> Result<Json<Task>, Failure> {
+    let client: ClientId = client.parse().map_err(|error| Problem::new(Code::BadRequest, format!("{error}")))?;
+    let checkin: CheckIn = if body.is_empty() {
+        CheckIn::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| Problem::new(Code::BadRequest, format!("the check-in does not parse: {error}")))?
+    };
+    let now_ms = context.clock.now_ms();
+    let task = context.ledger.read(|state| context.desk.task(state, &client, &checkin, now_ms));
+    task.map(Json).ok_or_else(|| {
+        let name = checkin.job.map_or_else(String::new, |name| name.to_string());
+        Problem::new(Code::NotFound, format!("there is no job `{name}` to work for")).into()
+    })
+}
+
+/// What became of an update.
+#[utoipa::path(get, path = "/v1/receipts/{receipt}", tag = "clients", params(("receipt" = String, Path)),
+    responses((status = 200, body = Receipt), (status = 404, body = Problem)))]
+pub async fn receipt(State(context): State<Arc<Context>>, Path(id): Path<String>) -> Result<Json<Receipt>, Failure> {
+    let id: ReceiptId = id.parse().map_err(|error| Problem::new(Code::BadRequest, format!("{error}")))?;
+    let receipt = context.ledger.read(|state| state.receipt(id));
+    let gone = || Problem::new(Code::NotFound, format!("there is no receipt {id}, or its retention has passed")).into();
+    receipt.map(Json).ok_or_else(gone)
+}

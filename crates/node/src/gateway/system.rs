@@ -1,0 +1,93 @@
+//! What operators ask: probes, metrics, the interface's description, the functions at hand.
+
+use super::problem::Failure;
+use crate::context::Context;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use catchment_types::{Code, FunctionView, Page, Problem};
+use std::sync::Arc;
+
+/// Whether the process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "system", responses((status = 200)))]
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether updates can be accepted now.
+#[utoipa::path(get, path = "/readyz", tag = "system", responses((status = 200), (status = 503, body = Problem)))]
+pub async fn readyz(State(context): State<Arc<Context>>) -> Result<&'static str, Failure> {
+    if context.ledger.is_reachable() && context.bus.events.is_connected() {
+        Ok("ready\n")
+    } else {
+        Err(Problem::new(Code::NotReady, "the event bus cannot be reached").into())
+    }
+}
+
+/// Metrics in Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = "system", responses((status = 200, content_type = "text/plain", body = String)))]
+pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
+    let usage = context.store.usage();
+    let states = [
+        ("granted", usage.granted_bytes),
+        ("frozen", usage.frozen_bytes),
+        ("accumulator", usage.accumulator_bytes),
+        ("free", usage.free_bytes),
+    ];
+    for (state, bytes) in states {
+        context.metrics.slab_bytes.with_label_values(&[state]).set(bytes as i64);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
+}
+
+/// The interface's description.
+#[utoipa::path(get, path = "/openapi.json", tag = "system", responses((status = 200)))]
+pub async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi_json()).into_response()
+}
+
+/// The functions that jobs can name.
+#[utoipa::path(get, path = "/v1/functions", tag = "functions", responses((status = 200, body = Page<FunctionView>)))]
+pub async fn functions(State(context): State<Arc<Context>>) -> Json<Page<FunctionView>> {
+    Json(Page { items: context.functions.list(), cursor: None })
+}
+
+/// One function.
+#[utoipa::path(get, path = "/v1/functions/{function}", tag = "functions", params(("function" = String, Path)),
+    responses((status = 200, body = FunctionView), (status = 404, body = Problem)))]
+pub async fn function(
+    State(context): State<Arc<Context>>,
+    Path(name): Path<String>,
+) -> Result<Json<FunctionView>, Failure> {
+    let found = context.functions.list().into_iter().find(|function| function.name == name);
+    found.map(Json).ok_or_else(|| Problem::new(Code::NotFound, format!("there is no function `{name}`")).into())
+}
+
+/// A page for people who open the address in a browser.
+pub async fn index(State(context): State<Arc<Context>>) -> (StatusCode, Html<String>) {
+    let rows: String = context.ledger.read(|state| {
+        let row = |job: &catchment_ledger::Job| {
+            let (round, spec) = (job.round_view(), &job.spec);
+            format!(
+                "<tr><td>{}/{}</td><td>{}</td><td>{} of {}</td><td>{} of {}</td><td>{}</td></tr>",
+                spec.namespace,
+                spec.name,
+                super::state_text(job.state),
+                round.round,
+                spec.rounds,
+                round.received,
+                round.goal,
+                round.model_version.map_or_else(|| "none".to_owned(), |version| version.to_string())
+            )
+        };
+        state.jobs_by_name().map(row).collect()
+    });
+    let page = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Catchment</title>\
+         <style>body{{font:16px system-ui;margin:2em}}td,th{{text-align:left;padding:.3em 1em .3em 0}}</style>\
+         <h1>Catchment</h1><table><tr><th>job<th>state<th>round<th>updates<th>model</tr>{rows}</table>\
+         <p><a href=/openapi.json>interface</a> · <a href=/metrics>metrics</a></p></html>"
+    );
+    (StatusCode::OK, Html(page))
+}

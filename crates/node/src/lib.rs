@@ -1,0 +1,25 @@
+//! One machine: the gateway that takes updates in, the shared memory that holds them, and the instances that fold them.
+//!
+//! The way of an update goes through the modules in this order: [`gateway`] reads the request, `submit` checks it and
+//! drives `ingest`, which writes the body to a slab; the ledger accepts it; `aggregate` folds it into the round's
+//! accumulator and makes the model. A node decides nothing about rounds: it reads the ledger and proposes to it.
+#![forbid(unsafe_code)]
+
+mod aggregate;
+mod checkin;
+mod context;
+mod functions;
+pub mod gateway;
+mod ingest;
+mod layouts;
+mod metrics;
+mod models;
+mod node;
+mod slab_meta;
+mod small;
+mod subjects;
+mod submit;
+
+pub use context::{NodeConfig, Pace};
+pub use functions::Functions;
+pub use node::{Node, NodeError};

@@ -1,0 +1,131 @@
+//! What the node counts. Labels are the namespace, the job and small closed sets, never a client: a label per client
+//! would cost more memory than the clients' updates.
+
+use catchment_types::{Code, JobSpec};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+const JOB: [&str; 2] = ["namespace", "job"];
+
+/// The node's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Updates answered with 202.
+    pub updates_received: IntCounterVec,
+    /// Bytes of their bodies.
+    pub update_bytes: IntCounterVec,
+    /// Updates refused, by code.
+    pub updates_rejected: IntCounterVec,
+    /// From a round's opening to its commit.
+    pub round_duration: HistogramVec,
+    /// Time spent folding, merging and finalising one round.
+    pub aggregation: HistogramVec,
+    /// From an update's acceptance to the commit of its round.
+    pub accept_to_commit: HistogramVec,
+    /// Rounds ended, by outcome.
+    pub rounds: IntCounterVec,
+    /// When a job last committed, in seconds since the epoch.
+    pub last_commit: IntGaugeVec,
+    /// Instances alive, by level and state.
+    pub instances: IntGaugeVec,
+    /// Instances created.
+    pub cold_starts: IntCounterVec,
+    /// Time to create one.
+    pub cold_start_seconds: Histogram,
+    /// Accepted updates that no accumulator has yet.
+    pub queue_depth: IntGaugeVec,
+    /// Shared memory by state.
+    pub slab_bytes: IntGaugeVec,
+    /// What contributors reported, averaged, for the newest model.
+    pub job_metric: prometheus::GaugeVec,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(version: &str) -> Self {
+        let registry = Registry::new();
+        let counter = |name, help, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels).expect("valid names"))
+        };
+        let gauge = |name, help, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels).expect("valid names"))
+        };
+        let seconds = |name, help, labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+            register(&registry, HistogramVec::new(opts, labels).expect("valid names"))
+        };
+        gauge("catchment_build_info", "Constant 1, with the version.", &["version"])
+            .with_label_values(&[version])
+            .set(1);
+        let cold = HistogramOpts::new("catchment_cold_start_seconds", "Time to create an instance.")
+            .buckets(vec![1e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2, 0.1, 1.0]);
+        let level = ["namespace", "job", "level", "state"];
+        Self {
+            updates_received: counter("catchment_updates_received_total", "Updates accepted.", &JOB),
+            update_bytes: counter("catchment_update_bytes_total", "Bytes of accepted updates.", &JOB),
+            updates_rejected: counter(
+                "catchment_updates_rejected_total",
+                "Updates refused, by code.",
+                &["namespace", "job", "reason"],
+            ),
+            round_duration: seconds("catchment_round_duration_seconds", "From a round's opening to its commit.", &JOB),
+            aggregation: seconds("catchment_aggregation_seconds", "Time aggregating one round's updates.", &JOB),
+            accept_to_commit: seconds(
+                "catchment_accept_to_commit_seconds",
+                "From an update's acceptance to its round's commit.",
+                &JOB,
+            ),
+            rounds: counter("catchment_rounds_total", "Rounds ended, by outcome.", &["namespace", "job", "outcome"]),
+            last_commit: gauge("catchment_last_commit_timestamp_seconds", "When a job last committed.", &JOB),
+            instances: gauge("catchment_function_instances", "Function instances, by level and state.", &level),
+            cold_starts: counter("catchment_cold_starts_total", "Function instances created.", &JOB),
+            cold_start_seconds: register(&registry, Histogram::with_opts(cold).expect("valid names")),
+            queue_depth: gauge("catchment_queue_depth", "Accepted updates that wait to be folded.", &JOB),
+            slab_bytes: gauge("catchment_slab_bytes", "Shared memory, by state.", &["state"]),
+            job_metric: register(
+                &registry,
+                prometheus::GaugeVec::new(
+                    Opts::new("catchment_job_metric", "What contributors reported, averaged, for the newest model."),
+                    &["namespace", "job", "name"],
+                )
+                .expect("valid names"),
+            ),
+            registry,
+        }
+    }
+
+    /// Counts a refusal. Unknown jobs are counted under empty names, so that a caller cannot make labels.
+    pub fn reject(&self, spec: Option<&JobSpec>, code: Code) {
+        let (namespace, job) = spec.map_or(("", ""), |spec| (spec.namespace.as_str(), spec.name.as_str()));
+        self.updates_rejected.with_label_values(&[namespace, job, code.as_str()]).inc();
+    }
+
+    /// Forgets a deleted job's series.
+    pub fn forget(&self, labels: [&str; 2]) {
+        for counter in [&self.updates_received, &self.update_bytes, &self.cold_starts] {
+            counter.remove_label_values(&labels).ok();
+        }
+        for histogram in [&self.round_duration, &self.aggregation, &self.accept_to_commit] {
+            histogram.remove_label_values(&labels).ok();
+        }
+        for gauge in [&self.last_commit, &self.queue_depth] {
+            gauge.remove_label_values(&labels).ok();
+        }
+        for code in Code::ALL {
+            self.updates_rejected.remove_label_values(&[labels[0], labels[1], code.as_str()]).ok();
+        }
+    }
+
+    /// Everything in Prometheus text format.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    collector
+}

@@ -1,0 +1,115 @@
+//! Checkpoints: one safetensors file per model version, under `models/<job uid>/`.
+//!
+//! A version's file is complete and on disk before the log says that it exists. Every version has the header of the
+//! initial model, so metadata and the order of tensors stay as their owner wrote them.
+
+use catchment_types::{Digest, Header, JobUid, Limits};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The checkpoints of one node.
+#[derive(Debug, Clone)]
+pub struct Models {
+    dir: PathBuf,
+}
+
+/// A checkpoint being written; removed when dropped before it is kept.
+pub struct Draft {
+    file: File,
+    path: PathBuf,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Draft {
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        fs::remove_file(&self.path).ok();
+    }
+}
+
+impl Models {
+    /// The checkpoints under `data_dir`.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let dir = data_dir.join("models");
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    fn job_dir(&self, uid: JobUid) -> PathBuf {
+        self.dir.join(uid.to_string())
+    }
+
+    /// Where a version's file is.
+    pub fn path(&self, uid: JobUid, version: u64) -> PathBuf {
+        self.job_dir(uid).join(format!("{version}.safetensors"))
+    }
+
+    /// Begins a file. `name` keeps two drafts of one job apart.
+    pub fn draft(&self, uid: JobUid, name: &str) -> io::Result<Draft> {
+        let dir = self.job_dir(uid);
+        fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{name}.draft"));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        Ok(Draft { file, path, hasher: blake3::Hasher::new(), bytes: 0 })
+    }
+
+    /// Makes a draft the file of `version`, durably. Returns its ETag and length.
+    pub fn keep(&self, draft: Draft, uid: JobUid, version: u64) -> io::Result<(Digest, u64)> {
+        draft.file.sync_all()?;
+        fs::rename(&draft.path, self.path(uid, version))?;
+        File::open(self.job_dir(uid))?.sync_all()?;
+        Ok((draft.hasher.finalize().into(), draft.bytes))
+    }
+
+    /// Opens a version's file.
+    pub fn file(&self, uid: JobUid, version: u64) -> io::Result<File> {
+        File::open(self.path(uid, version))
+    }
+
+    /// Reads the head of a version's file: its raw bytes and what they say.
+    pub fn head(&self, uid: JobUid, version: u64) -> io::Result<(Vec<u8>, Header)> {
+        let mut file = self.file(uid, version)?;
+        let file_bytes = file.metadata()?.len();
+        let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let mut head = vec![0; Header::PREFIX_BYTES];
+        file.read_exact(&mut head)?;
+        let prefix = *head.first_chunk::<8>().expect("eight bytes were read");
+        let text = Header::text_bytes(prefix, Some(file_bytes), &Limits::default()).map_err(damaged)?;
+        head.resize(Header::PREFIX_BYTES + text as usize, 0);
+        file.read_exact(&mut head[Header::PREFIX_BYTES..])?;
+        let header = Header::parse(&head[Header::PREFIX_BYTES..], &Limits::default()).map_err(damaged)?;
+        header.check_data_bytes(file_bytes - header.data_begin).map_err(damaged)?;
+        Ok((head, header))
+    }
+
+    /// Removes the files of versions that `keeps` does not want.
+    pub fn prune(&self, uid: JobUid, keeps: impl Fn(u64) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(self.job_dir(uid))? {
+            let path = entry?.path();
+            let version = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            if version.is_some_and(|version| !keeps(version)) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything of a job.
+    pub fn remove(&self, uid: JobUid) -> io::Result<()> {
+        match fs::remove_dir_all(self.job_dir(uid)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Puts a node together, starts it, and stops it in order.
+
+use crate::aggregate::{self, Holdings};
+use crate::checkin::Desk;
+use crate::context::{Context, NodeConfig};
+use crate::functions::Functions;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::{gateway, small};
+use catchment_bus::Bus;
+use catchment_ledger::Ledger;
+use catchment_slab::{SlabStore, StoreConfig};
+use catchment_types::{Clock, Entropy, JobUid, NodeId};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// A node that could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum NodeError {
+    #[error("data directory {path}: {error}")]
+    Data { path: String, error: std::io::Error },
+    #[error(transparent)]
+    Slabs(#[from] catchment_slab::SlabError),
+    #[error("record what was lost: {0}")]
+    Ledger(#[from] catchment_ledger::LedgerError),
+    #[error(transparent)]
+    Bus(#[from] catchment_bus::BusError),
+}
+
+/// One machine's gateway, shared memory and instances.
+pub struct Node {
+    context: Arc<Context>,
+}
+
+impl Node {
+    /// Opens what the node keeps and matches it with the log.
+    ///
+    /// # Errors
+    /// A data or slab directory that cannot be used, or a log that cannot be reached, each named.
+    pub async fn open(
+        config: NodeConfig,
+        bus: Bus,
+        ledger: Ledger,
+        functions: Functions,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, NodeError> {
+        let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
+        let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
+        let models = Models::open(&config.data_dir).map_err(data)?;
+        let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
+        let (store, recovered) = SlabStore::open(slabs)?;
+        let holdings = Holdings::default();
+        aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
+        let context = Arc::new(Context {
+            node,
+            ledger,
+            bus,
+            store,
+            models,
+            layouts: Layouts::default(),
+            functions,
+            metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
+            desk: Desk::default(),
+            holdings,
+            lanes: Arc::new(Semaphore::new(config.lanes)),
+            room: Notify::new(),
+            clock,
+            entropy,
+            config,
+        });
+        Ok(Self { context })
+    }
+
+    /// Serves and aggregates until `stop` is cancelled and what was in progress has ended.
+    ///
+    /// # Errors
+    /// When the bus cannot be listened to.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> Result<(), NodeError> {
+        let context = self.context;
+        let aggregation = aggregate::run(context.clone(), stop.clone());
+        let requests = small::run(context.clone(), stop.clone());
+        let server = gateway::serve(context.clone(), listener, stop.clone());
+        let (aggregated, answered, ()) =
+            tokio::join!(cancel_on_error(aggregation, &stop), cancel_on_error(requests, &stop), server);
+        aggregated?;
+        answered?;
+        context.store.trim();
+        Ok(())
+    }
+}
+
+async fn cancel_on_error<E>(part: impl Future<Output = Result<(), E>>, stop: &CancellationToken) -> Result<(), E> {
+    let result = part.await;
+    if result.is_err() {
+        stop.cancel();
+    }
+    result
+}
+
+impl Context {
+    /// Lets go of everything that a deleted job had on this node.
+    pub(crate) fn forget_job(&self, uid: JobUid) {
+        self.layouts.forget(uid);
+        if let Err(error) = self.models.remove(uid) {
+            tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
+        }
+    }
+}
+
+/// The node's name, kept in its data directory.
+fn node_id(data_dir: &Path, entropy: &dyn Entropy) -> std::io::Result<NodeId> {
+    let path = data_dir.join("node-id");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && let Ok(id) = u64::from_str_radix(text.trim(), 16)
+    {
+        return Ok(NodeId(id));
+    }
+    std::fs::create_dir_all(data_dir)?;
+    let bytes = entropy.bytes16();
+    let id = u64::from_le_bytes(*bytes.first_chunk().expect("sixteen bytes have eight"));
+    std::fs::write(&path, format!("{id:016x}\n"))?;
+    Ok(NodeId(id))
+}

@@ -1,0 +1,24 @@
+//! Subjects of events on the bus.
+
+use catchment_types::JobSpec;
+
+fn of(spec: &JobSpec, what: &str) -> String {
+    format!("catchment.v1.{}.{}.{what}", spec.namespace, spec.name)
+}
+
+/// An update was accepted; the payload is its descriptor.
+pub fn accepted(spec: &JobSpec) -> String {
+    of(spec, "update.accepted")
+}
+
+/// Every accepted update of every job.
+pub const EVERY_ACCEPTED: &str = "catchment.v1.*.*.update.accepted";
+
+/// A model was published; the payload is its description as JSON.
+pub fn model_published(spec: &JobSpec) -> String {
+    of(spec, "model.published")
+}
+
+/// Where a small update may be sent as a request:
+/// `catchment.v1.<namespace>.<job>.ingest.<round>.<client>`.
+pub const EVERY_INGEST: &str = "catchment.v1.*.*.ingest.*.*";

@@ -1,0 +1,175 @@
+//! One running function.
+
+use crate::call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, Planned};
+use crate::error::{FunctionError, HostError};
+use crate::function::Function;
+use crate::engine::Runtime;
+use crate::host::{arm, monotonic_ns, packed_text, thread_cpu_ns};
+use crate::load::Exports;
+use crate::place::Area;
+use crate::sandbox::Sandbox;
+use catchment_sdk::CONFIG_BYTES_MAX;
+use catchment_sdk::abi::ARGS_BYTES;
+use wasmtime::{TypedFunc, WasmParams, WasmResults};
+use zerocopy::{Immutable, IntoBytes};
+
+/// A function initialised for one configuration. It may move between threads; calls are made one at a time.
+///
+/// After an error other than a refusal or a bad argument it is spent: see [`FunctionError`].
+pub struct Instance {
+    sandbox: Sandbox,
+    exports: Exports,
+    /// Where records of calls go in the instance's memory.
+    args: usize,
+    function: Function,
+    spent: bool,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance")
+            .field("function", &self.function.description().name)
+            .field("spent", &self.spent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Instance {
+    /// Initialises a fresh sandbox.
+    pub(crate) fn new(
+        function: Function,
+        mut sandbox: Sandbox,
+        exports: Exports,
+        config: &serde_json::Value,
+    ) -> Result<Self, FunctionError> {
+        let args = guarded(function.runtime(), &mut sandbox, "init", &exports.args, ())? as usize;
+        let size = sandbox.memory().len();
+        if !args.is_multiple_of(8) || args.checked_add(ARGS_BYTES).is_none_or(|end| end > size) {
+            return Err(HostError::Contract(format!("its argument buffer is at {args}, with {size} bytes")).into());
+        }
+        function.runtime().counters().instance_created();
+        let mut instance = Self { sandbox, exports, args, function, spent: false };
+        instance.init(config)?;
+        Ok(instance)
+    }
+
+    fn init(&mut self, config: &serde_json::Value) -> Result<(), FunctionError> {
+        let json = config.to_string();
+        if json.len() > CONFIG_BYTES_MAX {
+            let reason = format!("config: {} bytes, at most {CONFIG_BYTES_MAX} are read", json.len());
+            return Err(FunctionError::Refused { reason });
+        }
+        let Self { function, sandbox, exports, .. } = self;
+        let address = guarded(function.runtime(), sandbox, "init", &exports.config, json.len() as u32)? as usize;
+        match sandbox.memory_mut().get_mut(address..).and_then(|rest| rest.get_mut(..json.len())) {
+            Some(room) => room.copy_from_slice(json.as_bytes()),
+            None => {
+                let reason = format!("its room for {} bytes of config is at {address}, outside", json.len());
+                return Err(HostError::Contract(reason).into());
+            }
+        }
+        let refused = guarded(function.runtime(), sandbox, "init", &exports.init, ())?;
+        self.refusal(refused)
+    }
+
+    /// The function this is an instance of.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
+    /// Whether it must be dropped.
+    pub fn is_spent(&self) -> bool {
+        self.spent
+    }
+
+    /// Adds updates to a partial.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a trap means that at least one of the updates is a culprit.
+    pub fn fold(&mut self, args: FoldArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.exports.fold.clone();
+        self.call("fold", &entry, |area| args.plan(area)).map(|((), stats)| stats)
+    }
+
+    /// Joins partials.
+    ///
+    /// # Errors
+    /// See [`FunctionError`].
+    pub fn merge(&mut self, args: MergeArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.exports.merge.clone();
+        self.call("merge", &entry, |area| args.plan(area)).map(|((), stats)| stats)
+    }
+
+    /// Turns a partial into a model.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a refusal leaves the instance usable.
+    pub fn finalize(&mut self, args: FinalizeArgs<'_>) -> Result<CallStats, FunctionError> {
+        if args.previous.is_none() && self.function.description().needs_previous {
+            return Err(HostError::argument("previous", "this function needs the previous model").into());
+        }
+        let entry = self.exports.finalize.clone();
+        let (refused, stats) = self.call("finalize", &entry, |area| args.plan(area))?;
+        self.refusal(refused)?;
+        Ok(stats)
+    }
+
+    /// Maps the windows of a call, makes it, and unmaps them.
+    fn call<'a, Record: IntoBytes + Immutable, R: WasmResults>(
+        &mut self,
+        name: &'static str,
+        entry: &TypedFunc<(), R>,
+        plan: impl FnOnce(Area) -> Result<Planned<'a, Record>, HostError>,
+    ) -> Result<(R, CallStats), FunctionError> {
+        if self.spent {
+            return Err(HostError::Spent.into());
+        }
+        let Planned { record, mappings } = plan(self.sandbox.area())?;
+        let bytes = record.as_bytes();
+        self.sandbox.memory_mut()[self.args..][..bytes.len()].copy_from_slice(bytes);
+
+        let runtime = self.function.runtime();
+        let _running = runtime.ticker().running();
+        let (wall, cpu) = (monotonic_ns(), thread_cpu_ns());
+        let outcome = self.sandbox.with_windows(&mappings, |mut store| {
+            arm(&mut store);
+            entry.call(&mut store, ()).map_err(|error| store.data_mut().failure(name, &error))
+        });
+        let stats = CallStats { cpu_ns: thread_cpu_ns() - cpu, wall_ns: monotonic_ns() - wall };
+        // A window that could not be mapped leaves the instance as it was; a call that failed does not.
+        self.spent |= matches!(outcome, Ok(Err(_)));
+        let outcome = outcome.map_err(FunctionError::from).flatten();
+        runtime.counters().call_done(stats.cpu_ns, outcome.is_err());
+        Ok((outcome?, stats))
+    }
+
+    /// 0 is consent; anything else is the place of a reason.
+    fn refusal(&mut self, packed: u64) -> Result<(), FunctionError> {
+        if packed == 0 {
+            return Ok(());
+        }
+        let reason = packed_text(self.sandbox.memory(), packed).inspect_err(|_| self.spent = true)?;
+        Err(FunctionError::Refused { reason })
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.function.runtime().counters().instance_dropped();
+    }
+}
+
+/// Calls an export within the limits, with no window mapped.
+pub fn guarded<P: WasmParams, R: WasmResults>(
+    runtime: &Runtime,
+    sandbox: &mut Sandbox,
+    name: &'static str,
+    entry: &TypedFunc<P, R>,
+    params: P,
+) -> Result<R, FunctionError> {
+    let _running = runtime.ticker().running();
+    sandbox.enter(|mut store| {
+        arm(&mut store);
+        entry.call(&mut store, params).map_err(|error| store.data_mut().failure(name, &error))
+    })
+}

@@ -1,0 +1,237 @@
+//! The wasm side of the contract: what the exported entry points do.
+//!
+//! All unsafe code of a function lives here. It rests on three facts about wasm32 without threads: one call runs at a
+//! time, nothing else touches the module's memory during a call, and whatever address the host hands over is checked
+//! by the machine (a wrong one traps; it cannot reach outside the sandbox).
+#![allow(unsafe_code, reason = "the one place where addresses from the host become slices")]
+
+use crate::abi::{self, ARGS_BYTES, BATCH_MAX, FinalizeCall, FoldCall, MergeCall, pack};
+use crate::{Aggregator, Config, Dtype, Finalize, Fold, Merge, Update, Values, ValuesMut};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::UnsafeCell;
+use core::fmt::Write;
+use serde_json::json;
+use zerocopy::FromBytes;
+
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+#[link(wasm_import_module = "catchment")]
+unsafe extern "C" {
+    fn panic(text: *const u8, len: usize) -> !;
+}
+
+/// A place for one value that lives from call to call.
+pub struct Slot<T>(UnsafeCell<Option<T>>);
+
+// SAFETY: wasm32 without the threads proposal has one thread.
+unsafe impl<T> Sync for Slot<T> {}
+
+impl<T> Slot<T> {
+    /// An empty place.
+    #[allow(clippy::new_without_default, reason = "used in statics only")]
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new(None))
+    }
+
+    /// Puts a value in; whatever was there is dropped.
+    fn set(&self, value: T) -> &T {
+        // SAFETY: one thread, and no reference from `get` or `set` outlives the exported call that made it.
+        unsafe { (*self.0.get()).insert(value) }
+    }
+
+    fn get(&self) -> Option<&T> {
+        // SAFETY: as in `set`.
+        unsafe { (*self.0.get()).as_ref() }
+    }
+}
+
+#[repr(C, align(16))]
+struct Args(UnsafeCell<[u8; ARGS_BYTES]>);
+
+// SAFETY: wasm32 without the threads proposal has one thread.
+unsafe impl Sync for Args {}
+
+static ARGS: Args = Args(UnsafeCell::new([0; ARGS_BYTES]));
+static CONFIG: Slot<Vec<u8>> = Slot::new();
+static TEXT: Slot<String> = Slot::new();
+
+/// Where the host writes a call's record.
+pub fn args() -> u32 {
+    ARGS.0.get() as u32
+}
+
+/// Makes room for a configuration of `len` bytes.
+pub fn config(len: u32) -> u32 {
+    CONFIG.set(alloc::vec![0; len as usize]).as_ptr() as u32
+}
+
+/// Leaves text for the host to read until the next text.
+fn text(text: String) -> u64 {
+    let text = TEXT.set(text);
+    pack(text.as_ptr() as u32, text.len() as u32)
+}
+
+/// The description as JSON.
+pub fn describe<A: Aggregator>() -> u64 {
+    let d = A::DESCRIPTION;
+    let config: Vec<_> = d.config.iter().map(|f| json!({"name": f.name, "help": f.help})).collect();
+    let description = json!({
+        "name": d.name,
+        "version": d.version,
+        "class": d.class.as_str(),
+        "partial": "F64",
+        "summary": d.summary,
+        "config": config,
+        "needs_previous": d.needs_previous,
+    });
+    text(description.to_string())
+}
+
+/// Reads the configuration that the host has written.
+pub fn init<A: Aggregator>(function: &Slot<A>) -> u64 {
+    let json = CONFIG.get().map_or(&[][..], Vec::as_slice);
+    let made = Config::parse(json).and_then(|config| {
+        let known: Vec<&str> = A::DESCRIPTION.config.iter().map(|field| field.name).collect();
+        config.only(&known)?;
+        A::init(&config)
+    });
+    match made {
+        Ok(made) => {
+            function.set(made);
+            0
+        }
+        Err(reason) => text(reason),
+    }
+}
+
+/// Folds.
+pub fn fold<A: Aggregator>(function: &Slot<A>) {
+    let call: FoldCall = call();
+    let count = call.elements as usize;
+    let mut list = [Update { values: Values::F64(&[]), weight: 0.0, num_samples: 0.0, staleness: 0 }; BATCH_MAX];
+    let updates = &mut list[..call.updates as usize];
+    for (update, from) in updates.iter_mut().zip(&call.update) {
+        *update = Update {
+            values: values(from.address, from.dtype, count),
+            weight: from.weight,
+            num_samples: from.num_samples,
+            staleness: from.staleness,
+        };
+    }
+    made(function).fold(Fold {
+        rule: abi::rule_from(call.rule).expect("known rule"),
+        acc_in: (call.acc_in != 0).then(|| slice(call.acc_in, count)),
+        acc_out: slice_mut(call.acc_out, count),
+        updates,
+    });
+}
+
+/// Merges.
+pub fn merge<A: Aggregator>(function: &Slot<A>) {
+    let call: MergeCall = call();
+    let count = call.elements as usize;
+    let mut list = [&[][..]; BATCH_MAX];
+    let partials = &mut list[..call.partials as usize];
+    for (partial, &from) in partials.iter_mut().zip(&call.partial) {
+        *partial = slice(from, count);
+    }
+    made(function).merge(Merge {
+        rule: abi::rule_from(call.rule).expect("known rule"),
+        acc_in: (call.acc_in != 0).then(|| slice(call.acc_in, count)),
+        acc_out: slice_mut(call.acc_out, count),
+        partials,
+    });
+}
+
+/// Finalises.
+pub fn finalize<A: Aggregator>(function: &Slot<A>) -> u64 {
+    let call: FinalizeCall = call();
+    let count = call.elements as usize;
+    let done = made(function).finalize(Finalize {
+        rule: abi::rule_from(call.rule).expect("known rule"),
+        kind: abi::kind_from(call.kind).expect("known kind"),
+        partial: slice(call.partial, count),
+        previous: (call.previous != 0).then(|| values(call.previous, call.previous_dtype, count)),
+        out: values_mut(call.out, call.out_dtype, count),
+        total_weight: call.total_weight,
+        updates: call.updates,
+        seed: call.seed,
+    });
+    match done {
+        Ok(()) => 0,
+        Err(reason) if reason.is_empty() => text("refused without a reason".to_string()),
+        Err(reason) => text(reason),
+    }
+}
+
+fn made<A>(function: &Slot<A>) -> &A {
+    function.get().expect("the host initialises a function before it calls it")
+}
+
+/// The record in the argument buffer.
+fn call<T: FromBytes>() -> T {
+    assert!(size_of::<T>() <= ARGS_BYTES && align_of::<T>() <= align_of::<Args>());
+    // SAFETY: the buffer is large enough, aligned, initialised, and nobody writes to it during a call; `T: FromBytes`
+    // makes every content a valid `T`.
+    unsafe { ARGS.0.get().cast::<T>().read() }
+}
+
+/// Numbers of a window.
+fn slice<'a, T: FromBytes>(address: u32, count: usize) -> &'a [T] {
+    assert!(address as usize % align_of::<T>() == 0 && count <= isize::MAX as usize / size_of::<T>());
+    // SAFETY: the host has mapped `count` numbers at `address` for the time of this call, nobody writes to them
+    // meanwhile, `T: FromBytes` makes every content valid, and the lifetime ends with the call that the slice is for:
+    // `Aggregator`'s methods cannot keep it.
+    unsafe { core::slice::from_raw_parts(address as *const T, count) }
+}
+
+/// Writable numbers of a window.
+fn slice_mut<'a, T: FromBytes>(address: u32, count: usize) -> &'a mut [T] {
+    assert!(address as usize % align_of::<T>() == 0 && count <= isize::MAX as usize / size_of::<T>());
+    // SAFETY: as in `slice`, and the host maps a writable window apart from every other window of the call.
+    unsafe { core::slice::from_raw_parts_mut(address as *mut T, count) }
+}
+
+macro_rules! by_dtype {
+    ($what:ident, $slice:ident, $address:expr, $dtype:expr, $count:expr; $($variant:ident)*) => {
+        match Dtype::from_code($dtype).expect("known dtype") {
+            $(Dtype::$variant => $what::$variant($slice($address, $count)),)*
+        }
+    };
+}
+
+fn values<'a>(address: u32, dtype: u32, count: usize) -> Values<'a> {
+    by_dtype!(Values, slice, address, dtype, count;
+        F64 F32 Bf16 F16 F8E4M3 F8E5M2 I64 I32 I16 I8 U64 U32 U16 U8 Bool)
+}
+
+fn values_mut<'a>(address: u32, dtype: u32, count: usize) -> ValuesMut<'a> {
+    by_dtype!(ValuesMut, slice_mut, address, dtype, count;
+        F64 F32 Bf16 F16 F8E4M3 F8E5M2 I64 I32 I16 I8 U64 U32 U16 U8 Bool)
+}
+
+/// Text of limited length, on the stack: a panic may be about memory.
+struct Message {
+    bytes: [u8; 1024],
+    len: usize,
+}
+
+impl Write for Message {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let taken = s.len().min(room.len());
+        room[..taken].copy_from_slice(&s.as_bytes()[..taken]);
+        self.len += taken;
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let mut message = Message { bytes: [0; 1024], len: 0 };
+    let _ = write!(message, "{info}");
+    // SAFETY: the import takes the address and length of bytes that live until it returns, which it never does.
+    unsafe { panic(message.bytes.as_ptr(), message.len) }
+}

@@ -1,0 +1,193 @@
+//! The store's directory: every file operation of the crate, one function each.
+//!
+//! Headers go through `pwrite` rather than a mapping: system calls happen in program order and a write inside one
+//! page happens whole or not at all under `kill -9`, so that recovery's rules need no argument about compilers.
+
+use crate::error::SlabError;
+use crate::extent::PAGE_BYTES;
+use crate::header::{Header, Page, STATE_OFFSET, State};
+use crate::record::{RECORD_NAME, Record};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// A locked store directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    record: Record,
+}
+
+/// One name in the directory.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) path: PathBuf,
+    /// The index it spells, if it is spelt like a slab's.
+    pub(crate) index: Option<u32>,
+    pub(crate) is_file: bool,
+}
+
+impl Directory {
+    /// Creates `path` where it is missing and locks it.
+    pub(crate) fn open(path: &Path) -> Result<Self, SlabError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(SlabError::doing("create", path))?;
+        let record = Record::open(path)?;
+        let system = rustix::fs::statfs(path).map_err(SlabError::doing("look at the file system of", path))?;
+        if system.f_type as u64 != TMPFS_MAGIC {
+            tracing::warn!(
+                dir = %path.display(),
+                "the slab store is not on a tmpfs: slabs will be written to a disk, slowly, and are still not kept \
+                 through a loss of power; put it under /dev/shm or on a memory volume"
+            );
+        }
+        Ok(Self { path: path.to_owned(), record })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Where the slab of `index` lies.
+    pub(crate) fn slab_path(&self, index: u32) -> PathBuf {
+        self.path.join(format!("{index:08x}.slab"))
+    }
+
+    fn open_slab(&self, index: u32, options: &mut OpenOptions, file_bytes: u64) -> Result<File, SlabError> {
+        let path = self.slab_path(index);
+        let file = options
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(&path)
+            .map_err(SlabError::doing("open", &path))?;
+        let len = file.metadata().map_err(SlabError::doing("look at", &path))?.len();
+        if len != file_bytes {
+            let reason = format!("it has {len} bytes and was made with {file_bytes}");
+            return Err(SlabError::Damaged { path, reason });
+        }
+        Ok(file)
+    }
+
+    /// Opens a slab of `file_bytes` for reading only.
+    pub(crate) fn open_to_read(&self, index: u32, file_bytes: u64) -> Result<File, SlabError> {
+        self.open_slab(index, OpenOptions::new().read(true), file_bytes)
+    }
+
+    /// Opens a slab of `file_bytes` for reading and writing.
+    pub(crate) fn open_to_write(&self, index: u32, file_bytes: u64) -> Result<File, SlabError> {
+        self.open_slab(index, OpenOptions::new().read(true).write(true), file_bytes)
+    }
+
+    /// Makes a file and sets all its blocks aside, so that no later touch can meet a full file system; `None`, and
+    /// no file, when there is no room for them.
+    pub(crate) fn create_slab(&self, index: u32, file_bytes: u64) -> Result<Option<File>, SlabError> {
+        let path = self.slab_path(index);
+        let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = match created {
+            Err(error) if no_space(&error) => return Ok(None),
+            other => other.map_err(SlabError::doing("create", &path))?,
+        };
+        let set_aside =
+            rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, file_bytes));
+        match set_aside.map_err(io::Error::from) {
+            Ok(()) => Ok(Some(file)),
+            Err(error) => {
+                self.unlink_slab(index);
+                if no_space(&error) {
+                    return Ok(None);
+                }
+                Err(SlabError::doing("set blocks aside (as a tmpfs can) for", &path)(error))
+            }
+        }
+    }
+
+    /// Writes a slab's header over whatever the page held.
+    pub(crate) fn write_header(&self, file: &File, header: &Header, state: State) -> Result<(), SlabError> {
+        file.write_all_at(&header.encode(state), 0)
+            .map_err(|error| SlabError::doing("write the header of", &self.slab_path(header.id.index()))(error))
+    }
+
+    /// Changes a slab's state, and nothing else.
+    pub(crate) fn write_state(&self, file: &File, index: u32, state: State) -> Result<(), SlabError> {
+        file.write_all_at(&state.word().to_le_bytes(), STATE_OFFSET)
+            .map_err(|error| SlabError::doing("write the state of", &self.slab_path(index))(error))
+    }
+
+    /// Reads the header page and the size of the slab file at `index`; a file shorter than a page reads as zeros.
+    pub(crate) fn read_page(&self, index: u32) -> Result<(Page, u64), SlabError> {
+        let path = self.slab_path(index);
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(&path)
+            .map_err(SlabError::doing("open", &path))?;
+        let len = file.metadata().map_err(SlabError::doing("look at", &path))?.len();
+        let mut page = [0; PAGE_BYTES as usize];
+        let held = len.min(PAGE_BYTES) as usize;
+        file.read_exact_at(&mut page[..held], 0).map_err(SlabError::doing("read", &path))?;
+        Ok((Header::decode(&page), len))
+    }
+
+    /// Gives a slab's memory back to the system once its last descriptor and mapping are gone. A file that will not
+    /// go is reported and forgotten: its name is never used again.
+    pub(crate) fn unlink_slab(&self, index: u32) {
+        let path = self.slab_path(index);
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::error!(path = %path.display(), %error, "could not unlink a slab; its memory stays taken");
+        }
+    }
+
+    /// What the file system itself has left.
+    pub(crate) fn available_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.path).map_or(0, |system| system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
+    /// Every name in the directory but the record's.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, SlabError> {
+        let mut entries = Vec::new();
+        for item in std::fs::read_dir(&self.path).map_err(SlabError::doing("list", &self.path))? {
+            let item = item.map_err(SlabError::doing("list", &self.path))?;
+            let name = item.file_name();
+            if name == RECORD_NAME {
+                continue;
+            }
+            let is_file = item.file_type().is_ok_and(|kind| kind.is_file());
+            entries.push(Entry { path: item.path(), index: name.to_str().and_then(slab_index), is_file });
+        }
+        Ok(entries)
+    }
+}
+
+/// The index a slab's file name spells: exactly what [`Directory::slab_path`] writes.
+fn slab_index(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".slab")?;
+    let index = u32::from_str_radix(digits, 16).ok()?;
+    (format!("{index:08x}") == digits).then_some(index)
+}
+
+fn no_space(error: &io::Error) -> bool {
+    [Errno::NOSPC, Errno::DQUOT, Errno::NOMEM].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_slabs() {
+        assert_eq!(slab_index("0000002a.slab"), Some(42));
+        assert_eq!(slab_index("ffffffff.slab"), Some(u32::MAX));
+        for name in ["2a.slab", "0000002A.slab", "+000002a.slab", "00000002a.slab", "0000002a", "0000002a.slab~"] {
+            assert_eq!(slab_index(name), None, "{name}");
+        }
+    }
+}

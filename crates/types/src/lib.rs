@@ -1,0 +1,36 @@
+//! The words every other crate speaks: identities, the job spec, tensor layouts, log records, descriptors, answers
+//! and errors.
+//!
+//! No I/O, no clock, no randomness. Everything that comes from outside is parsed into one of these types once, at the
+//! edge; without that, every later crate would have to doubt its input again.
+#![forbid(unsafe_code)]
+
+mod descriptor;
+mod dtype;
+mod env;
+mod ids;
+mod problem;
+mod record;
+mod slab_id;
+mod spec;
+mod tensors;
+mod views;
+
+pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
+pub use dtype::Dtype;
+pub use env::{Clock, Entropy, TimeMs, rfc3339};
+pub use ids::{BadId, ClientId, Digest, JobUid, Name, ReceiptId, Role, TaskId};
+pub use problem::{Code, FieldError, Problem};
+pub use record::{Accept, CloseReason, JobAction, ModelCommit, NodeId, Record};
+pub use slab_id::SlabId;
+pub use spec::{
+    Checkpoints, DurationText, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
+};
+pub use tensors::{
+    ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
+    SpecRuleError, TensorInfo, TensorRule,
+};
+pub use views::{
+    CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, Task,
+    TaskKind,
+};

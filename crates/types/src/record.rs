@@ -1,0 +1,210 @@
+//! Records of the event log: everything that ever happens to a job.
+//!
+//! A job's state is a fold over these, so a record says what happened and not what follows from it. Kept free of
+//! serde features that a compact binary form cannot carry (untagged, flatten, skipped fields).
+
+use crate::{ClientId, Digest, JobUid, ReceiptId, SlabId, SpecPatch, TimeMs};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Names the process that holds a slab: its node's name, fixed by the node's data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeId(pub u64);
+
+/// One update that a gateway has frozen and now reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Accept {
+    /// The job.
+    pub uid: JobUid,
+    /// The round it is for.
+    pub round: u64,
+    /// Who sent it.
+    pub client: ClientId,
+    /// BLAKE3 over body, weight, samples and metrics.
+    pub digest: Digest,
+    /// A finite positive number.
+    pub weight: f64,
+    /// Samples it was trained on.
+    pub num_samples: u64,
+    /// Named numbers the client reported.
+    pub metrics: BTreeMap<String, f64>,
+    /// Bytes of the body.
+    pub bytes: u64,
+    /// The node that holds it.
+    pub node: NodeId,
+    /// Where it lies there.
+    pub slab: SlabId,
+    /// When the gateway had all of it.
+    pub at_ms: TimeMs,
+}
+
+/// What an owner asks of a running job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobAction {
+    /// Take no updates and open no round.
+    Pause,
+    /// Undo a pause.
+    Resume,
+    /// End the job; its models stay.
+    Stop,
+    /// End the job and forget it.
+    Delete,
+}
+
+/// Why a round takes no more updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CloseReason {
+    /// Enough updates came by the deadline.
+    Deadline,
+    /// Too few came and the spec says to skip.
+    Shortfall,
+    /// The job was stopped.
+    Stopped,
+}
+
+/// A model version that can be served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCommit {
+    /// 0 for the initial model.
+    pub version: u64,
+    /// BLAKE3 of the file: its ETag.
+    pub etag: Digest,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Digest of the function that made it; `None` for the initial model.
+    pub function: Option<Digest>,
+    /// Number of updates in it.
+    pub contributors: u64,
+    /// Digest of its contribution set (receipts in order); `None` for the initial model.
+    pub contribution: Option<Digest>,
+    /// Sample-weighted means of what the contributors reported.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// A job was created.
+    JobCreated {
+        /// Its new identity.
+        uid: JobUid,
+        /// The spec, as canonical JSON.
+        spec: String,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A running job's spec was changed.
+    JobPatched {
+        /// The job.
+        uid: JobUid,
+        /// What changed.
+        patch: SpecPatch,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// An owner acted on a job.
+    JobActed {
+        /// The job.
+        uid: JobUid,
+        /// How.
+        action: JobAction,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A job cannot go on.
+    JobFailed {
+        /// The job.
+        uid: JobUid,
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// The initial model was stored.
+    ModelPut {
+        /// The job.
+        uid: JobUid,
+        /// The model.
+        model: ModelCommit,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A round began to take updates.
+    RoundOpened {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// When it ends, if it does.
+        deadline_ms: Option<TimeMs>,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// An open round got another deadline.
+    RoundExtended {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The new deadline.
+        deadline_ms: TimeMs,
+    },
+    /// A round was closed before its goal. (The goal itself closes a round without a record.)
+    RoundClosed {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// Why.
+        reason: CloseReason,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// Updates were accepted; one record carries a group.
+    Accepted(
+        /// In order of acceptance.
+        Vec<Accept>,
+    ),
+    /// Updates are in a round's accumulator. Derived from the accumulator's header, hence idempotent.
+    Folded {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The updates.
+        receipts: Vec<ReceiptId>,
+    },
+    /// The function trapped on an update.
+    Discarded {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The update.
+        receipt: ReceiptId,
+        /// What the trap said.
+        reason: String,
+    },
+    /// Updates died with their node's memory before they were committed.
+    Lost {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The updates.
+        receipts: Vec<ReceiptId>,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A round's model was committed.
+    Committed {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The new model.
+        model: ModelCommit,
+        /// When.
+        at_ms: TimeMs,
+    },
+}

@@ -1,0 +1,362 @@
+//! The job spec: what an owner says of a job.
+//!
+//! Read field by field, so that one answer names every bad field and not only the first.
+
+mod fields;
+mod quantity;
+
+use crate::{Dtype, FieldError, Name, TensorRule};
+use fields::Fields;
+pub use quantity::DurationText;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// What clients send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateKind {
+    /// Whole weights.
+    #[default]
+    Weights,
+    /// Differences from the round's model.
+    Delta,
+}
+
+/// What happens when a round's deadline passes below `min_updates`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnShortfall {
+    /// The round keeps what it has and gets another deadline.
+    #[default]
+    Retry,
+    /// The round ends without a new model; its updates are discarded and the next round opens.
+    Skip,
+    /// The job fails.
+    Fail,
+}
+
+/// The shape of the aggregation on one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Topology {
+    /// One accumulator, cut by coordinate.
+    #[default]
+    Auto,
+    /// A tree of accumulators: leaves, then middles, then one top.
+    Tree {
+        /// Accumulators that take updates, 1 to 64.
+        leaves: u32,
+        /// Accumulators between the leaves and the top; 0 for none.
+        middles: u32,
+    },
+}
+
+impl Topology {
+    /// Number of accumulators that take updates.
+    pub fn leaves(self) -> u32 {
+        match self {
+            Self::Auto => 1,
+            Self::Tree { leaves, .. } => leaves,
+        }
+    }
+}
+
+/// What a job may cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobLimits {
+    /// Bytes of one update's body.
+    pub update_bytes: u64,
+    /// Instances of its function at one time.
+    pub instances: u32,
+    /// Bytes of one instance's own memory, windows not counted.
+    pub memory_bytes: u64,
+    /// Milliseconds one call into the function may take.
+    pub cpu_ms: u64,
+    /// Largest weight of an update.
+    pub weight_max: f64,
+}
+
+impl Default for JobLimits {
+    fn default() -> Self {
+        Self { update_bytes: 4 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e12 }
+    }
+}
+
+/// Which checkpoints are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Checkpoints {
+    /// Model versions kept beside the initial one; the newest always is.
+    pub keep_last: u32,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { keep_last: 10 }
+    }
+}
+
+/// What an owner says of a job. Everything but `name` and `function` has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct JobSpec {
+    /// The job's name, a DNS label.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its namespace; `default` when absent.
+    #[schema(value_type = String)]
+    pub namespace: Name,
+    /// The function: a name, or `name@digest` to pin its bytes.
+    pub function: String,
+    /// The function's own configuration, checked by it. Default `{}`.
+    #[schema(value_type = Object)]
+    pub config: Map<String, Value>,
+    /// Handed to clients with every task. Default `{}`.
+    #[schema(value_type = Object)]
+    pub client_config: Map<String, Value>,
+    /// Overrides of `client_config` that hold from the named round on. Default none.
+    #[schema(value_type = Object)]
+    pub client_config_from_round: BTreeMap<u64, Map<String, Value>>,
+    /// What clients send. Default `weights`.
+    pub update: UpdateKind,
+    /// Rules for tensors by name, first match first. Default: floats are averaged, the rest is kept.
+    pub tensors: Vec<TensorRule>,
+    /// Float types an update may use beside the model's own. Default none.
+    pub update_dtypes: Vec<Dtype>,
+    /// Rounds until the job is completed. Default 10.
+    pub rounds: u64,
+    /// Updates that close a round. Default 2.
+    pub goal: u64,
+    /// Tasks handed out for a round, as a multiple of `goal`; at least 1. Default 1.3.
+    pub over_provision: f64,
+    /// Updates that a round needs at its deadline to be committed. Default: half of `goal`, rounded up.
+    pub min_updates: u64,
+    /// How long a round stays open; null for no deadline. Default `"10m"`.
+    #[schema(value_type = Option<String>)]
+    pub deadline: Option<DurationText>,
+    /// What happens below `min_updates`. Default `retry`.
+    pub on_shortfall: OnShortfall,
+    /// The shape of the aggregation. Default `auto`.
+    pub topology: Topology,
+    /// What the job may cost.
+    pub limits: JobLimits,
+    /// Which checkpoints are kept.
+    pub checkpoints: Checkpoints,
+    /// How long receipts of ended rounds are kept. Default `"24h"`.
+    #[schema(value_type = String)]
+    pub receipts: DurationText,
+}
+
+/// Most updates of one round, and most rounds of a job.
+const COUNT_MAX: u64 = 1 << 40;
+/// Deepest nesting and longest text of a spec are bounded by its size.
+pub const SPEC_BYTES_MAX: usize = 256 << 10;
+
+impl JobSpec {
+    /// Reads a spec, naming every bad field.
+    pub fn from_json(text: &[u8]) -> Result<Self, Vec<FieldError>> {
+        let whole = |message: String| vec![FieldError { field: String::new(), message }];
+        if text.len() > SPEC_BYTES_MAX {
+            return Err(whole(format!("a spec has at most {SPEC_BYTES_MAX} bytes, this one has {}", text.len())));
+        }
+        match serde_json::from_slice(text) {
+            Ok(Value::Object(map)) => Self::from_map(map),
+            Ok(_) => Err(whole("a spec is a JSON object".to_owned())),
+            Err(error) => Err(whole(format!("not JSON: {error}"))),
+        }
+    }
+
+    /// Reads a spec from a JSON object.
+    pub fn from_map(map: Map<String, Value>) -> Result<Self, Vec<FieldError>> {
+        let mut f = Fields::new(map);
+        let name = f.required("name");
+        let function = f.required::<String>("function");
+        let goal = f.count("goal", 2, COUNT_MAX);
+        let spec = Self {
+            name: name.unwrap_or_else(Name::default_namespace),
+            namespace: f.or_else("namespace", Name::default_namespace),
+            function: function.unwrap_or_default(),
+            config: f.or_default("config"),
+            client_config: f.or_default("client_config"),
+            client_config_from_round: f.or_default("client_config_from_round"),
+            update: f.or_default("update"),
+            tensors: f.or_default("tensors"),
+            update_dtypes: f.or_default("update_dtypes"),
+            rounds: f.count("rounds", 10, COUNT_MAX),
+            goal,
+            over_provision: f.or_else("over_provision", || 1.3),
+            min_updates: f.count("min_updates", goal.div_ceil(2), COUNT_MAX),
+            deadline: f.or_else("deadline", || Some(DurationText::from_ms(600_000))),
+            on_shortfall: f.or_default("on_shortfall"),
+            topology: topology(&mut f),
+            limits: limits(&mut f),
+            checkpoints: checkpoints(&mut f),
+            receipts: f.or_else("receipts", || DurationText::from_ms(24 * 3_600_000)),
+        };
+        spec.check(&mut f);
+        f.finish().map(|()| spec)
+    }
+
+    /// The checks that a type alone does not make.
+    fn check(&self, f: &mut Fields) {
+        if !f.has_error("function") && !is_function_reference(&self.function) {
+            f.error("function", "a function is a DNS label, or name@digest with 64 hexadecimal digits");
+        }
+        if !(1.0..=100.0).contains(&self.over_provision) {
+            f.error("over_provision", "a number from 1 to 100");
+        }
+        if self.min_updates > self.goal {
+            f.error("min_updates", &format!("at most the goal, {}", self.goal));
+        }
+        if self.deadline.is_some_and(|deadline| !(100..=365 * 86_400_000).contains(&deadline.ms())) {
+            f.error("deadline", "from 100ms to 365d, or null for none");
+        }
+        if let Some(bad) = self.update_dtypes.iter().find(|dtype| !dtype.is_float()) {
+            f.error("update_dtypes", &format!("{bad} is not a float type that functions read"));
+        }
+        for (i, rule) in self.tensors.iter().enumerate() {
+            if rule.pattern.is_empty() || rule.pattern.len() > 1024 {
+                f.error(&format!("tensors.{i}.match"), "a pattern of 1 to 1024 bytes; `*` stands for any text");
+            }
+        }
+    }
+
+    /// The client configuration for `round`: the base, then every override that holds by then, in order.
+    pub fn client_config_for(&self, round: u64) -> Map<String, Value> {
+        let mut config = self.client_config.clone();
+        for (_, overrides) in self.client_config_from_round.range(..=round) {
+            config.extend(overrides.clone());
+        }
+        config
+    }
+
+    /// Tasks handed out for one round.
+    pub fn tasks_per_round(&self) -> u64 {
+        (self.goal as f64 * self.over_provision).ceil() as u64
+    }
+}
+
+fn topology(f: &mut Fields) -> Topology {
+    let topology = f.or_default("topology");
+    if let Topology::Tree { leaves, middles } = topology
+        && (!(1..=64).contains(&leaves) || middles > leaves)
+    {
+        f.error("topology", "1 to 64 leaves and at most as many middles");
+    }
+    topology
+}
+
+fn limits(f: &mut Fields) -> JobLimits {
+    let default = JobLimits::default();
+    let mut g = f.nested("limits");
+    let limits = JobLimits {
+        update_bytes: g.count("update_bytes", default.update_bytes, 1 << 42),
+        instances: g.count("instances", default.instances.into(), 256) as u32,
+        memory_bytes: g.count("memory_bytes", default.memory_bytes, 64 << 20),
+        cpu_ms: g.count("cpu_ms", default.cpu_ms, 3_600_000),
+        weight_max: g.or_else("weight_max", || default.weight_max),
+    };
+    if !(limits.weight_max.is_finite() && limits.weight_max > 0.0) {
+        g.error("weight_max", "a finite positive number");
+    }
+    f.absorb(g);
+    limits
+}
+
+fn checkpoints(f: &mut Fields) -> Checkpoints {
+    let mut g = f.nested("checkpoints");
+    let checkpoints = Checkpoints { keep_last: g.count("keep_last", 10, 1_000_000) as u32 };
+    f.absorb(g);
+    checkpoints
+}
+
+fn is_function_reference(text: &str) -> bool {
+    match text.split_once('@') {
+        None => text.parse::<Name>().is_ok(),
+        Some((name, digest)) => name.parse::<Name>().is_ok() && digest.parse::<crate::Digest>().is_ok(),
+    }
+}
+
+/// The part of a spec that can change while the job runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpecPatch {
+    /// Rounds until the job is completed.
+    #[serde(default)]
+    pub rounds: Option<u64>,
+    /// Updates that close a round, from the next round on.
+    #[serde(default)]
+    pub goal: Option<u64>,
+    /// How long a round stays open, from the next round on.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub deadline: Option<DurationText>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<JobSpec, Vec<FieldError>> {
+        JobSpec::from_json(text.as_bytes())
+    }
+
+    #[test]
+    fn name_and_function_are_enough() {
+        let spec = read(r#"{"name":"digits","function":"fedavg"}"#).unwrap();
+        assert_eq!((spec.rounds, spec.goal, spec.min_updates), (10, 2, 1));
+        assert_eq!(spec.namespace.as_str(), "default");
+        assert_eq!(spec.deadline.unwrap().ms(), 600_000);
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let errors = read(
+            r#"{"name":"A","goal":0,"min_updates":"x","deadline":"soon","topology":{"tree":{"leaves":0,"middles":0}},
+            "limits":{"cpu_ms":0,"speed":1},"update_dtypes":["I8"],"frobnicate":1,"mode":{"async":{"buffer":8}},"exact":true}"#,
+        )
+        .unwrap_err();
+        let mut fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
+        fields.sort_unstable();
+        assert_eq!(
+            fields,
+            [
+                "deadline",
+                "exact",
+                "frobnicate",
+                "function",
+                "goal",
+                "limits.cpu_ms",
+                "limits.speed",
+                "min_updates",
+                "mode",
+                "name",
+                "topology",
+                "update_dtypes"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_written_spec_reads_back() {
+        let text = r#"{"name":"a","function":"fedavg","deadline":null,"topology":{"tree":{"leaves":4,"middles":2}},
+            "client_config":{"lr":0.1},"client_config_from_round":{"5":{"lr":0.01}}}"#;
+        let spec = read(text).unwrap();
+        let again = JobSpec::from_json(&serde_json::to_vec(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec);
+        assert_eq!(spec.client_config_for(4)["lr"], 0.1);
+        assert_eq!(spec.client_config_for(9)["lr"], 0.01);
+        assert_eq!(spec.topology.leaves(), 4);
+    }
+
+    #[test]
+    fn defaults_may_be_spelled_out() {
+        assert!(read(r#"{"name":"a","function":"fedavg","mode":"sync","exact":false,"clients":"open"}"#).is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(text in "\\PC{0,200}") {
+            let _ = JobSpec::from_json(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Where each byte of an update's body goes in its slab.
+//!
+//! The body lists tensors in its author's order and dtype; the slab holds segments in the job's order. A [`Fit`] is
+//! worked out from the header alone, before a slab is granted, so that a body that does not fit costs nothing.
+
+use super::header::{Header, TensorInfo};
+use super::layout::{Layout, Rule};
+use crate::Dtype;
+use serde::{Deserialize, Serialize};
+
+/// An update that does not have the model's layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tensor `{tensor}`: expected {expected}, found {found}")]
+pub struct LayoutError {
+    /// The tensor.
+    pub tensor: String,
+    /// What the job's model asks for.
+    pub expected: String,
+    /// What the update holds.
+    pub found: String,
+}
+
+/// One segment of the update within its slab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// Element type of the update, which may differ from the model's.
+    pub dtype: Dtype,
+    /// First byte within the slab: a multiple of 64.
+    pub offset: u64,
+    /// Its length in bytes, padding included.
+    pub bytes: u64,
+}
+
+/// One tensor of the body, in body order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Its name, for errors.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its range in the body's data.
+    pub begin: u64,
+    /// One past its last byte.
+    pub end: u64,
+    /// Its first byte in the slab; `None` for tensors that are read and dropped.
+    pub slab_offset: Option<u64>,
+    /// Bytes of padding after it in the slab, which the writer must zero.
+    pub padding: u64,
+}
+
+/// How an update fits a layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fit {
+    /// One for each of the layout's segments.
+    pub sections: Vec<Section>,
+    /// The tensors in the order of their bytes in the body.
+    pub tensors: Vec<Placed>,
+    /// Bytes the slab needs.
+    pub slab_bytes: u64,
+}
+
+impl Fit {
+    /// Fits an update with this header into `layout`. `dtypes` are the float types an update may use beside the
+    /// model's own.
+    pub fn new(layout: &Layout, update: &Header, dtypes: &[Dtype]) -> Result<Self, LayoutError> {
+        let section_dtypes = section_dtypes(layout, update, dtypes)?;
+        let mut slab_bytes = 0;
+        let sections: Vec<Section> = layout
+            .segments()
+            .iter()
+            .zip(section_dtypes)
+            .map(|(segment, dtype)| {
+                let bytes = segment.elements * dtype.bits() / 8;
+                let section = Section { dtype, offset: slab_bytes, bytes };
+                slab_bytes += bytes;
+                section
+            })
+            .collect();
+        let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
+        Ok(Self { sections, tensors, slab_bytes })
+    }
+}
+
+fn shown(dtype: Dtype, shape: &[u64]) -> String {
+    format!("{dtype} {shape:?}")
+}
+
+/// Checks names, shapes and dtypes; gives the update's dtype for each segment.
+fn section_dtypes(layout: &Layout, update: &Header, dtypes: &[Dtype]) -> Result<Vec<Dtype>, LayoutError> {
+    let mut present = vec![false; layout.tensors.len()];
+    let mut chosen: Vec<Option<(Dtype, &str)>> = vec![None; layout.segments().len()];
+    for info in &update.tensors {
+        let fail = |expected: String, found: String| LayoutError { tensor: info.name.clone(), expected, found };
+        let found = || shown(info.dtype, &info.shape);
+        let Some(&index) = layout.by_name.get(&info.name) else {
+            return Err(fail("no such tensor in the job's model".to_owned(), found()));
+        };
+        let expected = &layout.tensors[index];
+        let dtype_fits = info.dtype == expected.dtype
+            || (expected.dtype.is_float() && info.dtype.is_float() && dtypes.contains(&info.dtype));
+        if info.shape != expected.shape || !dtype_fits {
+            return Err(fail(shown(expected.dtype, &expected.shape), found()));
+        }
+        present[index] = true;
+        if let Some((segment, _)) = expected.place {
+            match chosen[segment] {
+                Some((dtype, first)) if dtype != info.dtype => {
+                    return Err(fail(format!("{dtype}, as its neighbour `{first}` has"), found()));
+                }
+                Some(_) => {}
+                None => chosen[segment] = Some((info.dtype, &info.name)),
+            }
+        }
+    }
+    for (tensor, present) in layout.tensors.iter().zip(present) {
+        if !present && tensor.rule != Rule::Exclude {
+            return Err(LayoutError {
+                tensor: tensor.name.clone(),
+                expected: shown(tensor.dtype, &tensor.shape),
+                found: "nothing".to_owned(),
+            });
+        }
+    }
+    let own = layout.segments().iter().map(|segment| segment.dtype);
+    Ok(chosen.into_iter().zip(own).map(|(chosen, own)| chosen.map_or(own, |(dtype, _)| dtype)).collect())
+}
+
+fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
+    let place = layout.by_name.get(&info.name).and_then(|index| layout.tensors[*index].place);
+    let width = info.dtype.bits() / 8;
+    let padded = info.elements().next_multiple_of(super::ALIGN_ELEMENTS);
+    Placed {
+        name: info.name.clone(),
+        dtype: info.dtype,
+        begin: info.begin,
+        end: info.end,
+        slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
+        padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensors::header::Limits;
+    use crate::tensors::layout::TensorRule;
+
+    fn header(tensors: &[(&str, &str, &[u64])]) -> Header {
+        let mut at = 0;
+        let entries: Vec<String> = tensors
+            .iter()
+            .map(|(name, dtype, shape)| {
+                let end = at + shape.iter().product::<u64>() * Dtype::from_name(dtype).unwrap().bits() / 8;
+                let entry = format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{at},{end}]}}"#);
+                at = end;
+                entry
+            })
+            .collect();
+        Header::parse(format!("{{{}}}", entries.join(",")).as_bytes(), &Limits::default()).unwrap()
+    }
+
+    fn layout() -> Layout {
+        let rules = [TensorRule { pattern: "private*".to_owned(), rule: Rule::Exclude }];
+        let model = header(&[("w", "F32", &[2, 3]), ("n", "I64", &[]), ("b", "F32", &[3]), ("private", "F32", &[2])]);
+        Layout::new(&model, &rules).unwrap()
+    }
+
+    #[test]
+    fn places_do_not_depend_on_the_order_of_the_body() {
+        let fit =
+            Fit::new(&layout(), &header(&[("b", "F32", &[3]), ("n", "I64", &[]), ("w", "F32", &[2, 3])]), &[]).unwrap();
+        let offsets: Vec<_> = fit.tensors.iter().map(|t| (t.name.as_str(), t.slab_offset, t.padding)).collect();
+        assert_eq!(offsets, [("b", Some(256), 244), ("n", None, 0), ("w", Some(0), 232)]);
+        assert_eq!((fit.slab_bytes, fit.sections.len()), (512, 1));
+    }
+
+    #[test]
+    fn other_float_types_fit_when_the_spec_allows_them() {
+        let update = header(&[("w", "BF16", &[2, 3]), ("n", "I64", &[]), ("b", "BF16", &[3])]);
+        assert!(Fit::new(&layout(), &update, &[]).unwrap_err().to_string().contains("expected F32 [2, 3], found BF16"));
+        assert_eq!(Fit::new(&layout(), &update, &[Dtype::Bf16]).unwrap().slab_bytes, 256);
+        let mixed = header(&[("w", "BF16", &[2, 3]), ("n", "I64", &[]), ("b", "F32", &[3])]);
+        let error = Fit::new(&layout(), &mixed, &[Dtype::Bf16]).unwrap_err().to_string();
+        assert!(error.contains("as its neighbour `w` has"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        for (update, expected) in [
+            (
+                header(&[("w", "F32", &[3, 2]), ("n", "I64", &[]), ("b", "F32", &[3])]),
+                "`w`: expected F32 [2, 3], found F32 [3, 2]",
+            ),
+            (header(&[("w", "F32", &[2, 3]), ("b", "F32", &[3])]), "`n`: expected I64 [], found nothing"),
+            (
+                header(&[("w", "F32", &[2, 3]), ("n", "I32", &[]), ("b", "F32", &[3])]),
+                "`n`: expected I64 [], found I32 []",
+            ),
+            (header(&[("x", "F32", &[1])]), "`x`: expected no such tensor"),
+        ] {
+            let error = Fit::new(&layout(), &update, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What the end-to-end tests stand on: the real server and the real bus as processes, plain HTTP to talk to them, and
+//! eyes on what they hold.
+//!
+//! Nothing here knows the platform's crates. A test that shared their types would agree with them about a mistake; an
+//! outside client, which is what these tests play, has only the published interface.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod api;
+mod buses;
+mod metrics;
+mod nats;
+mod observe;
+mod poll;
+mod programs;
+mod python;
+mod raw;
+mod server;
+mod tensors;
+
+pub use answer::Answer;
+pub use api::{Api, Job};
+pub use buses::{Bus, run};
+pub use metrics::{Metrics, Sample};
+pub use nats::Nats;
+pub use observe::Observed;
+pub use poll::{PATIENCE, until};
+pub use programs::{free_port, functions_dir, root, run_to_end, target_dir};
+pub use python::Python;
+pub use raw::{Raw, request_head};
+pub use server::Server;
+pub use tensors::{Tensor, Values, assert_close, file, file_with, raw_file, read, weighted_mean};

@@ -1,0 +1,57 @@
+//! A client written in another language, with the format's own package: what it writes and reads is not ours.
+
+use crate::programs::{root, target_dir};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A Python with the packages of `tests/python/requirements.txt`.
+pub struct Python {
+    program: PathBuf,
+}
+
+impl Python {
+    /// `CATCHMENT_PYTHON`, else a virtual environment among the build's tools, made when it is not there.
+    ///
+    /// # Panics
+    /// When it cannot be made, with what pip said.
+    pub fn find() -> Self {
+        if let Some(program) = std::env::var_os("CATCHMENT_PYTHON") {
+            return Self { program: program.into() };
+        }
+        let tools = target_dir().join("tools");
+        fs::create_dir_all(&tools).expect("make the folder for tools");
+        // One test at a time makes it.
+        let lock = File::create(tools.join("venv.lock")).expect("make a lock");
+        lock.lock().expect("lock");
+        let (venv, requirements) = (tools.join("venv"), requirements());
+        let program = venv.join("bin/python");
+        let stamp = venv.join("requirements.txt");
+        let wanted = fs::read(&requirements).expect("read requirements.txt");
+        if fs::read(&stamp).ok() != Some(wanted.clone()) {
+            run(Command::new("python3").arg("-m").arg("venv").arg(&venv));
+            run(Command::new(&program).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements));
+            fs::write(&stamp, wanted).expect("note what is installed");
+        }
+        Self { program }
+    }
+
+    /// Runs `tests/python/outside.py` and gives what it printed.
+    ///
+    /// # Panics
+    /// When it fails, with what it said.
+    pub fn outside(&self, arguments: &[&str]) -> String {
+        run(Command::new(&self.program).arg(root().join("tests/python/outside.py")).args(arguments))
+    }
+}
+
+fn requirements() -> PathBuf {
+    Path::new(root()).join("tests/python/requirements.txt")
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

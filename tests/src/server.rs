@@ -1,0 +1,177 @@
+//! `catchment up` as a process: started, killed, started again on what it left.
+
+use crate::programs::{catchment_command, functions_dir};
+use crate::{Api, Bus, Nats, Observed, PATIENCE, until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// What every server is started with unless a test says otherwise: impatient, so that tests of impatience are short.
+const DEFAULTS: [(&str, &str); 7] = [
+    ("--listen", "127.0.0.1:0"),
+    ("--slab-mib", "256"),
+    ("--body-grace", "1s"),
+    ("--body-rate-min", "1024"),
+    ("--room-wait", "500ms"),
+    ("--accept-wait", "2s"),
+    ("--lanes", "2"),
+];
+/// Lines of its log that a failing test shows.
+const LOG_LINES: usize = 150;
+
+/// A server, its data and its shared memory; all gone when it is dropped.
+pub struct Server {
+    child: Option<Child>,
+    address: String,
+    nats: Option<Nats>,
+    arguments: BTreeMap<String, String>,
+    more: Vec<String>,
+    // Removed last, in this order.
+    home: TempDir,
+    slabs: TempDir,
+}
+
+impl Server {
+    /// Starts one with the usual settings.
+    pub async fn start(bus: Bus) -> Self {
+        Self::start_with(bus, &[]).await
+    }
+
+    /// Starts one with further or other settings, each a flag and its value.
+    pub async fn start_with(bus: Bus, settings: &[(&str, &str)]) -> Self {
+        let prefix = format!("catchment-tests-{}-", std::process::id());
+        let slabs = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm").expect("make a folder for slabs");
+        let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
+        let nats = (bus == Bus::Nats).then(Nats::start);
+        let mut arguments: BTreeMap<String, String> =
+            DEFAULTS.iter().chain(settings).map(|(flag, value)| (flag.to_string(), value.to_string())).collect();
+        arguments.entry("--data".into()).or_insert_with(|| home.path().join("data").display().to_string());
+        arguments.insert("--slabs".into(), slabs.path().display().to_string());
+        if let Some(nats) = &nats {
+            arguments.insert("--nats".into(), nats.url());
+        }
+        let built = functions_dir().map(|dir| vec!["--functions".to_owned(), dir.display().to_string()]);
+        let more = built.unwrap_or_default();
+        let mut server = Self { child: None, address: String::new(), nats, arguments, more, home, slabs };
+        server.start_again().await;
+        server
+    }
+
+    /// Starts it on what an earlier life left, and waits until it is ready.
+    pub async fn start_again(&mut self) {
+        self.spawn();
+        let child = self.child.as_mut().expect("spawned just now");
+        let stdout = child.stdout.take().expect("piped");
+        let (sender, ready) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).ok();
+            sender.send(line).ok();
+        });
+        let line = tokio::time::timeout(PATIENCE, ready).await.expect("catchment says that it is up").unwrap_or_default();
+        let Some(address) = line.trim().strip_prefix("catchment is up: http://") else {
+            panic!("catchment does not start; it says `{}`", line.trim());
+        };
+        self.address = address.to_owned();
+    }
+
+    /// Starts the process and does not wait for it: for tests that kill it before it is ready.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "one life at a time");
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
+        let mut command = catchment_command();
+        command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
+        self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().expect("wait for catchment");
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub async fn stop(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::TERM).expect("send SIGTERM");
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if let Some(status) = child.try_wait().expect("wait for catchment") {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.child = Some(child);
+        panic!("catchment does not stop on SIGTERM");
+    }
+
+    /// Whether the process is alive.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().expect("wait for catchment").is_none())
+    }
+
+    /// `host:port` of its HTTP interface.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A client of its HTTP interface.
+    pub fn api(&self) -> Api {
+        Api::new(&self.address)
+    }
+
+    /// The bus's own server.
+    pub fn nats(&mut self) -> &mut Nats {
+        self.nats.as_mut().expect("this test runs on NATS")
+    }
+
+    /// What the process holds.
+    pub fn observe(&self) -> Observed {
+        Observed::of(self.child.as_ref().expect("it runs").id())
+    }
+
+    /// The folder of its slabs.
+    pub fn slabs(&self) -> &Path {
+        self.slabs.path()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("catchment.log")
+    }
+
+    /// Everything it has said so far, in every life.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Waits until no shared memory is in use: nothing received, nothing kept, no accumulator.
+    pub async fn holds_no_slabs(&self) {
+        let api = self.api();
+        until("no shared memory is in use", async || {
+            (api.metrics().await.slab_bytes_in_use() == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let died = self.child.is_some() && !self.is_alive();
+        self.kill9();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let shown = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            let end = if died { " (it had died)" } else { "" };
+            eprintln!("--- catchment's log{end}, last {} lines ---\n{}\n---", shown.len(), shown.join("\n"));
+        }
+    }
+}

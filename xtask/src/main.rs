@@ -1,0 +1,54 @@
+//! The project's own build steps: what plain cargo cannot do.
+//!
+//! Functions are compiled for another target, with whichever toolchain a machine happens to have, and the plain
+//! workspace build must not depend on any of it. So it happens here, on request.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod doctor;
+mod functions;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about = "Build steps of the Catchment workspace", bin_name = "cargo run --release -p xtask --")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build every function under functions/ as a wasm module
+    Functions(functions::Arguments),
+    /// Find or install what the tests need: a NATS server, and Python with safetensors
+    Setup,
+    /// Train one model with ten client processes and show what came of it
+    Demo(demo::Arguments),
+    /// Run every test of the workspace
+    Test,
+    /// Say which toolchains this machine has and which one each build would take
+    Doctor,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Functions(arguments) => functions::run(&arguments),
+        Task::Setup => setup::run().map(drop),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test => test::run(),
+        Task::Doctor => doctor::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
