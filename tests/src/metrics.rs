@@ -41,7 +41,8 @@ impl Metrics {
         let states = ["granted", "frozen", "accumulator"];
         let of = |state: &str| {
             let name = "catchment_slab_bytes";
-            let known = self.samples.iter().any(|s| s.name == name && s.labels.get("state").is_some_and(|v| v == state));
+            let known =
+                self.samples.iter().any(|s| s.name == name && s.labels.get("state").is_some_and(|v| v == state));
             assert!(known, "{name} has no state `{state}`");
             self.sum(name, &[("state", state)]) as u64
         };

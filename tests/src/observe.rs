@@ -23,6 +23,11 @@ impl Observed {
         let status = read("status");
         let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux counts RssAnon");
         let kib: u64 = anonymous.trim().trim_end_matches(" kB").trim().parse().expect("a number of kB");
-        Self { rss_bytes: kib << 10, files: count("fd"), threads: count("task"), mappings: read("maps").lines().count() }
+        Self {
+            rss_bytes: kib << 10,
+            files: count("fd"),
+            threads: count("task"),
+            mappings: read("maps").lines().count(),
+        }
     }
 }

@@ -73,7 +73,8 @@ impl Server {
             BufReader::new(stdout).read_line(&mut line).ok();
             sender.send(line).ok();
         });
-        let line = tokio::time::timeout(PATIENCE, ready).await.expect("catchment says that it is up").unwrap_or_default();
+        let line =
+            tokio::time::timeout(PATIENCE, ready).await.expect("catchment says that it is up").unwrap_or_default();
         let Some(address) = line.trim().strip_prefix("catchment is up: http://") else {
             panic!("catchment does not start; it says `{}`", line.trim());
         };
@@ -138,6 +139,11 @@ impl Server {
         Observed::of(self.child.as_ref().expect("it runs").id())
     }
 
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        Path::new(&self.arguments["--data"])
+    }
+
     /// The folder of its slabs.
     pub fn slabs(&self) -> &Path {
         self.slabs.path()
@@ -155,10 +161,8 @@ impl Server {
     /// Waits until no shared memory is in use: nothing received, nothing kept, no accumulator.
     pub async fn holds_no_slabs(&self) {
         let api = self.api();
-        until("no shared memory is in use", async || {
-            (api.metrics().await.slab_bytes_in_use() == 0).then_some(())
-        })
-        .await;
+        until("no shared memory is in use", async || (api.metrics().await.slab_bytes_in_use() == 0).then_some(()))
+            .await;
     }
 }
 

@@ -7,6 +7,7 @@
 mod demo;
 mod doctor;
 mod functions;
+mod fuzz;
 mod setup;
 mod test;
 mod toolchain;
@@ -32,6 +33,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run every test of the workspace
     Test,
+    /// Run every fuzz target for a while
+    Fuzz(fuzz::Arguments),
     /// Say which toolchains this machine has and which one each build would take
     Doctor,
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(drop),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Doctor => doctor::run(),
     };
     match outcome {

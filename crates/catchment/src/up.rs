@@ -74,7 +74,8 @@ impl Up {
             heap_bytes_max: 64 << 20,
             cpu_ms_max: 3_600_000,
             ..RuntimeConfig::default()
-        }).context("start the wasm runtime")?;
+        })
+        .context("start the wasm runtime")?;
         let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
         let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read functions")?;
         if EMBEDDED.is_empty() && dirs.is_empty() {

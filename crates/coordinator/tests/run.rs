@@ -132,6 +132,21 @@ async fn a_deadline_closes_the_round_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_deadlines_the_nearer_wakes() {
+    let (_, ledger) = coordinated(1, r#","goal":9,"rounds":1,"deadline":"30s","on_shortfall":"skip""#).await;
+    let slower = r#"{"name":"slower","function":"fedavg","goal":9,"rounds":1,"deadline":"60s","on_shortfall":"skip"}"#;
+    let opened = Instant::now();
+    let second = uid(200);
+    ledger.propose(Record::JobCreated { uid: second, spec: slower.to_owned(), at_ms: 0 }).await.unwrap();
+    ledger.propose(Record::ModelPut { uid: second, model: INITIAL, at_ms: 0 }).await.unwrap();
+    for (job, after_s) in [(0, 30), (200, 60)] {
+        until(&ledger, |state| phase(state, job) == Some((1, Phase::Skipped))).await;
+        let took = opened.elapsed().as_millis();
+        assert!((after_s * 1000..after_s * 1000 + 50).contains(&took), "{took} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shortfall_does_what_the_spec_says() {
     let shared = r#","goal":9,"min_updates":2,"rounds":2,"deadline":"1s","on_shortfall":"#;
     let (_, ledger) = coordinated(1, &format!(r#"{shared}"skip""#)).await;

@@ -115,11 +115,12 @@ fn audit_clients(round: &Round) -> Result<(), String> {
     let mut present = HashSet::new();
     for update in round.updates() {
         let client = &update.accept.client;
+        let standing = round.update_of(client).map(|standing| standing.receipt);
         if update.state == ReceiptState::Lost {
+            ensure!(standing != Some(update.receipt), "client {client} is represented by what is lost");
             continue;
         }
         ensure!(present.insert(client), "client {client} has two updates");
-        let standing = round.update_of(client).map(|standing| standing.receipt);
         ensure!(standing == Some(update.receipt), "client {client} is represented by another update");
     }
     Ok(())

@@ -15,7 +15,6 @@ mod updates;
 
 pub use docs::openapi_json;
 pub(crate) use serve::serve;
-pub(crate) use updates::{parse_digest, parse_metrics};
 
 use crate::context::Context;
 use axum::Router;

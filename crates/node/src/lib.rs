@@ -10,7 +10,6 @@ mod checkin;
 mod context;
 mod functions;
 pub mod gateway;
-mod ingest;
 mod layouts;
 mod metrics;
 mod models;

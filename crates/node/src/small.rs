@@ -6,10 +6,10 @@
 
 use crate::context::Context;
 use crate::gateway::body::Body;
-use crate::gateway::{parse_digest, parse_metrics};
 use crate::subjects;
 use crate::submit::{Submission, Submitted, submit};
 use catchment_bus::{BusError, Message};
+use catchment_ingest::{parse_digest, parse_metrics};
 use catchment_types::{ClientId, Code, Name, Problem};
 use futures::StreamExt;
 use std::sync::Arc;

@@ -6,10 +6,10 @@
 use crate::aggregate;
 use crate::context::Context;
 use crate::gateway::body::Body;
-use crate::ingest::{Head, Scatter, UpdateDigest, layout_problem};
 use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use bytes::Bytes;
+use catchment_ingest::{Head, Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::{AcceptOutcome, LedgerError};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{

@@ -162,8 +162,7 @@ impl<'a> Plan<'a> {
         for (what, window, _) in &self.windows {
             let (len, file) = identify(window.fd).map_err(|error| HostError::argument(what, error))?;
             if window.offset_bytes.checked_add(window.len_bytes).is_none_or(|end| end > len) {
-                let reason =
-                    format!("bytes {}..+{} of a file of {len}", window.offset_bytes, window.len_bytes);
+                let reason = format!("bytes {}..+{} of a file of {len}", window.offset_bytes, window.len_bytes);
                 return Err(HostError::argument(what, reason));
             }
             files.push(file);

@@ -17,13 +17,7 @@ pub struct RuntimeConfig {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self {
-            instances_max: 64,
-            heap_bytes_max: 16 << 20,
-            cpu_ms_max: 60_000,
-            tick_ms: 10,
-            module_bytes_max: 8 << 20,
-        }
+        Self { instances_max: 64, heap_bytes_max: 16 << 20, cpu_ms_max: 60_000, tick_ms: 10, module_bytes_max: 8 << 20 }
     }
 }
 

@@ -8,9 +8,7 @@ use crate::ticker::Ticker;
 use crate::{RuntimeConfig, load, place, probe};
 use std::sync::Arc;
 use std::time::Duration;
-use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, Linker, OptLevel, PoolingAllocationConfig,
-};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, Linker, OptLevel, PoolingAllocationConfig};
 
 /// Entries of a function's table: pointers to its own functions.
 pub const TABLE_ELEMENTS_MAX: usize = 10_000;
@@ -47,8 +45,7 @@ impl Runtime {
     /// See [`RuntimeError`].
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         check(&config)?;
-        let failed =
-            |reason: String| RuntimeError::Engine { instances_max: config.instances_max, reason };
+        let failed = |reason: String| RuntimeError::Engine { instances_max: config.instances_max, reason };
         let engine = Engine::new(&engine_config(&config)).map_err(|e| failed(host::chain(&e)))?;
         let mut linker = Linker::new(&engine);
         host::link(&mut linker).map_err(|e| failed(host::chain(&e)))?;

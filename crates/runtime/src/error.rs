@@ -139,7 +139,9 @@ pub enum HostError {
         reason: String,
     },
     /// The windows of a call do not fit below 4 GiB together. Cut the range.
-    #[error("the windows of this call need {needed_bytes} bytes of address space, {available_bytes} are there; cut the range")]
+    #[error(
+        "the windows of this call need {needed_bytes} bytes of address space, {available_bytes} are there; cut the range"
+    )]
     TooLarge {
         /// What they need, gaps included.
         needed_bytes: u64,

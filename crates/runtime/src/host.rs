@@ -104,10 +104,16 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Some(memory) => text_at(memory.data(&caller), address, len.min(PANIC_BYTES_MAX)),
             None => None,
         };
+        let text = text.map(printable);
         caller.data_mut().panic = Some(text.unwrap_or_else(|| "panicked, and its text is out of bounds".to_string()));
         Err::<(), _>(wasmtime::Error::msg("the function panicked"))
     })?;
     Ok(())
+}
+
+/// A guest's words go into logs and answers: what does not print is left out.
+pub fn printable(text: String) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }
 
 /// Text in a guest's memory, if it is there.

@@ -1,10 +1,10 @@
 //! One running function.
 
 use crate::call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, Planned};
+use crate::engine::Runtime;
 use crate::error::{FunctionError, HostError};
 use crate::function::Function;
-use crate::engine::Runtime;
-use crate::host::{arm, monotonic_ns, packed_text, thread_cpu_ns};
+use crate::host::{arm, monotonic_ns, packed_text, printable, thread_cpu_ns};
 use crate::load::Exports;
 use crate::place::Area;
 use crate::sandbox::Sandbox;
@@ -149,7 +149,7 @@ impl Instance {
             return Ok(());
         }
         let reason = packed_text(self.sandbox.memory(), packed).inspect_err(|_| self.spent = true)?;
-        Err(FunctionError::Refused { reason })
+        Err(FunctionError::Refused { reason: printable(reason) })
     }
 }
 

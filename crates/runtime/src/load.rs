@@ -103,11 +103,7 @@ fn same(found: impl ExactSizeIterator<Item = ValType>, expected: &[ValType]) -> 
 }
 
 /// Makes an instance and looks its exports up.
-pub fn start(
-    runtime: &Runtime,
-    pre: &InstancePre<Host>,
-    limits: Limits,
-) -> Result<(Sandbox, Exports), FunctionError> {
+pub fn start(runtime: &Runtime, pre: &InstancePre<Host>, limits: Limits) -> Result<(Sandbox, Exports), FunctionError> {
     let config = runtime.config();
     let mut store = Host::new(limits.within(config), config.tick_ms).store(runtime.engine());
     let _running = runtime.ticker().running();

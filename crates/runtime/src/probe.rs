@@ -68,12 +68,12 @@ pub fn run(runtime: &Runtime) -> Result<(), String> {
 /// The whole area is one reservation, inaccessible and anonymous: mapping into it hurts nobody.
 fn check_reserved(area: Area) -> Result<(), String> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|e| format!("read /proc/self/maps: {e}"))?;
-    let mut covered = area.low;
+    let (mut covered, end_needed) = (area.low, area.base + GUEST_BYTES);
     for line in maps.lines() {
         let Some((range, rest)) = line.split_once(' ') else { continue };
         let Some((start, end)) = range.split_once('-') else { continue };
         let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)) else { continue };
-        if start <= covered && covered < end {
+        if start <= covered && covered < end && covered < end_needed {
             let fields: Vec<&str> = rest.split_whitespace().collect();
             if !(rest.starts_with("---p") && fields.get(3) == Some(&"0")) {
                 return Err(format!("{covered:#x} is not reserved: {line}"));
@@ -81,8 +81,11 @@ fn check_reserved(area: Area) -> Result<(), String> {
             covered = end;
         }
     }
-    let end = area.base + GUEST_BYTES;
-    if covered >= end { Ok(()) } else { Err(format!("the reservation ends at {covered:#x}, before {end:#x}")) }
+    if covered >= end_needed {
+        Ok(())
+    } else {
+        Err(format!("the reservation ends at {covered:#x}, before {end_needed:#x}"))
+    }
 }
 
 #[cfg(test)]

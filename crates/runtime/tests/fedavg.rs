@@ -210,10 +210,7 @@ fn configurations_are_checked_by_the_function() {
     function().check_config(&json!(null)).unwrap();
     function().check_config(&json!({"weighting": "uniform"})).unwrap();
     assert_eq!(refusal(json!({"wieghting": "x"})), "config: unknown field `wieghting`; known are `weighting`");
-    assert_eq!(
-        refusal(json!({"weighting": 3})),
-        "config.weighting: expected one of `weight`, `uniform`, found 3"
-    );
+    assert_eq!(refusal(json!({"weighting": 3})), "config.weighting: expected one of `weight`, `uniform`, found 3");
     assert_eq!(refusal(json!([1])), "config: expected an object, found an array");
     assert!(refusal(json!({"weighting": "w".repeat(300_000)})).contains("at most"));
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use catchment_runtime::{Dtype, FoldArgs, FunctionError, HostError, Instance, Limits, Rule, Runtime, Window};
+use catchment_runtime::{Dtype, FoldArgs, Function, FunctionError, HostError, Instance, Limits, Rule, Runtime, Window};
 use common::{ACC_OUT, Guest, Memory, UPDATE, built, fedavg, runtime};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ fn fold_once(instance: &mut Instance, update: &Memory, out: &Memory, elements: u
 }
 
 /// Runs a guest's fold over windows of one page and expects a clean trap that left the update alone.
-fn expect_trap(runtime: &Runtime, body: &str) {
+fn expect_trap(runtime: &Runtime, fedavg: &Function, body: &str) {
     let mut instance = instance(runtime, Guest { fold: body, ..Guest::default() });
     let update = Memory::f64s(&[1.5; 512]);
     let out = Memory::zeros(4096);
@@ -36,12 +36,12 @@ fn expect_trap(runtime: &Runtime, body: &str) {
     let again = fold_once(&mut instance, &update, &out, 512);
     assert_eq!(again, Err(FunctionError::Host(HostError::Spent)));
     drop(instance);
-    fold_works(runtime);
+    fold_works(fedavg);
 }
 
 /// The runtime is as good as new.
-fn fold_works(runtime: &Runtime) {
-    let mut instance = fedavg(runtime).instantiate(&json!({}), Limits::default()).expect("starts");
+fn fold_works(fedavg: &Function) {
+    let mut instance = fedavg.instantiate(&json!({}), Limits::default()).expect("starts");
     let (update, out) = (Memory::f64s(&[2.5; 512]), Memory::zeros(4096));
     fold_once(&mut instance, &update, &out, 512).expect("folds");
     assert_eq!(out.read_f64s(), vec![2.5; 512]);
@@ -50,6 +50,7 @@ fn fold_works(runtime: &Runtime) {
 #[test]
 fn writes_to_read_only_windows_trap() {
     let runtime = runtime();
+    let fedavg = fedavg(&runtime);
     for body in [
         format!("(i32.store8 {UPDATE} (i32.const 1))"),
         format!("(i64.store {UPDATE} (i64.const 1))"),
@@ -63,13 +64,14 @@ fn writes_to_read_only_windows_trap() {
         format!("(memory.copy (i32.const 0) {UPDATE} (i32.const 64))"),
         format!("(memory.fill {ACC_OUT} (i32.const 7) (i32.const 64))"),
     ] {
-        expect_trap(&runtime, &body);
+        expect_trap(&runtime, &fedavg, &body);
     }
 }
 
 #[test]
 fn accesses_beside_windows_trap() {
     let runtime = runtime();
+    let fedavg = fedavg(&runtime);
     for body in [
         // Beyond the last byte of a window, before the first, and where nothing was ever mapped.
         format!("(i32.store8 (i32.add {ACC_OUT} (i32.const 4096)) (i32.const 1))"),
@@ -84,7 +86,7 @@ fn accesses_beside_windows_trap() {
         "(i32.store (i32.const 131072) (i32.const 1))".to_string(),
         "(memory.fill (i32.const 131000) (i32.const 7) (i32.const 100))".to_string(),
     ] {
-        expect_trap(&runtime, &body);
+        expect_trap(&runtime, &fedavg, &body);
     }
 }
 
@@ -147,7 +149,7 @@ fn windows_are_gone_after_a_call() {
     // The first fold remembers the address; the second reads it although other windows are mapped now.
     let body = format!(
         "(if (i32.eqz (global.get $seen))
-            (then (global.set $seen (i32.add {UPDATE} (i32.const 8192))))
+            (then (global.set $seen (i32.add {UPDATE} (i32.const 16384))))
             (else (drop (i32.load (global.get $seen)))))"
     );
     let header = "(memory (export \"memory\") 2) (global $seen (mut i32) (i32.const 0))";
@@ -191,7 +193,10 @@ fn bad_windows_are_refused_before_anything_is_mapped() {
     refused(fold(511, first, &[second], 1.0), "update 0: 4096 bytes; 511 numbers of F64 take 4088");
     refused(fold(512, first, &[first], 1.0), "acc_out: it overlaps update 0");
     refused(fold(512, first, &[file.range(PAGE - 8, PAGE)], 1.0), "acc_out: it overlaps update 0");
-    refused(fold(512, first, &[file.range(3 * PAGE - 8, PAGE)], 1.0), "update 0: bytes 12280..+4096 of a file of 12288");
+    refused(
+        fold(512, first, &[file.range(3 * PAGE - 8, PAGE)], 1.0),
+        "update 0: bytes 12280..+4096 of a file of 12288",
+    );
     refused(fold(512, first, &[file.range(PAGE + 4, PAGE)], 1.0), "multiple of 8");
     let read_only = file.read_only();
     refused(fold(512, read_only.range(0, PAGE), &[second], 1.0), "map acc_out: ");
@@ -221,13 +226,8 @@ fn windows_that_do_not_fit_together_say_so() {
         num_samples: 1.0,
         staleness: 0,
     };
-    let args = FoldArgs {
-        elements,
-        rule: Rule::Mean,
-        acc_in: None,
-        acc_out: out.range(0, bytes),
-        updates: &[update, update],
-    };
+    let args =
+        FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out.range(0, bytes), updates: &[update, update] };
     let error = instance.fold(args).unwrap_err();
     assert!(matches!(error, FunctionError::Host(HostError::TooLarge { .. })), "{error}");
     assert!(!instance.is_spent());

@@ -196,6 +196,11 @@ impl JobSpec {
         f.finish().map(|()| spec)
     }
 
+    /// The spec as JSON, defaults filled in.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a spec is plain data with text keys")
+    }
+
     /// The checks that a type alone does not make.
     fn check(&self, f: &mut Fields) {
         if !f.has_error("function") && !is_function_reference(&self.function) {

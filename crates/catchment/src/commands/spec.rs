@@ -158,7 +158,8 @@ fn topology(text: &str) -> Result<Value, String> {
     if text == "auto" {
         return Ok(json!("auto"));
     }
-    let (leaves, middles) = text.strip_prefix("tree:").map(|n| n.split_once(',').unwrap_or((n, "0"))).ok_or_else(expected)?;
+    let (leaves, middles) =
+        text.strip_prefix("tree:").map(|n| n.split_once(',').unwrap_or((n, "0"))).ok_or_else(expected)?;
     let number = |text: &str| text.parse::<u32>().map_err(|_| expected());
     Ok(json!({"tree": {"leaves": number(leaves)?, "middles": number(middles)?}}))
 }
@@ -255,7 +256,8 @@ mod tests {
     fn flags_win_over_the_file_and_leave_the_rest() {
         let text = r#"{"name":"a","goal":3,"rounds":5,"config":{"x":1,"y":2},"checkpoints":{"keep_last":1}}"#;
         let (_dir, path) = file("spec.json", text);
-        let flags = flags(&["--spec", &path, "--goal", "9", "--config", "y=3", "--keep-last", "7", "--set", "rounds=6"]);
+        let flags =
+            flags(&["--spec", &path, "--goal", "9", "--config", "y=3", "--keep-last", "7", "--set", "rounds=6"]);
         let name: Name = "b".parse().unwrap();
         let spec = flags.merged(Some(&name), None).unwrap();
         assert_eq!(

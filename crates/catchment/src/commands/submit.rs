@@ -204,7 +204,9 @@ mod tests {
             sentence(&accepted, false),
             format!("receipt {id}: accepted from client a for round 3 of `digits`, weight 2.5")
         );
-        assert!(sentence(&accepted, true).ends_with("known already from client a for round 3 of `digits`, now accepted"));
+        assert!(
+            sentence(&accepted, true).ends_with("known already from client a for round 3 of `digits`, now accepted")
+        );
         let committed = Receipt { model_version: Some(4), ..receipt(ReceiptState::Committed) };
         assert_eq!(sentence(&committed, false), format!("receipt {id}: in model 4"));
         assert_eq!(sentence(&receipt(ReceiptState::Lost), false), format!("receipt {id}: lost"));

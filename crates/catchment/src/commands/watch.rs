@@ -34,12 +34,15 @@ const PAGE: usize = 100;
 ///   model    a version was published: `round`, contributors, metrics, and `duration_ms` since the version before
 ///   end      the job is over: its state, and why
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment, after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Exit status: 0 when the job completed or was stopped, 4 when it failed or was deleted.
 
 Examples:
   catchment watch digits
-  catchment watch digits --all --output json | jq -r 'select(.event == \"model\") | [.round, .metrics.accuracy] | @tsv'")]
+  catchment watch digits --all --output json | jq -r 'select(.event == \"model\") | [.round, .metrics.accuracy] | @tsv'"
+)]
 pub struct Watch {
     /// The job.
     name: Name,
@@ -79,8 +82,8 @@ pub async fn follow(calls: &JobClient, mut job: JobInfo, after: u64, output: &Ou
             view.end(&job)?;
             return ending(&job);
         }
-        let is_active = job.state == JobState::Running
-            && matches!(job.round.state, RoundState::Open | RoundState::Aggregating);
+        let is_active =
+            job.state == JobState::Running && matches!(job.round.state, RoundState::Open | RoundState::Aggregating);
         let changed = tokio::select! {
             changed = &mut change => changed.map(|_| true),
             () = tokio::time::sleep(PROGRESS), if is_active => Ok(false),

@@ -4,7 +4,7 @@ use crate::world::{Event, World, blake3_of};
 use catchment_coordinator::decide;
 use catchment_ledger::{Outcome, Phase};
 use catchment_types::{
-    Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, NodeId, Record, SlabId, SpecPatch,
+    Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, SpecPatch,
 };
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
@@ -188,12 +188,17 @@ impl World {
         let Some(job) = self.state.job(uid) else { return };
         let (round, at_ms) = (job.round_number(), self.now_ms);
         let Some(newest) = job.newest_model() else { return };
-        let next = catchment_types::ModelCommit { version: newest.commit.version + 1, ..newest.commit.clone() };
+        let next = ModelCommit { version: newest.commit.version + 1, ..newest.commit.clone() };
         let open = job.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
-        let record = match self.rng.random_range(0..4) {
+        let current = job.round.as_ref();
+        let early = current.filter(|round| round.is_active() && !round.is_ready()).map(|round| round.contribution());
+        let record = match self.rng.random_range(0..5) {
             0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, at_ms },
             1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, at_ms },
             2 => Record::Committed { uid, round: round + 1, model: next, at_ms },
+            3 if early.is_some() => {
+                Record::Committed { uid, round, model: ModelCommit { contribution: early, ..next }, at_ms }
+            }
             _ => Record::Committed { uid, round, model: next, at_ms },
         };
         let outcome = self.append(record);

@@ -110,6 +110,10 @@ impl Checks {
                 assert!(!matches!(before.phase, Some(Phase::Open | Phase::Aggregating)), "two rounds are open");
                 assert_eq!(*round, before.round + 1);
             }
+            (Record::Lost { uid, .. }, Outcome::Done) => {
+                let round = state.job(*uid).and_then(|job| job.active_round()).expect("only an active round loses");
+                assert_eq!(round.phase, Phase::Open, "what was lost may be sent again");
+            }
             (Record::Committed { uid, round, model, .. }, Outcome::Done) => {
                 let job = state.job(*uid).expect("its round was committed");
                 assert_eq!((model.version, job.models.len()), (before.models as u64, before.models + 1));

@@ -111,7 +111,11 @@ impl World {
         if !findings.unsaid.is_empty() {
             self.say(Record::Folded { uid, round, receipts: findings.unsaid });
         }
-        if let Some(model) = findings.commit {
+        if let Some(mut model) = findings.commit {
+            if self.chance(2) {
+                // It miscounts, and will do it again rightly.
+                model.version += 1;
+            }
             self.say(Record::Committed { uid, round, model, at_ms: self.now_ms });
         }
         let most = self.rng.random_range(1..=16);

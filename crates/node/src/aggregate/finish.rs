@@ -7,8 +7,8 @@ use super::job::{JobAggregation, StepError, blocking, is_outside, rule, unreadab
 use super::lanes::Level;
 use super::leaf::{BATCH_MAX, Leaf, LeafKey};
 use super::ranges::Range;
-use crate::ingest::Scatter;
 use crate::subjects;
+use catchment_ingest::Scatter;
 use catchment_ledger::{Outcome, Round};
 use catchment_runtime::{FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab};

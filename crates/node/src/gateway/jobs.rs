@@ -49,8 +49,7 @@ pub async fn create(
     let spec = JobSpec::from_json(&in_namespace(&at, &body)).map_err(|errors| Failure::fields(&errors))?;
     check_function(&context, &spec).await?;
     let uid = JobUid::from_bytes(context.entropy.bytes16());
-    let text = serde_json::to_string(&spec).map_err(|error| Failure::internal("write the spec", error))?;
-    match propose(&context, Record::JobCreated { uid, spec: text, at_ms: context.clock.now_ms() }).await? {
+    match propose(&context, Record::JobCreated { uid, spec: spec.to_json(), at_ms: context.clock.now_ms() }).await? {
         Outcome::Ignored(_) => {
             let detail = format!("there is a job `{}` in namespace `{}` already", spec.name, spec.namespace);
             Err(Problem::new(Code::Exists, detail).into())

@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_model_is_told_with_what_is_known_of_it() {
-        let model = serde_json::from_value(json!({"version": 3, "etag": "cd".repeat(32), "bytes": 1, "contributors": 10,
+        let model =
+            serde_json::from_value(json!({"version": 3, "etag": "cd".repeat(32), "bytes": 1, "contributors": 10,
             "created_at": "", "parent": 2, "function": null, "metrics": {"loss": 0.25}, "available": true}));
         let mut published = Published { round: Some(4), duration_ms: Some(4210), model: model.unwrap() };
         assert_eq!(model_line(&published), "round 4: model 3 of 10 updates, loss 0.2500, in 4.2 s");

@@ -1,6 +1,6 @@
 //! Writes the data of a body to its slab, tensor by tensor, in the order it arrives.
 
-use super::screen::first_non_finite;
+use crate::screen::first_non_finite;
 use catchment_types::{Code, Fit, Placed, Problem};
 
 /// The data of one body on its way into `memory`, which is exactly as long as the fit says.

@@ -1,6 +1,6 @@
 //! Collects the head of a safetensors body: its length prefix and its JSON text.
 
-use super::header_problem;
+use crate::header_problem;
 use catchment_types::{Header, Limits, Problem};
 
 /// A head being received.

@@ -1,21 +1,26 @@
-//! From the bytes of a body to a frozen slab.
+//! From the bytes of a request to an update in memory, without any I/O.
 //!
-//! The header is read and checked first; only then is a slab granted, so a body that does not fit costs nothing. Each
-//! tensor is then written once, at its canonical place, and digested and screened while it is still in cache.
+//! The header is read and checked first; only then is memory granted, so a body that does not fit costs nothing. Each
+//! tensor is then written once, at its canonical place, and digested and screened while it is still in cache. Apart from
+//! the node so that everything a stranger sends can be fuzzed at full speed.
+#![forbid(unsafe_code)]
 
 mod digest;
 mod head;
+mod said;
 mod scatter;
 mod screen;
 
 pub use digest::UpdateDigest;
 pub use head::Head;
+pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics};
 pub use scatter::Scatter;
+pub use screen::first_non_finite;
 
 use catchment_types::{Code, HeaderError, LayoutError, Problem};
 
 /// A header that does not hold together, as the caller is told.
-pub(crate) fn header_problem(error: &HeaderError) -> Problem {
+pub fn header_problem(error: &HeaderError) -> Problem {
     let code = match error {
         HeaderError::TooLong { .. } => Code::TooLarge,
         _ => Code::InvalidSafetensors,
@@ -24,7 +29,7 @@ pub(crate) fn header_problem(error: &HeaderError) -> Problem {
 }
 
 /// Tensors that are not the model's, as the caller is told.
-pub(crate) fn layout_problem(error: &LayoutError) -> Problem {
+pub fn layout_problem(error: &LayoutError) -> Problem {
     Problem::new(Code::Layout, format!("the update does not have the job's layout: {error}"))
         .with("tensor", error.tensor.as_str())
         .with("expected", error.expected.as_str())

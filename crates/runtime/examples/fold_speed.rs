@@ -1,0 +1,198 @@
+//! How fast updates are folded, next to how fast this machine reads memory at all.
+//!
+//! `cargo run --release -p catchment-runtime --example fold_speed -- [MiB per update] [threads] [4k|2m]`
+//!
+//! Sixteen updates in shared memory are folded at once by one instance a thread, each over its share of the
+//! coordinates, in ranges as a node would cut them. The ceiling is the same memory read and summed natively. Beside it
+//! are the costs of a start: compiling the module, making an instance, one tiny fold.
+
+use anyhow::{Context, Result};
+use catchment_runtime::{Dtype, FoldArgs, Function, Limits, Rule, Runtime, RuntimeConfig, UpdateWindow, Window};
+use memmap2::{MmapMut, MmapOptions};
+use std::fs::File;
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+const UPDATES: usize = 16;
+const ROUNDS: usize = 5;
+/// Coordinates of one call: 32 MiB of partial.
+const RANGE: u64 = 4 << 20;
+
+struct Slab {
+    file: File,
+    map: MmapMut,
+}
+
+impl Slab {
+    fn new(bytes: u64, huge: bool) -> Result<Self> {
+        let file = File::from(rustix::fs::memfd_create("fold-speed", rustix::fs::MemfdFlags::CLOEXEC)?);
+        file.set_len(bytes)?;
+        // SAFETY: the file is this process's own and keeps its length; only this mapping writes to it, and only while
+        // no fold runs.
+        let mut map = unsafe { MmapOptions::new().len(bytes as usize).map_mut(&file)? };
+        for page in map.chunks_mut(4096) {
+            page[0] = 1;
+        }
+        if huge {
+            collapse(&mut map).context("collapse into huge pages")?;
+        }
+        Ok(Self { file, map })
+    }
+
+    fn window(&self, offset_bytes: u64, len_bytes: u64) -> Window<'_> {
+        Window { fd: self.file.as_fd(), offset_bytes, len_bytes }
+    }
+}
+
+/// `MADV_COLLAPSE`, which works on memory files whatever the system's setting for them is.
+fn collapse(map: &mut MmapMut) -> std::io::Result<()> {
+    const MADV_COLLAPSE: i32 = 25;
+    // SAFETY: the range is one live mapping of ours; the advice changes how it is backed, not what it holds.
+    match unsafe { libc::madvise(map.as_mut_ptr().cast(), map.len(), MADV_COLLAPSE) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mib: u64 = arguments.first().map_or(Ok(64), |a| a.parse())?;
+    let threads: u64 = arguments.get(1).map_or(Ok(2), |a| a.parse())?;
+    let huge = arguments.get(2).is_none_or(|a| a == "2m");
+    let runtime = Runtime::new(RuntimeConfig::default())?;
+    let function = starts(&runtime)?;
+
+    println!("{UPDATES} updates of {mib} MiB, {threads} threads, {} pages", if huge { "2 MiB" } else { "4 KiB" });
+    let mut slabs = (0..UPDATES).map(|_| Slab::new(mib << 20, huge)).collect::<Result<Vec<_>>>()?;
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F64] {
+        let elements = (mib << 20) / dtype.bytes() as u64 / (threads * 4096) * (threads * 4096);
+        let accs = [Slab::new(elements * 8, huge)?, Slab::new(elements * 8, huge)?];
+        fill(&mut slabs, dtype);
+        let ceiling = best(|| read_all(&slabs, threads));
+        let folded = best(|| fold_all(&function, &slabs, &accs, dtype, elements, threads));
+        let bytes = (UPDATES as u64 * elements * dtype.bytes() as u64) as f64;
+        let rate = |time: Duration| bytes / time.as_secs_f64() / 1e9;
+        let with_acc = (bytes + 16.0 * elements as f64) / folded.as_secs_f64() / 1e9;
+        println!(
+            "{:>4}: read {:5.1} GB/s   fold {:5.1} GB/s of updates ({:.0}%), {with_acc:5.1} GB/s with the partials",
+            dtype.as_str(),
+            rate(ceiling),
+            rate(folded),
+            100.0 * rate(folded) / rate(ceiling)
+        );
+    }
+    Ok(())
+}
+
+/// Compiling, instantiating, and the smallest call.
+fn starts(runtime: &Runtime) -> Result<Function> {
+    let dir = std::env::var_os("CATCHMENT_FUNCTIONS_DIR").map(std::path::PathBuf::from);
+    let exe = std::env::current_exe()?;
+    let dir = dir.unwrap_or_else(|| exe.ancestors().nth(3).expect("a target folder").join("functions"));
+    let wasm = std::fs::read(dir.join("fedavg.wasm")).context("read fedavg.wasm (xtask functions builds it)")?;
+    let load = best(|| drop(runtime.load(&wasm).expect("loads")));
+    let function = runtime.load(&wasm)?;
+    let config = serde_json::json!({});
+    let start = |n: u32| {
+        let instance = || function.instantiate(&config, Limits::default()).expect("starts");
+        best(|| (0..n).for_each(|_| drop(instance()))) / n
+    };
+    let slabs = (0..18).map(|_| Slab::new(4096, false)).collect::<Result<Vec<_>>>()?;
+    let updates: Vec<_> = slabs[2..].iter().map(|s| update(s, Dtype::F64, 0, 512)).collect();
+    let mut instance = function.instantiate(&config, Limits::default())?;
+    let mut small = |k: usize| {
+        best(|| {
+            for _ in 0..1000 {
+                let acc_in = Some(slabs[0].window(0, 4096));
+                let acc_out = slabs[1].window(0, 4096);
+                let args = FoldArgs { elements: 512, rule: Rule::Mean, acc_in, acc_out, updates: &updates[..k] };
+                instance.fold(args).expect("folds");
+            }
+        }) / 1000
+    };
+    println!(
+        "compile {} KiB: {:.1} ms; instantiate and drop: {:.1} µs; a fold of 512 numbers: {:.1} µs (k=1), {:.1} µs (k=16)",
+        wasm.len() >> 10,
+        load.as_secs_f64() * 1e3,
+        start(200).as_secs_f64() * 1e6,
+        small(1).as_secs_f64() * 1e6,
+        small(16).as_secs_f64() * 1e6
+    );
+    Ok(function)
+}
+
+/// The shortest of several runs.
+fn best(mut run: impl FnMut()) -> Duration {
+    let mut time = || {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    (0..ROUNDS).map(|_| time()).min().expect("at least one run")
+}
+
+/// Ordinary numbers, so that no conversion meets a special case.
+fn fill(slabs: &mut [Slab], dtype: Dtype) {
+    let pattern: Vec<u8> = match dtype {
+        Dtype::F64 => 1.25f64.to_le_bytes().repeat(512),
+        Dtype::F32 => 1.25f32.to_le_bytes().repeat(1024),
+        Dtype::Bf16 => 0x3fa0u16.to_le_bytes().repeat(2048),
+        _ => 0x3d00u16.to_le_bytes().repeat(2048),
+    };
+    for slab in slabs {
+        slab.map.chunks_exact_mut(4096).for_each(|page| page.copy_from_slice(&pattern));
+    }
+}
+
+/// Each thread reads its share of every slab.
+fn read_all(slabs: &[Slab], threads: u64) {
+    std::thread::scope(|scope| {
+        for thread in 0..threads as usize {
+            scope.spawn(move || {
+                let mut sums = [0u64; 8];
+                for slab in slabs {
+                    let share = slab.map.len() / threads as usize;
+                    for line in slab.map[thread * share..][..share].as_chunks::<64>().0 {
+                        for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+                        }
+                    }
+                }
+                black_box(sums);
+            });
+        }
+    });
+}
+
+fn update(slab: &Slab, dtype: Dtype, start: u64, count: u64) -> UpdateWindow<'_> {
+    let bytes = dtype.bytes() as u64;
+    let window = slab.window(start * bytes, count * bytes);
+    UpdateWindow { window, dtype, weight: 0.5, num_samples: 1.0, staleness: 0 }
+}
+
+/// Each thread folds its share of the coordinates, range by range.
+fn fold_all(function: &Function, slabs: &[Slab], accs: &[Slab; 2], dtype: Dtype, elements: u64, threads: u64) {
+    let share = elements / threads;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                let mut instance = function.instantiate(&serde_json::json!({}), Limits::default()).expect("starts");
+                let (mut start, end) = (thread * share, (thread + 1) * share);
+                while start < end {
+                    let count = RANGE.min(end - start);
+                    let updates: Vec<_> = slabs.iter().map(|s| update(s, dtype, start, count)).collect();
+                    let args = FoldArgs {
+                        elements: count,
+                        rule: Rule::Mean,
+                        acc_in: Some(accs[0].window(start * 8, count * 8)),
+                        acc_out: accs[1].window(start * 8, count * 8),
+                        updates: &updates,
+                    };
+                    instance.fold(args).expect("folds");
+                    start += count;
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,112 @@
+//! A full disk under the data directory.
+
+use crate::{mean_of, update};
+use catchment_tests::{Bus, Server, on_both_buses, read, until};
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+use std::{fs, io};
+
+/// A file system of four megabytes, unmounted on drop.
+struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` where this process may not mount.
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().expect("make a folder");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(dir.path()).output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        mounted.then_some(Self { dir })
+    }
+
+    /// Takes every block that is left.
+    fn fill(&self) {
+        let filler =
+            io::Write::write_all(&mut fs::File::create(self.filler()).expect("make a file"), &vec![1; 8 << 20]);
+        assert_eq!(filler.expect_err("it does not fit").kind(), io::ErrorKind::StorageFull);
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.filler()).expect("remove the filler");
+    }
+
+    fn filler(&self) -> std::path::PathBuf {
+        self.dir.path().join("filler")
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("--lazy").arg(self.dir.path()).status().ok();
+    }
+}
+
+on_both_buses! {
+    /// Whatever could not be stored was not accepted; what was accepted is in the model once there is room.
+    async fn a_full_disk_is_said_and_nothing_is_lost(bus: Bus) {
+        let Some(disk) = SmallDisk::mount() else {
+            eprintln!("SKIPPED: only root can mount the small file system that this test fills");
+            return;
+        };
+        let data = disk.path().join("data").display().to_string();
+        let server = Server::start_with(bus, &[("--data", &data)]).await;
+        let api = server.api();
+        let job = api.begin("a", json!({"goal": 2, "rounds": 2}), &update(0.0)).await;
+        let first = job.accepted(1, "c", "", &update(1.0)).await;
+        disk.fill();
+        if bus == Bus::Embedded {
+            // The log is on that disk.
+            let problem = job.submit(1, "d", "", &update(3.0)).await.problem(503, "log_unavailable");
+            assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("room")), "{problem}");
+            api.post("/v1/jobs", &json!({"name": "b", "function": "fedavg"})).await.problem(503, "log_unavailable");
+            assert_eq!(job.round().await["received"], 1);
+            disk.make_room();
+        }
+        let second = until("the update is accepted", async || {
+            let answer = job.submit(1, "d", "", &update(3.0)).await;
+            [200, 202].contains(&answer.status).then(|| answer.json()["receipt"].clone())
+        })
+        .await;
+        if bus == Bus::Nats {
+            // The log is elsewhere, the model is not: the round waits for room.
+            until("the server says why it waits", async || server.log().contains("No space left").then_some(())).await;
+            assert_eq!(job.view().await["model_version"], 0);
+            disk.make_room();
+        }
+        job.published(1).await;
+        for receipt in [&first, &second] {
+            assert_eq!(api.receipt(receipt).await["state"], "committed");
+        }
+        assert_eq!(read(&job.model(1).await)["w"], mean_of(&[1.0, 3.0]));
+        job.open_round(2).await;
+        job.accepted(2, "c", "", &update(5.0)).await;
+        job.accepted(2, "d", "", &update(6.0)).await;
+        job.in_state("completed").await;
+        server.holds_no_slabs().await;
+    }
+
+    async fn a_model_that_does_not_fit_the_disk_can_be_sent_again(bus: Bus) {
+        let Some(disk) = SmallDisk::mount() else {
+            eprintln!("SKIPPED: only root can mount the small file system that this test fills");
+            return;
+        };
+        let data = disk.path().join("data").display().to_string();
+        let server = Server::start_with(bus, &[("--data", &data)]).await;
+        let job = server.api().create("a", json!({})).await;
+        disk.fill();
+        let answer = job.put_model(&update(0.0)).await;
+        assert!([500, 503].contains(&answer.status), "{}", answer.text());
+        let problem = answer.json();
+        assert_eq!(problem["retryable"], true, "{problem}");
+        disk.make_room();
+        job.put_model(&update(0.0)).await.expect(201);
+        job.open_round(1).await;
+        server.holds_no_slabs().await;
+    }
+}

@@ -1,0 +1,144 @@
+//! Updates over NATS alone: any client of the bus publishes one as a request, and the reply is the receipt.
+
+use async_nats::HeaderMap;
+use catchment_tests::{Bus, Job, Server, Tensor, assert_close, file, read, run, weighted_mean};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A client that knows NATS and nothing of HTTP.
+struct Outside {
+    client: async_nats::Client,
+}
+
+impl Outside {
+    async fn connect(server: &mut Server) -> Self {
+        let options = async_nats::ConnectOptions::new().request_timeout(Some(Duration::from_secs(20)));
+        Self { client: options.connect(server.nats().url()).await.expect("connect to NATS") }
+    }
+
+    async fn send(&self, subject: &str, headers: &[(&str, &str)], body: &[u8]) -> Value {
+        let mut map = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+        let reply = self.client.request_with_headers(subject.to_owned(), map, body.to_vec().into()).await;
+        let reply = reply.unwrap_or_else(|error| panic!("{subject}: {error}"));
+        serde_json::from_slice(&reply.payload).expect("a reply in JSON")
+    }
+}
+
+fn model() -> Vec<u8> {
+    update(0.0)
+}
+
+fn update(value: f32) -> Vec<u8> {
+    file(&[Tensor::f32("w", &[3], &[value, value + 1.0, value + 2.0])])
+}
+
+fn assert_problem(reply: &Value, status: u16, code: &str) {
+    assert_eq!((&reply["status"], &reply["code"]), (&json!(status), &json!(code)), "{reply}");
+    assert!(reply["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{reply}");
+    assert!(reply.get("retryable").is_some() && reply.get("receipt").is_none_or(|_| code == "conflict"), "{reply}");
+}
+
+async fn begin(server: &Server, spec: Value) -> Job {
+    server.api().begin("lora", spec, &model()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reply_to_an_update_is_its_receipt() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let job = begin(&server, json!({"goal": 3, "rounds": 1, "namespace": "lab"})).await;
+        let outside = Outside::connect(&mut server).await;
+        let subject = |client: &str| format!("catchment.v1.lab.lora.ingest.1.{client}");
+        let headers =
+            [("Catchment-Weight", "2.5"), ("Catchment-Num-Samples", "7"), ("Catchment-Metrics", "{\"loss\":3}")];
+        let receipt = outside.send(&subject("c"), &headers, &update(1.0)).await;
+        for (member, expected) in
+            [("client", json!("c")), ("round", json!(1)), ("weight", json!(2.5)), ("namespace", json!("lab"))]
+        {
+            assert_eq!(receipt[member], expected, "{receipt}");
+        }
+        // The same again, over either way in, is the same update.
+        let again = outside.send(&subject("c"), &headers, &update(1.0)).await;
+        assert_eq!(again["receipt"], receipt["receipt"]);
+        let http = [("catchment-metrics", "{\"loss\":3}")];
+        let over_http =
+            job.submit_with(1, "c", "weight=2.5&num_samples=7", &http, &update(1.0)).await.expect(200).json();
+        assert_eq!(over_http["receipt"], receipt["receipt"]);
+
+        let samples = outside.send(&subject("d"), &[("Catchment-Num-Samples", "4")], &update(5.0)).await;
+        assert_eq!(samples["weight"], 4.0);
+        job.accepted(1, "e", "", &update(9.0)).await;
+        job.in_state("completed").await;
+        for receipt in [&receipt, &samples] {
+            assert_eq!(server.api().receipt(&receipt["receipt"]).await["state"], "committed");
+        }
+        let sent = [(2.5, read(&update(1.0))), (4.0, read(&update(5.0))), (1.0, read(&update(9.0)))];
+        assert_close(&read(&job.model(1).await), &weighted_mean(&sent), 1e-6);
+        server.holds_no_slabs().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reply_to_a_bad_update_is_the_problem() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let job = begin(&server, json!({"goal": 2, "rounds": 1})).await;
+        let outside = Outside::connect(&mut server).await;
+        let subject = "catchment.v1.default.lora.ingest.1.c";
+        let nan = file(&[Tensor::f32("w", &[3], &[1.0, f32::NAN, 2.0])]);
+        let digest = [("Catchment-Digest", &*"0".repeat(64))];
+        for (subject, headers, body, status, code) in [
+            (subject, &[][..], nan, 422, "not_finite"),
+            (subject, &[], b"nothing".to_vec(), 400, "truncated"),
+            (subject, &[], vec![], 400, "truncated"),
+            (subject, &[], file(&[Tensor::f32("v", &[3], &[0.0; 3])]), 422, "layout"),
+            (subject, &[("Catchment-Weight", "0")], update(1.0), 422, "out_of_range"),
+            (subject, &[("Catchment-Weight", "heavy")], update(1.0), 400, "bad_request"),
+            (subject, &digest, update(1.0), 422, "checksum"),
+            ("catchment.v1.default.nosuch.ingest.1.c", &[], update(1.0), 404, "not_found"),
+            ("catchment.v1.default.lora.ingest.one.c", &[], update(1.0), 400, "bad_request"),
+            ("catchment.v1.default.lora.ingest.9.c", &[], update(1.0), 404, "not_found"),
+            ("catchment.v1.default.lora.ingest.1.c$d", &[], update(1.0), 400, "bad_request"),
+        ] {
+            assert_problem(&outside.send(subject, headers, &body).await, status, code);
+        }
+        assert_eq!(job.round().await["received"], 0);
+        server.holds_no_slabs().await;
+
+        outside.send(subject, &[], &update(1.0)).await;
+        assert_problem(&outside.send(subject, &[], &update(2.0)).await, 409, "conflict");
+        outside.send("catchment.v1.default.lora.ingest.1.d", &[], &update(3.0)).await;
+        job.in_state("completed").await;
+        assert_problem(
+            &outside.send("catchment.v1.default.lora.ingest.1.e", &[], &update(3.0)).await,
+            410,
+            "round_closed",
+        );
+    })
+    .await;
+}
+
+/// Hundreds at once through one subject tree: everybody gets the own receipt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_over_nats_is_counted_one_by_one() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let job = begin(&server, json!({"goal": 300, "rounds": 1})).await;
+        let outside = Outside::connect(&mut server).await;
+        let calls = (0..300).map(|k| {
+            let outside = &outside;
+            async move {
+                let subject = format!("catchment.v1.default.lora.ingest.1.c{k}");
+                let receipt = outside.send(&subject, &[], &update(k as f32)).await;
+                assert_eq!(receipt["client"], format!("c{k}"), "{receipt}");
+            }
+        });
+        futures::future::join_all(calls).await;
+        job.in_state("completed").await;
+        assert_close(&read(&job.model(1).await), &[("w".to_owned(), vec![149.5, 150.5, 151.5])].into(), 1e-6);
+        server.holds_no_slabs().await;
+    })
+    .await;
+}
