@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Files, Ran, Server, program, values, with_input};
 
@@ -314,23 +314,18 @@ fn a_terminal_gets_tables_and_a_live_view() {
 
 /// Runs a command on a terminal of its own until it ends; `look` sees what was shown so far. Gives that and the status.
 fn on_terminal(server: &Server, arguments: &[&str], look: impl Fn(&str)) -> (String, i32) {
-    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let screen = openpt(flags).unwrap();
-    grantpt(&screen).unwrap();
-    unlockpt(&screen).unwrap();
-    let size = rustix::termios::Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&screen, size).unwrap();
-    let terminal = ioctl_tiocgptpeer(&screen, flags).unwrap();
-    let mut command = server.command(arguments);
-    command.env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
-    let mut child = command.spawn().unwrap();
-    drop(command); // its copies of the terminal would keep it open
-    let (mut file, mut shown, mut bytes) = (std::fs::File::from(screen), String::new(), [0; 4096]);
-    // The terminal reads as an error once its last user is gone.
-    while let Ok(read) = file.read(&mut bytes) {
-        shown += &String::from_utf8_lossy(&bytes[..read]);
+    let line = format!("stty cols 120 rows 40 && exec {} {}", env!("CARGO_BIN_EXE_catchment"), arguments.join(" "));
+    // `script` (bsdutils, on every Debian) gives it the terminal, and this test what appears there.
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("TERM", "xterm");
+    script.env("CATCHMENT_URL", &server.url).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = script.spawn().expect("the program `script` is there");
+    let (mut screen, mut shown, mut bytes) = (child.stdout.take().unwrap(), String::new(), [0; 4096]);
+    loop {
+        match screen.read(&mut bytes).unwrap() {
+            0 => return (shown, child.wait().unwrap().code().unwrap()),
+            read => shown += &String::from_utf8_lossy(&bytes[..read]),
+        }
         look(&shown);
     }
-    (shown, child.wait().unwrap().code().unwrap())
 }

@@ -110,7 +110,8 @@ impl Job {
         while let Some(oldest) = self.history.back() {
             let is_old = oldest.ended_ms.is_none_or(|ended| ended < horizon_ms);
             let is_much = self.history_updates > HISTORY_UPDATES_MAX || self.history.len() > HISTORY_ROUNDS_MAX;
-            if !is_old && !(is_much && self.history.len() > 1) {
+            let is_dropped = is_old || (is_much && self.history.len() > 1);
+            if !is_dropped {
                 break;
             }
             self.history_updates -= oldest.len();

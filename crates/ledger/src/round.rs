@@ -228,7 +228,11 @@ impl Round {
     }
 
     pub(crate) fn fold(&mut self, receipts: &[ReceiptId]) -> bool {
-        receipts.iter().fold(false, |any, receipt| self.set_state(*receipt, ReceiptState::Folded, None, None) || any)
+        let before = self.folded;
+        for receipt in receipts {
+            self.set_state(*receipt, ReceiptState::Folded, None, None);
+        }
+        self.folded > before
     }
 
     /// Leaves an update out, unless an accumulator has it: nothing can be taken out of a sum again.

@@ -6,36 +6,47 @@
 //! coordinates, in ranges as a node would cut them. The ceiling is the same memory read and summed natively. Beside it
 //! are the costs of a start: compiling the module, making an instance, one tiny fold.
 
-use anyhow::{Context, Result};
 use catchment_runtime::{Dtype, FoldArgs, Function, Limits, Rule, Runtime, RuntimeConfig, UpdateWindow, Window};
-use memmap2::{MmapMut, MmapOptions};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use std::fs::File;
 use std::hint::black_box;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const UPDATES: usize = 16;
 const ROUNDS: usize = 5;
 /// Coordinates of one call: 32 MiB of partial.
 const RANGE: u64 = 4 << 20;
 
+const HUGE: usize = 2 << 20;
+
+/// A file in shared memory, mapped for filling and reading. Mappings last as long as the process.
 struct Slab {
     file: File,
-    map: MmapMut,
+    map: &'static mut [u8],
 }
 
 impl Slab {
     fn new(bytes: u64, huge: bool) -> Result<Self> {
         let file = File::from(rustix::fs::memfd_create("fold-speed", rustix::fs::MemfdFlags::CLOEXEC)?);
         file.set_len(bytes)?;
-        // SAFETY: the file is this process's own and keeps its length; only this mapping writes to it, and only while
-        // no fold runs.
-        let mut map = unsafe { MmapOptions::new().len(bytes as usize).map_mut(&file)? };
-        for page in map.chunks_mut(4096) {
-            page[0] = 1;
-        }
-        if huge {
-            collapse(&mut map).context("collapse into huge pages")?;
+        let len = bytes as usize;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the first mapping reserves a range of our own; the second lies within it, at its first multiple of
+        // 2 MiB. The file keeps its length, and folds write to it only while nobody holds the slice's content.
+        let map = unsafe {
+            let reserved =
+                mmap_anonymous(std::ptr::null_mut(), len + HUGE, ProtFlags::empty(), MapFlags::PRIVATE)?;
+            let aligned = (reserved as usize).next_multiple_of(HUGE) as *mut _;
+            let at = mmap(aligned, len, ProtFlags::READ | ProtFlags::WRITE, flags, &file, 0)?;
+            std::slice::from_raw_parts_mut(at.cast::<u8>(), len)
+        };
+        map.chunks_mut(4096).for_each(|page| page[0] = 1);
+        if huge && len >= HUGE {
+            collapse(map).map_err(|e| format!("collapse into huge pages: {e}"))?;
         }
         Ok(Self { file, map })
     }
@@ -46,7 +57,7 @@ impl Slab {
 }
 
 /// `MADV_COLLAPSE`, which works on memory files whatever the system's setting for them is.
-fn collapse(map: &mut MmapMut) -> std::io::Result<()> {
+fn collapse(map: &mut [u8]) -> std::io::Result<()> {
     const MADV_COLLAPSE: i32 = 25;
     // SAFETY: the range is one live mapping of ours; the advice changes how it is backed, not what it holds.
     match unsafe { libc::madvise(map.as_mut_ptr().cast(), map.len(), MADV_COLLAPSE) } {
@@ -69,17 +80,24 @@ fn main() -> Result<()> {
         let elements = (mib << 20) / dtype.bytes() as u64 / (threads * 4096) * (threads * 4096);
         let accs = [Slab::new(elements * 8, huge)?, Slab::new(elements * 8, huge)?];
         fill(&mut slabs, dtype);
-        let ceiling = best(|| read_all(&slabs, threads));
-        let folded = best(|| fold_all(&function, &slabs, &accs, dtype, elements, threads));
+        let (read_cpu_ns, fold_cpu_ns) = (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX));
+        let ceiling = best(|| drop(read_cpu_ns.fetch_min(read_all(&slabs, threads), Relaxed)));
+        let folded = best(|| {
+            let used = fold_all(&function, &slabs, &accs, dtype, elements, threads);
+            fold_cpu_ns.fetch_min(used, Relaxed);
+        });
         let bytes = (UPDATES as u64 * elements * dtype.bytes() as u64) as f64;
         let rate = |time: Duration| bytes / time.as_secs_f64() / 1e9;
         let with_acc = (bytes + 16.0 * elements as f64) / folded.as_secs_f64() / 1e9;
         println!(
-            "{:>4}: read {:5.1} GB/s   fold {:5.1} GB/s of updates ({:.0}%), {with_acc:5.1} GB/s with the partials",
+            "{:>4}: read {:5.1} GB/s   fold {:5.1} GB/s of updates ({:.0}%), {with_acc:5.1} GB/s with the partials; \
+             per CPU second read {:.1} GB, fold {:.1} GB",
             dtype.as_str(),
             rate(ceiling),
             rate(folded),
-            100.0 * rate(folded) / rate(ceiling)
+            100.0 * rate(folded) / rate(ceiling),
+            bytes / read_cpu_ns.into_inner() as f64,
+            bytes / fold_cpu_ns.into_inner() as f64
         );
     }
     Ok(())
@@ -90,7 +108,7 @@ fn starts(runtime: &Runtime) -> Result<Function> {
     let dir = std::env::var_os("CATCHMENT_FUNCTIONS_DIR").map(std::path::PathBuf::from);
     let exe = std::env::current_exe()?;
     let dir = dir.unwrap_or_else(|| exe.ancestors().nth(3).expect("a target folder").join("functions"));
-    let wasm = std::fs::read(dir.join("fedavg.wasm")).context("read fedavg.wasm (xtask functions builds it)")?;
+    let wasm = std::fs::read(dir.join("fedavg.wasm")).map_err(|e| format!("fedavg.wasm (xtask functions builds it): {e}"))?;
     let load = best(|| drop(runtime.load(&wasm).expect("loads")));
     let function = runtime.load(&wasm)?;
     let config = serde_json::json!({});
@@ -145,11 +163,14 @@ fn fill(slabs: &mut [Slab], dtype: Dtype) {
     }
 }
 
-/// Each thread reads its share of every slab.
-fn read_all(slabs: &[Slab], threads: u64) {
+/// Each thread reads its share of every slab. Returns the CPU time of all.
+fn read_all(slabs: &[Slab], threads: u64) -> u64 {
+    let cpu_ns = AtomicU64::new(0);
+    let cpu = &cpu_ns;
     std::thread::scope(|scope| {
         for thread in 0..threads as usize {
             scope.spawn(move || {
+                let started = thread_cpu_ns();
                 let mut sums = [0u64; 8];
                 for slab in slabs {
                     let share = slab.map.len() / threads as usize;
@@ -160,9 +181,16 @@ fn read_all(slabs: &[Slab], threads: u64) {
                     }
                 }
                 black_box(sums);
+                cpu.fetch_add(thread_cpu_ns() - started, Relaxed);
             });
         }
     });
+    cpu_ns.into_inner()
+}
+
+fn thread_cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 fn update(slab: &Slab, dtype: Dtype, start: u64, count: u64) -> UpdateWindow<'_> {
@@ -171,9 +199,11 @@ fn update(slab: &Slab, dtype: Dtype, start: u64, count: u64) -> UpdateWindow<'_>
     UpdateWindow { window, dtype, weight: 0.5, num_samples: 1.0, staleness: 0 }
 }
 
-/// Each thread folds its share of the coordinates, range by range.
-fn fold_all(function: &Function, slabs: &[Slab], accs: &[Slab; 2], dtype: Dtype, elements: u64, threads: u64) {
+/// Each thread folds its share of the coordinates, range by range. Returns the CPU time of all.
+fn fold_all(function: &Function, slabs: &[Slab], accs: &[Slab; 2], dtype: Dtype, elements: u64, threads: u64) -> u64 {
     let share = elements / threads;
+    let cpu_ns = AtomicU64::new(0);
+    let cpu = &cpu_ns;
     std::thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
@@ -189,10 +219,11 @@ fn fold_all(function: &Function, slabs: &[Slab], accs: &[Slab; 2], dtype: Dtype,
                         acc_out: accs[1].window(start * 8, count * 8),
                         updates: &updates,
                     };
-                    instance.fold(args).expect("folds");
+                    cpu.fetch_add(instance.fold(args).expect("folds").cpu_ns, Relaxed);
                     start += count;
                 }
             });
         }
     });
+    cpu_ns.into_inner()
 }

@@ -1,5 +1,6 @@
 //! The element types of tensors, and their ways to `f64` and back.
 
+use crate::pair::{self, LANES, Pair};
 use crate::{Bf16, F8E4M3, F8E5M2, F16};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -13,11 +14,17 @@ pub struct Bool(
 );
 
 mod sealed {
-    pub trait Sealed {}
+    use crate::pair::{LANES, Pair};
+
+    pub trait Sealed: Sized {
+        /// Eight numbers at once, for the inner loops of the kernels.
+        fn pairs(values: &[Self; LANES]) -> [Pair; LANES / 2];
+    }
 }
+pub(crate) use sealed::Sealed;
 
 /// An element of a tensor. Every dtype a function may meet implements it.
-pub trait Element: Copy + sealed::Sealed + 'static {
+pub trait Element: Copy + Sealed + 'static {
     /// The value: exact for all but 64-bit integers beyond 2^53, which round to nearest.
     fn to_f64(self) -> f64;
 
@@ -33,9 +40,16 @@ fn round_even(x: f64) -> f64 {
 }
 
 macro_rules! element {
-    ($($type:ty, $x:ident, $to:expr, $y:ident, $from:expr;)*) => {
+    ($($type:ty, $x:ident, $to:expr, $y:ident, $from:expr $(, $pairs:path)?;)*) => {
         $(
-            impl sealed::Sealed for $type {}
+            impl Sealed for $type {
+                #[inline(always)]
+                #[allow(unreachable_code, reason = "the general way follows the special one, where there is one")]
+                fn pairs(values: &[Self; LANES]) -> [Pair; LANES / 2] {
+                    $(return $pairs(values);)?
+                    pair::pairs_of(values, Self::to_f64)
+                }
+            }
             impl Element for $type {
                 #[inline(always)]
                 fn to_f64(self) -> f64 {
@@ -54,8 +68,8 @@ macro_rules! element {
 element! {
     f64, x, x, y, y;
     f32, x, x as f64, y, y as f32;
-    Bf16, x, x.to_f32() as f64, y, Self::from_f64(y);
-    F16, x, x.to_f32() as f64, y, Self::from_f64(y);
+    Bf16, x, x.to_f32() as f64, y, Self::from_f64(y), pair::pairs_of_bf16;
+    F16, x, x.to_f32() as f64, y, Self::from_f64(y), pair::pairs_of_f16;
     F8E4M3, x, x.to_f32() as f64, y, Self::from_f64(y);
     F8E5M2, x, x.to_f32() as f64, y, Self::from_f64(y);
     i64, x, x as f64, y, round_even(y) as i64;

@@ -7,7 +7,8 @@
 //! Every coordinate is summed in `f64`, strictly in the order of the terms and without fused multiply-add. So the
 //! result is the same bits natively and in wasm, in ranges or whole, and however many terms are taken at once.
 
-use crate::pair::Pair;
+use crate::element::Sealed;
+use crate::pair::{LANES, Pair};
 use crate::{Element, Values, ValuesMut};
 use core::array::from_fn;
 
@@ -16,8 +17,6 @@ pub const TERMS_MAX: usize = 16;
 
 /// Coordinates per block: 4 KiB of partial, which stays in cache while the terms of a call go by.
 const BLOCK: usize = 512;
-/// Coordinates per step of the inner loops.
-const LANES: usize = 8;
 
 static ZEROS: [f64; BLOCK] = [0.0; BLOCK];
 static LOWEST: [f64; BLOCK] = [f64::NEG_INFINITY; BLOCK];
@@ -135,13 +134,22 @@ fn blocks<S: Step>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: &[Term<'_
             Some(acc) => &acc[start..][..out.len()],
             None => &S::START[..out.len()],
         };
-        block::<S>(from, out, start, terms);
+        match (from.as_array(), out.as_mut_array()) {
+            (Some(from), Some(out)) => whole_block::<S>(from, out, start, terms),
+            _ => {
+                for (out, from) in out.iter_mut().zip(from) {
+                    *out = *from;
+                }
+                converted::<S>(out, start, terms);
+            }
+        }
     }
 }
 
 /// Takes one block of coordinates through all terms. Terms of one dtype in a row go up to four at a time.
-fn block<S: Step>(from: &[f64], out: &mut [f64], start: usize, terms: &[Term<'_>]) {
-    let mut from = from;
+fn whole_block<S: Step>(from: &[f64; BLOCK], out: &mut [f64; BLOCK], start: usize, terms: &[Term<'_>]) {
+    // Only the first group reads the partial so far; from then on `out` holds it.
+    let mut from = Some(from);
     let mut rest = terms;
     while let Some((first, _)) = rest.first() {
         let alike = rest.iter().take_while(|(values, _)| values.dtype() == first.dtype()).count();
@@ -150,41 +158,42 @@ fn block<S: Step>(from: &[f64], out: &mut [f64], start: usize, terms: &[Term<'_>
             2.. => 2,
             _ => 1,
         });
-        group_of::<S>(from, out, start, group);
-        // Only the first group reads the partial so far; from then on `out` holds it.
-        (from, rest) = (&[], after);
-    }
-}
-
-/// Takes a block through a group of terms of one dtype.
-fn group_of<S: Step>(from: &[f64], out: &mut [f64], start: usize, group: &[Term<'_>]) {
-    macro_rules! direct {
-        ($variant:ident) => {
-            direct::<S, _>(from, out, start, group, |values| match values {
-                Values::$variant(x) => x,
-                _ => unreachable!("a group has one dtype"),
-            })
-        };
-    }
-    match group[0].0 {
-        Values::F64(_) => direct!(F64),
-        Values::F32(_) => direct!(F32),
-        Values::Bf16(_) => direct!(Bf16),
-        Values::F16(_) => direct!(F16),
-        _ => converted::<S>(from, out, start, group),
+        macro_rules! direct {
+            ($variant:ident) => {
+                direct::<S, _>(from.take(), out, start, group, |values| match values {
+                    Values::$variant(x) => x,
+                    _ => unreachable!("a group has one dtype"),
+                })
+            };
+        }
+        match first {
+            Values::F64(_) => direct!(F64),
+            Values::F32(_) => direct!(F32),
+            Values::Bf16(_) => direct!(Bf16),
+            Values::F16(_) => direct!(F16),
+            _ => {
+                if let Some(from) = from.take() {
+                    *out = *from;
+                }
+                converted::<S>(out, start, group);
+            }
+        }
+        rest = after;
     }
 }
 
 /// The dtypes that matter for speed: converted on the way, in registers.
 fn direct<'a, S: Step, T: Element>(
-    from: &[f64],
-    out: &mut [f64],
+    from: Option<&[f64; BLOCK]>,
+    out: &mut [f64; BLOCK],
     start: usize,
     group: &[Term<'a>],
     pick: impl Fn(Values<'a>) -> &'a [T],
 ) {
-    let count = out.len();
-    let term = |i: usize| (&pick(group[i].0)[start..][..count], group[i].1);
+    let term = |i: usize| {
+        let (values, weight) = group[i];
+        (pick(values)[start..][..BLOCK].as_array().expect("a block"), weight)
+    };
     match group.len() {
         4 => lanes::<S, T, 4>(from, out, from_fn(term)),
         2 => lanes::<S, T, 2>(from, out, from_fn(term)),
@@ -193,67 +202,58 @@ fn direct<'a, S: Step, T: Element>(
     }
 }
 
-/// The other dtypes: converted block by block.
-fn converted<S: Step>(from: &[f64], out: &mut [f64], start: usize, group: &[Term<'_>]) {
+/// The other dtypes, and the coordinates behind the last whole block: converted first, then taken one by one.
+fn converted<S: Step>(out: &mut [f64], start: usize, terms: &[Term<'_>]) {
     let mut numbers = [0.0; BLOCK];
     let numbers = &mut numbers[..out.len()];
-    let mut from = from;
-    for &(values, weight) in group {
+    for (values, weight) in terms {
         values.read(start, numbers);
-        lanes::<S, f64, 1>(from, out, [(numbers, weight)]);
-        from = &[];
+        let weight = Pair::both(*weight);
+        for (acc, x) in out.iter_mut().zip(&*numbers) {
+            *acc = S::step(Pair::both(*acc), weight, Pair::both(*x)).get()[0];
+        }
     }
 }
 
-/// The inner loops. `from` is empty when the partial so far stands in `out`.
+/// The inner loops. Every length is a constant, so nothing is checked within them.
 #[inline(never)]
-fn lanes<S: Step, T: Element, const N: usize>(from: &[f64], out: &mut [f64], terms: [(&[T], f64); N]) {
+fn lanes<S: Step, T: Element, const N: usize>(
+    from: Option<&[f64; BLOCK]>,
+    out: &mut [f64; BLOCK],
+    terms: [(&[T; BLOCK], f64); N],
+) {
     let weights = terms.map(|(_, weight)| Pair::both(weight));
-    let (out_steps, out_rest) = out.as_chunks_mut::<LANES>();
-    let steps = terms.map(|(values, _)| &values.as_chunks::<LANES>().0[..out_steps.len()]);
-    if from.is_empty() {
-        for (at, out) in out_steps.iter_mut().enumerate() {
-            *out = wide::<S, T, N>(out, from_fn(|n| &steps[n][at]), &weights);
+    let steps = terms.map(|(values, _)| values.as_chunks::<LANES>().0);
+    let out = out.as_chunks_mut::<LANES>().0;
+    match from.map(|from| from.as_chunks::<LANES>().0) {
+        None => {
+            for at in 0..BLOCK / LANES {
+                out[at] = step::<S, T, N>(&out[at], from_fn(|n| &steps[n][at]), &weights);
+            }
         }
-    } else {
-        let from_steps = &from.as_chunks::<LANES>().0[..out_steps.len()];
-        for (at, out) in out_steps.iter_mut().enumerate() {
-            *out = wide::<S, T, N>(&from_steps[at], from_fn(|n| &steps[n][at]), &weights);
+        Some(from) => {
+            for at in 0..BLOCK / LANES {
+                out[at] = step::<S, T, N>(&from[at], from_fn(|n| &steps[n][at]), &weights);
+            }
         }
-    }
-    if !out_rest.is_empty() {
-        let start = out_steps.len() * LANES;
-        rest::<S, T>(if from.is_empty() { from } else { &from[start..] }, out_rest, start, &terms);
     }
 }
 
 /// One step of the inner loop: `LANES` coordinates through all terms.
 #[inline(always)]
-fn wide<S: Step, T: Element, const N: usize>(
+fn step<S: Step, T: Element, const N: usize>(
     acc: &[f64; LANES],
     values: [&[T; LANES]; N],
     weights: &[Pair; N],
 ) -> [f64; LANES] {
-    let mut acc: [Pair; LANES / 2] = from_fn(|i| Pair::new(acc[2 * i], acc[2 * i + 1]));
+    let mut acc = f64::pairs(acc);
     for term in 0..N {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let x = Pair::new(values[term][2 * i].to_f64(), values[term][2 * i + 1].to_f64());
+        let x = T::pairs(values[term]);
+        for (acc, x) in acc.iter_mut().zip(x) {
             *acc = S::step(*acc, weights[term], x);
         }
     }
     from_fn(|i| acc[i / 2].get()[i % 2])
-}
-
-/// The few coordinates beyond the last whole step.
-#[cold]
-fn rest<S: Step, T: Element>(from: &[f64], out: &mut [f64], start: usize, terms: &[(&[T], f64)]) {
-    for (at, out) in out.iter_mut().enumerate() {
-        let mut acc = Pair::both(if from.is_empty() { *out } else { from[at] });
-        for (values, weight) in terms {
-            acc = S::step(acc, Pair::both(*weight), Pair::both(values[start + at].to_f64()));
-        }
-        *out = acc.get()[0];
-    }
 }
 
 #[cfg(test)]

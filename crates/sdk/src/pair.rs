@@ -4,8 +4,12 @@
 //! the compiler takes one pair per loop, and the host's time check after each costs a third of the speed. Elsewhere
 //! it is an array, and the arithmetic is the same to the bit.
 
+use crate::{Bf16, F16};
 #[cfg(target_arch = "wasm32")]
-use core::arch::wasm32::{f64x2, f64x2_add, f64x2_extract_lane, f64x2_mul, f64x2_pmax, f64x2_splat, v128};
+use core::arch::wasm32::*;
+
+/// Numbers per step of the inner loops.
+pub const LANES: usize = 8;
 
 /// Two numbers.
 #[derive(Clone, Copy)]
@@ -78,4 +82,59 @@ impl Pair {
     pub fn get(self) -> [f64; 2] {
         self.0
     }
+}
+
+/// Eight numbers of any kind, one conversion each.
+#[inline(always)]
+pub fn pairs_of<T: Copy>(values: &[T; LANES], to_f64: impl Fn(T) -> f64) -> [Pair; LANES / 2] {
+    core::array::from_fn(|i| Pair::new(to_f64(values[2 * i]), to_f64(values[2 * i + 1])))
+}
+
+/// Eight bfloat16 numbers.
+#[inline(always)]
+pub fn pairs_of_bf16(values: &[Bf16; LANES]) -> [Pair; LANES / 2] {
+    #[cfg(target_arch = "wasm32")]
+    {
+        let words = words(values.map(|x| x.0));
+        from_f32(words.map(|words| i32x4_shl(words, 16)))
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    pairs_of(values, |x| x.to_f32().into())
+}
+
+/// Eight binary16 numbers. See [`F16::to_f32`] for the arithmetic.
+#[inline(always)]
+pub fn pairs_of_f16(values: &[F16; LANES]) -> [Pair; LANES / 2] {
+    #[cfg(target_arch = "wasm32")]
+    {
+        let words = words(values.map(|x| x.0));
+        from_f32(words.map(|words| {
+            let magnitude = v128_and(words, u32x4_splat(0x7fff));
+            let shifted = i32x4_shl(magnitude, 13);
+            let normal = i32x4_add(shifted, u32x4_splat(112 << 23));
+            let special = i32x4_add(shifted, u32x4_splat(224 << 23));
+            let subnormal = f32x4_mul(f32x4_convert_i32x4(magnitude), f32x4_splat(f32::from_bits(103 << 23)));
+            let bits = v128_bitselect(subnormal, normal, i32x4_lt(magnitude, i32x4_splat(0x400)));
+            let bits = v128_bitselect(special, bits, i32x4_ge(magnitude, i32x4_splat(0x7c00)));
+            v128_or(bits, i32x4_shl(v128_and(words, u32x4_splat(0x8000)), 16))
+        }))
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    pairs_of(values, |x| x.to_f32().into())
+}
+
+/// Eight 16-bit words, widened to 32 bits.
+#[cfg(target_arch = "wasm32")]
+#[inline(always)]
+fn words([a, b, c, d, e, f, g, h]: [u16; LANES]) -> [v128; 2] {
+    let words = u16x8(a, b, c, d, e, f, g, h);
+    [u32x4_extend_low_u16x8(words), u32x4_extend_high_u16x8(words)]
+}
+
+/// Eight `f32` in two registers, widened to `f64`.
+#[cfg(target_arch = "wasm32")]
+#[inline(always)]
+fn from_f32([low, high]: [v128; 2]) -> [Pair; LANES / 2] {
+    let upper = |words| f64x2_promote_low_f32x4(i32x4_shuffle::<2, 3, 2, 3>(words, words));
+    [f64x2_promote_low_f32x4(low), upper(low), f64x2_promote_low_f32x4(high), upper(high)].map(Pair)
 }

@@ -115,7 +115,9 @@ impl Lanes {
     }
 
     fn take(&self) -> Result<Instance, FunctionError> {
-        if let Some(instance) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+        // A statement of its own, so that the lock is free again when the rest are counted.
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(instance) = idle {
             self.count_idle();
             return Ok(instance);
         }
