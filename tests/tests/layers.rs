@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("catchment-types", &[]),
     ("catchment-codec", &[]),
+    ("catchment-ingest", &["catchment-types"]),
     ("catchment-slab", &["catchment-types"]),
     ("catchment-bus", &[]),
     ("catchment-ledger", &["catchment-types", "catchment-codec", "catchment-bus"]),

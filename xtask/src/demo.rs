@@ -48,8 +48,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let dir = target_dir().join("demo");
     std::fs::remove_dir_all(&dir).ok();
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let memory = SharedMemory::new();
     let nats = if arguments.bus == "nats" { Some(start_nats(&dir)?) } else { None };
-    let platform = start_platform(&dir, nats.as_ref().map(|(_, url)| url.as_str()))?;
+    let platform = start_platform(&dir, &memory, nats.as_ref().map(|(_, url)| url.as_str()))?;
     let server = Server::new(&platform.ready_line(Duration::from_secs(60))?)?;
     println!("catchment is up at {} (event bus: {}); logs in {}", server.url(), arguments.bus, dir.display());
 
@@ -94,9 +95,25 @@ fn start_nats(dir: &Path) -> Result<(Program, String)> {
     Ok((program, format!("nats://127.0.0.1:{port}")))
 }
 
-fn start_platform(dir: &Path, nats: Option<&str>) -> Result<Program> {
+/// The demo's folder of shared memory, removed at its end.
+struct SharedMemory(PathBuf);
+
+impl SharedMemory {
+    fn new() -> Self {
+        Self(PathBuf::from(format!("/dev/shm/catchment-demo-{}", std::process::id())))
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn start_platform(dir: &Path, memory: &SharedMemory, nats: Option<&str>) -> Result<Program> {
     let mut arguments = vec!["up".to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned(), "--data".to_owned()];
     arguments.push(dir.join("data").display().to_string());
+    arguments.extend(["--slabs".to_owned(), memory.0.display().to_string()]);
     if let Some(url) = nats {
         arguments.extend(["--nats".to_owned(), url.to_owned()]);
     }

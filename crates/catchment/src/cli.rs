@@ -1,9 +1,9 @@
 //! What the program understands: one place, so that `--help` tells the whole of it.
 
 use crate::commands::ClientCommand;
-use crate::connection::Connection;
+use crate::connection::{CONNECTION_HEADING, Connection};
 use crate::up::Up;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
 Begin:
@@ -33,11 +33,32 @@ pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
     /// Write logs as JSON, one object a line.
-    #[arg(long, global = true, env = "CATCHMENT_LOG_JSON")]
+    #[arg(long, global = true, env = "CATCHMENT_LOG_JSON", display_order = 900)]
     pub log_json: bool,
     /// The server to call.
     #[command(flatten)]
     pub connection: Connection,
+}
+
+impl Arguments {
+    /// The program's arguments; ends the program with help or an error where they are none.
+    pub fn read() -> Self {
+        let mut matches = definition().get_matches();
+        Self::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// The command line, without the options for calling a server in the help of commands that call none.
+fn definition() -> clap::Command {
+    let mut whole = Arguments::command();
+    whole.build();
+    let hide = |command: clap::Command| {
+        command.mut_args(|argument| {
+            let is_connection = argument.get_help_heading() == Some(CONNECTION_HEADING);
+            argument.hide(is_connection)
+        })
+    };
+    whole.mut_subcommand("up", hide).mut_subcommand("openapi", hide)
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,11 +73,11 @@ pub enum Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_hold_together() {
         Arguments::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]
@@ -69,6 +90,17 @@ mod tests {
             command.get_subcommands().for_each(check);
         }
         check(&Arguments::command());
+    }
+
+    #[test]
+    fn help_shows_the_server_s_options_where_they_matter() {
+        let help = |name: &str| {
+            let whole = definition();
+            whole.find_subcommand(name).unwrap().clone().render_long_help().to_string()
+        };
+        assert!(help("watch").contains("--url"));
+        assert!(help("up").contains("--listen") && !help("up").contains("--url"), "{}", help("up"));
+        assert!(!help("openapi").contains("--url"));
     }
 
     #[test]

@@ -12,9 +12,12 @@ const BRIEF: Duration = Duration::from_secs(3);
 /// A command that has met its server bears its restart.
 const LONG: Duration = Duration::from_secs(60);
 
+/// Under which help names the options of every command that calls a server.
+pub const CONNECTION_HEADING: &str = "Calling a server";
+
 /// Where the server is, and how results are printed.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of commands that call a server")]
+#[command(next_help_heading = CONNECTION_HEADING)]
 pub struct Connection {
     /// The server.
     #[arg(long, global = true, env = "CATCHMENT_URL", default_value = "http://127.0.0.1:7070")]

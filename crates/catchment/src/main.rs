@@ -11,13 +11,13 @@ mod system;
 mod text;
 mod up;
 
-use clap::Parser;
 use cli::{Arguments, Command};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::read();
     log_to_stderr(&arguments);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -39,5 +39,6 @@ fn log_to_stderr(arguments: &Arguments) {
     let level = if matches!(arguments.command, Command::Up(_)) { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     if arguments.log_json { builder.json().init() } else { builder.init() }
 }

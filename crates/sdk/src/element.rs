@@ -67,7 +67,7 @@ macro_rules! element {
 
 element! {
     f64, x, x, y, y;
-    f32, x, x as f64, y, y as f32;
+    f32, x, x as f64, y, y as f32, pair::pairs_of_f32;
     Bf16, x, x.to_f32() as f64, y, Self::from_f64(y), pair::pairs_of_bf16;
     F16, x, x.to_f32() as f64, y, Self::from_f64(y), pair::pairs_of_f16;
     F8E4M3, x, x.to_f32() as f64, y, Self::from_f64(y);

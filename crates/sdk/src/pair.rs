@@ -90,13 +90,23 @@ pub fn pairs_of<T: Copy>(values: &[T; LANES], to_f64: impl Fn(T) -> f64) -> [Pai
     core::array::from_fn(|i| Pair::new(to_f64(values[2 * i]), to_f64(values[2 * i + 1])))
 }
 
+/// Eight `f32` numbers.
+#[inline(always)]
+pub fn pairs_of_f32(values: &[f32; LANES]) -> [Pair; LANES / 2] {
+    #[cfg(target_arch = "wasm32")]
+    {
+        from_f32(zerocopy::transmute!(*values))
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    pairs_of(values, f64::from)
+}
+
 /// Eight bfloat16 numbers.
 #[inline(always)]
 pub fn pairs_of_bf16(values: &[Bf16; LANES]) -> [Pair; LANES / 2] {
     #[cfg(target_arch = "wasm32")]
     {
-        let words = words(values.map(|x| x.0));
-        from_f32(words.map(|words| i32x4_shl(words, 16)))
+        from_f32(words(zerocopy::transmute!(*values)).map(|words| i32x4_shl(words, 16)))
     }
     #[cfg(not(target_arch = "wasm32"))]
     pairs_of(values, |x| x.to_f32().into())
@@ -107,8 +117,7 @@ pub fn pairs_of_bf16(values: &[Bf16; LANES]) -> [Pair; LANES / 2] {
 pub fn pairs_of_f16(values: &[F16; LANES]) -> [Pair; LANES / 2] {
     #[cfg(target_arch = "wasm32")]
     {
-        let words = words(values.map(|x| x.0));
-        from_f32(words.map(|words| {
+        from_f32(words(zerocopy::transmute!(*values)).map(|words| {
             let magnitude = v128_and(words, u32x4_splat(0x7fff));
             let shifted = i32x4_shl(magnitude, 13);
             let normal = i32x4_add(shifted, u32x4_splat(112 << 23));
@@ -126,8 +135,7 @@ pub fn pairs_of_f16(values: &[F16; LANES]) -> [Pair; LANES / 2] {
 /// Eight 16-bit words, widened to 32 bits.
 #[cfg(target_arch = "wasm32")]
 #[inline(always)]
-fn words([a, b, c, d, e, f, g, h]: [u16; LANES]) -> [v128; 2] {
-    let words = u16x8(a, b, c, d, e, f, g, h);
+fn words(words: v128) -> [v128; 2] {
     [u32x4_extend_low_u16x8(words), u32x4_extend_high_u16x8(words)]
 }
 

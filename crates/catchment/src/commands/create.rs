@@ -21,19 +21,19 @@ use std::path::PathBuf;
 Examples:
   catchment job create digits --function fedavg --rounds 20 --goal 10 --model initial.safetensors
   catchment job create --spec digits.toml --goal 50 --client-config local_epochs=3
-  catchment job create lora --function fedavg --update delta --update-dtype BF16 --deadline 2h --on-shortfall skip
-  echo '{\"function\":\"fedavg\"}' | catchment job create quick --spec - --set limits.update_bytes=1000000")]
+  catchment job create lora --function fedavg --update delta --deadline 2h --on-shortfall skip
+  echo '{\"function\": \"fedavg\"}' | catchment job create quick --spec - --set limits.cpu_ms=500")]
 pub struct Create {
     /// The job's name, a DNS label; may also come from the spec file.
     name: Option<Name>,
-    #[command(flatten)]
-    spec: SpecFlags,
     /// Put this safetensors file as the initial model, which opens the first round.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Follow the job until it is over, as `catchment watch` does.
+    /// Follow the job until it is over, as `catchment watch` does, with its exit status.
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    spec: SpecFlags,
 }
 
 impl Create {

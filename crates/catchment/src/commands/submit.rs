@@ -26,9 +26,9 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 #[command(after_help = "\
 Examples:
   catchment submit digits --client phone-7 --file update.safetensors --num-samples 120
-  catchment submit digits --client phone-7 --file update.safetensors --round 3 --metrics '{\"loss\": 0.21}' --wait
-  catchment submit lora --client phone-7 --file delta.safetensors \\
-      --base $(catchment model list lora --output json | head -1 | jq -r .etag)")]
+  catchment submit digits --client phone-7 --file u.safetensors --metrics '{\"loss\": 0.21}' --wait
+  catchment submit lora --client phone-7 --file delta.safetensors --round 3 \\
+    --base $(catchment model list lora --output json | head -1 | jq -r .etag)")]
 pub struct Submit {
     /// The job.
     name: Name,

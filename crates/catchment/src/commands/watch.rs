@@ -25,13 +25,14 @@ const PROGRESS: Duration = Duration::from_millis(300);
 /// Model versions asked for at one time.
 const PAGE: usize = 100;
 
-/// Follow a job until it is over.
+/// Follow a job until it is over
 ///
-/// On a terminal: a live view, and a line for each model that is published. Elsewhere, or with --output json: one JSON
-/// object a line for each change, with the member `event`:
+/// On a terminal: a live view, and a line for each model that is published.
+/// Elsewhere, or with --output json: one JSON object a line for each change, with the member `event`:
 ///   round    the round's state and progress, as GET /v1/jobs/JOB/round answers
 ///   skipped  `count` rounds ended without a model
-///   model    a version was published: `round`, contributors, metrics, and `duration_ms` since the version before
+///   model    a version was published: its `round`, contributors and metrics, and `duration_ms`,
+///            the time since the version before
 ///   end      the job is over: its state, and why
 #[derive(Debug, clap::Args)]
 #[command(
@@ -41,7 +42,8 @@ Exit status: 0 when the job completed or was stopped, 4 when it failed or was de
 
 Examples:
   catchment watch digits
-  catchment watch digits --all --output json | jq -r 'select(.event == \"model\") | [.round, .metrics.accuracy] | @tsv'"
+  catchment watch digits --all --output json |
+    jq -r 'select(.event == \"model\") | [.round, .metrics.accuracy] | @tsv'"
 )]
 pub struct Watch {
     /// The job.

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -150,8 +150,11 @@ struct Told {
     answer: Result<AcceptOutcome, LedgerError>,
 }
 
+/// One decision: its mark, the sequence it was taken at, and what it was told.
+type Decided = (u64, u64, Result<Outcome, LedgerError>);
+
 /// A client that repeats itself until it gets an answer, each time in another slab.
-async fn submit(ledger: Ledger, client: u64, body: u8, slabs: u32, told: &std::sync::Mutex<Vec<Told>>) {
+async fn submit(ledger: Ledger, client: u64, body: u8, slabs: u32, told: &Mutex<Vec<Told>>) {
     for attempt in 0..100 {
         let accept = Accept { slab: SlabId::new(slabs, attempt), ..accept(JOB, 1, client, body) };
         let answer = ledger.accept(accept.clone()).await;
@@ -166,11 +169,7 @@ async fn submit(ledger: Ledger, client: u64, body: u8, slabs: u32, told: &std::s
 }
 
 /// Decisions, many of them stale by the time they are taken, each with a mark of its own.
-async fn decide(
-    ledger: Ledger,
-    marks: std::ops::Range<u64>,
-    decided: &std::sync::Mutex<Vec<(u64, u64, Result<Outcome, LedgerError>)>>,
-) {
+async fn decide(ledger: Ledger, marks: std::ops::Range<u64>, decided: &Mutex<Vec<Decided>>) {
     for mark in marks {
         let sequence = ledger.read(State::sequence);
         sleep(Duration::from_millis(mark % 7 * 20)).await;
@@ -209,7 +208,7 @@ fn check_accepts(seed: u64, told: &[Told], account: &Account) {
     assert!(accepted.values().all(|receipts| receipts.len() == 1), "seed {seed}");
 }
 
-fn check_decisions(seed: u64, decided: &[(u64, u64, Result<Outcome, LedgerError>)], account: &Account) {
+fn check_decisions(seed: u64, decided: &[Decided], account: &Account) {
     for (mark, guard, answer) in decided {
         let places: Vec<u64> = (1..)
             .zip(&account.records)
@@ -244,7 +243,7 @@ async fn storm(seed: u64) {
     let inner = Bus::in_memory().log;
     // Opened on the sound log, so that the job is there.
     drop(running(inner.clone(), 9, r#","goal":35,"deadline":null"#).await);
-    let (told, decided) = (std::sync::Mutex::default(), std::sync::Mutex::default());
+    let (told, decided) = (Mutex::default(), Mutex::default());
     let mut ledgers = Vec::new();
     for writer in [1, 2] {
         let log = Faulty::random(inner.clone(), rng.random(), rates);

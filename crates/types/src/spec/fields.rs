@@ -20,8 +20,9 @@ impl Fields {
     pub fn new(mut map: Map<String, Value>) -> Self {
         let mut errors = Vec::new();
         for (field, only) in ONLY_DEFAULT {
+            let accepted: Option<Value> = serde_json::from_str(only).ok();
             if let Some(value) = map.remove(*field)
-                && value.to_string() != *only
+                && accepted.as_ref() != Some(&value)
             {
                 errors.push(FieldError {
                     field: (*field).to_owned(),
