@@ -77,12 +77,12 @@ impl Up {
         })
         .context("start the wasm runtime")?;
         let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
-        let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read functions")?;
+        let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read --functions")?;
         if EMBEDDED.is_empty() && dirs.is_empty() {
             tracing::warn!("this binary carries no functions: build it with `make build`, or pass --functions DIR");
         }
         let bus = match &self.nats {
-            Some(url) => Bus::nats(NatsConfig::new(url)).await?,
+            Some(url) => Bus::nats(NatsConfig::new(url)).await.with_context(|| format!("use the NATS server at {url} (an address is like nats://host:4222)"))?,
             None => Bus::embedded(&self.data).await?,
         };
         let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));

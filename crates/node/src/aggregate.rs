@@ -16,6 +16,7 @@ pub use recover::recover;
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;
+use crate::metrics::Metrics;
 use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
@@ -104,6 +105,8 @@ struct Dispatcher {
 /// A job as it was when it was last looked at.
 struct Seen {
     revision: u64,
+    /// Rounds that had ended without a model.
+    skipped: u64,
     namespace: Name,
     name: Name,
 }
@@ -139,9 +142,9 @@ impl Dispatcher {
 
     /// Looks at jobs whose rounds opened, closed or ended: wakes those with work, cleans up after the others.
     fn follow(&mut self) {
-        let seen = &mut self.seen;
+        let (seen, metrics) = (&mut self.seen, &self.context.metrics);
         let (mut changed, gone) = self.context.ledger.read(|state| {
-            let changed: Vec<JobUid> = state.jobs().filter(|job| look(seen, job)).map(|job| job.uid).collect();
+            let changed: Vec<JobUid> = state.jobs().filter(|job| look(seen, metrics, job)).map(|job| job.uid).collect();
             let gone: Vec<JobUid> = seen.keys().filter(|uid| state.job(**uid).is_none()).copied().collect();
             (changed, gone)
         });
@@ -174,8 +177,20 @@ impl Dispatcher {
     }
 }
 
-/// Notes the job's revision; returns whether it is new.
-fn look(seen: &mut HashMap<JobUid, Seen>, job: &Job) -> bool {
-    let now = Seen { revision: job.revision, namespace: job.spec.namespace.clone(), name: job.spec.name.clone() };
-    seen.insert(job.uid, now).is_none_or(|before| before.revision != job.revision)
+/// Notes the job's revision; returns whether it is new. Counts the rounds that were skipped meanwhile.
+fn look(seen: &mut HashMap<JobUid, Seen>, metrics: &Metrics, job: &Job) -> bool {
+    let ended = job.round_number() - u64::from(job.active_round().is_some());
+    let skipped = ended.saturating_sub((job.models.len() as u64).saturating_sub(1));
+    let (namespace, name) = (job.spec.namespace.clone(), job.spec.name.clone());
+    let now = Seen { revision: job.revision, skipped, namespace, name };
+    let labels = [job.spec.namespace.as_str(), job.spec.name.as_str(), "skipped"];
+    match seen.insert(job.uid, now) {
+        None => true,
+        Some(before) => {
+            if skipped > before.skipped {
+                metrics.rounds.with_label_values(&labels).inc_by(skipped - before.skipped);
+            }
+            before.revision != job.revision
+        }
+    }
 }

@@ -39,7 +39,9 @@ impl Functions {
             add(name, wasm.to_vec());
         }
         for dir in dirs {
-            for entry in std::fs::read_dir(dir)? {
+            let named =
+                |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+            for entry in std::fs::read_dir(dir).map_err(named)? {
                 let path = entry?.path();
                 let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
                 if path.extension().is_none_or(|extension| extension != "wasm") {
@@ -82,12 +84,11 @@ impl Functions {
         let Some((name, module)) = self.modules.get_key_value(name) else {
             let known: Vec<&str> = self.modules.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none is loaded".to_owned() } else { known.join(", ") };
-            return Err(Problem::new(Code::InvalidSpec, format!("function: there is no `{name}`; known: {known}")));
+            return Err(bad_field("function", format!("there is no `{name}`; known: {known}")));
         };
         match pinned {
             Some(digest) if digest != module.digest => {
-                let detail = format!("function: `{name}` here has digest {}, not {digest}", module.digest);
-                Err(Problem::new(Code::InvalidSpec, detail))
+                Err(bad_field("function", format!("`{name}` here has digest {}, not {digest}", module.digest)))
             }
             _ => Ok((name, module)),
         }
@@ -107,7 +108,7 @@ impl Functions {
         match function.instantiate(&Value::Object(spec.config.clone()), limits(spec)) {
             Ok(_) => Ok(()),
             Err(FunctionError::Refused { reason }) => {
-                Err(Problem::new(Code::InvalidSpec, format!("config: function `{}` says: {reason}", spec.function)))
+                Err(bad_field("config", format!("function `{}` says: {reason}", spec.function)))
             }
             Err(error) => Err(Problem::new(Code::FunctionRefused, format!("function `{}`: {error}", spec.function))),
         }
@@ -135,4 +136,10 @@ impl Functions {
 /// What one instance of a job's function may use.
 pub fn limits(spec: &JobSpec) -> Limits {
     Limits { heap_bytes: spec.limits.memory_bytes, cpu_ms: spec.limits.cpu_ms }
+}
+
+/// A spec that this node cannot run, with the field to blame.
+fn bad_field(field: &str, message: String) -> Problem {
+    let fields = serde_json::json!([{ "field": field, "message": message }]);
+    Problem::new(Code::InvalidSpec, format!("{field}: {message}")).with("fields", fields)
 }

@@ -37,6 +37,7 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
             let detail = format!("{method} is not a method of {}; see /openapi.json", uri.path());
             Failure::from(Problem::new(Code::MethodNotAllowed, detail))
         })
+        .layer(axum::middleware::map_response(problem::explain))
         .with_state(context)
 }
 

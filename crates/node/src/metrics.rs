@@ -3,8 +3,10 @@
 
 use catchment_types::{Code, JobSpec};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, MetricVec, MetricVecBuilder},
 };
+use std::collections::HashMap;
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 const JOB: [&str; 2] = ["namespace", "job"];
@@ -104,19 +106,20 @@ impl Metrics {
     }
 
     /// Forgets a deleted job's series.
-    pub fn forget(&self, labels: [&str; 2]) {
-        for counter in [&self.updates_received, &self.update_bytes, &self.cold_starts] {
-            counter.remove_label_values(&labels).ok();
+    pub fn forget(&self, [namespace, job]: [&str; 2]) {
+        let of_job = [("namespace", namespace), ("job", job)];
+        for counter in
+            [&self.updates_received, &self.update_bytes, &self.updates_rejected, &self.rounds, &self.cold_starts]
+        {
+            remove(counter, of_job);
         }
         for histogram in [&self.round_duration, &self.aggregation, &self.accept_to_commit] {
-            histogram.remove_label_values(&labels).ok();
+            remove(histogram, of_job);
         }
-        for gauge in [&self.last_commit, &self.queue_depth] {
-            gauge.remove_label_values(&labels).ok();
+        for gauge in [&self.last_commit, &self.queue_depth, &self.instances] {
+            remove(gauge, of_job);
         }
-        for code in Code::ALL {
-            self.updates_rejected.remove_label_values(&[labels[0], labels[1], code.as_str()]).ok();
-        }
+        remove(&self.job_metric, of_job);
     }
 
     /// Everything in Prometheus text format.
@@ -128,4 +131,17 @@ impl Metrics {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
     registry.register(Box::new(collector.clone())).expect("each name is registered once");
     collector
+}
+
+/// Removes every series of a vector that has these labels among its own.
+fn remove<T: MetricVecBuilder>(vector: &MetricVec<T>, wanted: [(&str, &str); 2]) {
+    for family in vector.collect() {
+        for metric in family.get_metric() {
+            let labels: HashMap<&str, &str> =
+                metric.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
+            if wanted.iter().all(|(name, value)| labels.get(name) == Some(value)) {
+                vector.remove(&labels).ok();
+            }
+        }
+    }
 }

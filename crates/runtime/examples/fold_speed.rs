@@ -81,7 +81,9 @@ fn main() -> Result<()> {
         let accs = [Slab::new(elements * 8, huge)?, Slab::new(elements * 8, huge)?];
         fill(&mut slabs, dtype);
         let (read_cpu_ns, fold_cpu_ns) = (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX));
-        let ceiling = best(|| drop(read_cpu_ns.fetch_min(read_all(&slabs, threads), Relaxed)));
+        let ceiling = best(|| {
+            read_cpu_ns.fetch_min(read_all(&slabs, threads), Relaxed);
+        });
         let folded = best(|| {
             let used = fold_all(&function, &slabs, &accs, dtype, elements, threads);
             fold_cpu_ns.fetch_min(used, Relaxed);

@@ -121,7 +121,7 @@ impl Guard<'_> {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE | MapFlags::POPULATE;
         // SAFETY: the range lies in the area: within the 4 GiB that this sandbox's instance has reserved and above
         // every byte its memory may grow to. The host holds no reference into it and never reads or writes there; only
         // the guest does, and it runs only while `with_windows` holds the sandbox. The guard takes the mapping away

@@ -118,14 +118,13 @@ pub fn pairs_of_f16(values: &[F16; LANES]) -> [Pair; LANES / 2] {
     #[cfg(target_arch = "wasm32")]
     {
         from_f32(words(zerocopy::transmute!(*values)).map(|words| {
-            let magnitude = v128_and(words, u32x4_splat(0x7fff));
-            let shifted = i32x4_shl(magnitude, 13);
-            let normal = i32x4_add(shifted, u32x4_splat(112 << 23));
-            let special = i32x4_add(shifted, u32x4_splat(224 << 23));
-            let subnormal = f32x4_mul(f32x4_convert_i32x4(magnitude), f32x4_splat(f32::from_bits(103 << 23)));
-            let bits = v128_bitselect(subnormal, normal, i32x4_lt(magnitude, i32x4_splat(0x400)));
-            let bits = v128_bitselect(special, bits, i32x4_ge(magnitude, i32x4_splat(0x7c00)));
-            v128_or(bits, i32x4_shl(v128_and(words, u32x4_splat(0x8000)), 16))
+            let shifted = i32x4_shl(v128_and(words, u32x4_splat(0x7fff)), 13);
+            let infinite = v128_and(i32x4_ge(shifted, u32x4_splat(31 << 23)), u32x4_splat(112 << 23));
+            let x = i32x4_add(i32x4_add(shifted, u32x4_splat(112 << 23)), infinite);
+            let no_implicit_one = i32x4_lt(shifted, u32x4_splat(1 << 23));
+            let excess = v128_and(f32x4_sub(x, u32x4_splat(113 << 23)), no_implicit_one);
+            let sign = i32x4_shl(v128_and(words, u32x4_splat(0x8000)), 16);
+            v128_or(f32x4_add(x, excess), sign)
         }))
     }
     #[cfg(not(target_arch = "wasm32"))]

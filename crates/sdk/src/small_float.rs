@@ -53,14 +53,14 @@ impl F16 {
     /// The value, exactly.
     #[inline(always)]
     pub const fn to_f32(self) -> f32 {
-        let magnitude = (self.0 & 0x7fff) as u32;
+        // Without branches, so that loops over it vectorise, and without subnormal operands.
+        let shifted = ((self.0 & 0x7fff) as u32) << 13;
+        let infinite = if shifted >= 31 << 23 { 112 << 23 } else { 0 };
+        let x = f32::from_bits(shifted + (112 << 23) + infinite);
+        // An exponent of 0 has no implicit one: what reads as 2^-15 (1 + f) stands for 2^-14 f.
+        let excess = if shifted < 1 << 23 { x - f32::from_bits(113 << 23) } else { 0.0 };
         let sign = ((self.0 & 0x8000) as u32) << 16;
-        // All three cases are computed and one chosen, so that loops over this vectorise.
-        let normal = (magnitude << 13) + (112 << 23);
-        let special = (magnitude << 13) + (224 << 23);
-        let subnormal = (magnitude as i32 as f32 * f32::from_bits(103 << 23)).to_bits();
-        let bits = if magnitude < 0x400 { subnormal } else { normal };
-        let bits = if magnitude >= 0x7c00 { special } else { bits };
+        let bits = (x + excess).to_bits();
         f32::from_bits(bits | sign)
     }
 

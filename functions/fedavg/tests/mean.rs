@@ -81,21 +81,22 @@ fn max_is_the_largest_of_any_client() {
 
 #[test]
 fn deltas_are_added_to_the_previous_model() {
-    let mut out = [0f32; 2];
-    let call = |previous, out| Finalize {
-        rule: Rule::Mean,
-        kind: Kind::Delta,
-        partial: &[3.0, -6.0],
-        previous,
-        out,
-        total_weight: 3.0,
-        updates: 2,
-        seed: 0,
+    let finalize = |previous: Option<Values<'_>>| {
+        let mut out = [0f32; 2];
+        let call = Finalize {
+            rule: Rule::Mean,
+            kind: Kind::Delta,
+            partial: &[3.0, -6.0],
+            previous,
+            out: ValuesMut::F32(&mut out),
+            total_weight: 3.0,
+            updates: 2,
+            seed: 0,
+        };
+        fedavg("{}").finalize(call).map(|()| out)
     };
-    let refused = fedavg("{}").finalize(call(None, ValuesMut::F32(&mut out)));
-    assert_eq!(refused.unwrap_err(), "deltas need the previous model");
-    fedavg("{}").finalize(call(Some(Values::F32(&[10.0, 10.0])), ValuesMut::F32(&mut out))).unwrap();
-    assert_eq!(out, [11.0, 8.0]);
+    assert_eq!(finalize(None).unwrap_err(), "deltas need the previous model");
+    assert_eq!(finalize(Some(Values::F32(&[10.0, 10.0]))), Ok([11.0, 8.0]));
 }
 
 #[test]

@@ -82,8 +82,8 @@ on_both_buses! {
     async fn a_model_larger_than_the_memory_is_refused(bus: Bus) {
         let server = Server::start_with(bus, &[("--slab-mib", "1")]).await;
         let job = server.api().create("a", json!({})).await;
-        let problem = job.put_model(&large(0.0)).await.problem(429, "no_room");
-        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("budget")), "{problem}");
+        let problem = job.put_model(&large(0.0)).await.problem(422, "invalid_spec");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("--slab-mib")), "{problem}");
         server.holds_no_slabs().await;
     }
 }

@@ -101,7 +101,9 @@ pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<Job
 #[utoipa::path(patch, path = "/{job}", tag = "jobs", params(("job" = String, Path)), request_body = SpecPatch,
     responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn patch(State(context): State<Arc<Context>>, at: At, body: Bytes) -> Result<Json<JobView>, Failure> {
-    let patch: SpecPatch = serde_json::from_slice(&body).map_err(|error| {
+    // An object first: a list would read as a patch without fields.
+    let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&body);
+    let patch: SpecPatch = object.and_then(|map| serde_json::from_value(map.into())).map_err(|error| {
         let detail = format!("a patch holds rounds, goal and deadline, nothing else: {error}");
         Failure(Problem::new(Code::InvalidSpec, detail))
     })?;

@@ -42,3 +42,22 @@ impl IntoResponse for Failure {
         response
     }
 }
+
+/// Bytes of a plain text answer that is turned into a problem.
+const PLAIN_BYTES_MAX: usize = 4 << 10;
+
+/// Turns the plain text with which the framework refuses a query or body into a problem like every other refusal.
+pub async fn explain(response: Response) -> Response {
+    let plain =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    let code = match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Code::TooLarge,
+        status if status.is_client_error() => Code::BadRequest,
+        _ => return response,
+    };
+    if !plain {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), PLAIN_BYTES_MAX).await.unwrap_or_default();
+    Failure(Problem::new(code, String::from_utf8_lossy(&text))).into_response()
+}
