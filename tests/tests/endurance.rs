@@ -62,7 +62,10 @@ on_both_buses! {
         server.holds_no_slabs().await;
         let (after, slabs_after) = (server.observe(), slab_files_bytes(&server));
         eprintln!("{:?} for {} rounds\nbefore {before:?}, {slabs_before} B of slabs\nafter {after:?}, {slabs_after} B", begun.elapsed(), WARM_UP + ROUNDS);
-        assert!(slabs_before > 0 && slabs_after <= slabs_before, "slab files: {slabs_before} B, then {slabs_after} B");
+        // Files of recycled slabs follow the most that was ever in use at one time. A leak of one update a round would be
+        // several megabytes by now.
+        let slack = 512 << 10;
+        assert!(slabs_before > 0 && slabs_after <= slabs_before + slack, "slab files: {slabs_before} B, then {slabs_after} B");
         assert!(after.files <= before.files + 2, "open files: {} then {}", before.files, after.files);
         assert!(after.rss_bytes <= before.rss_bytes + (6 << 20), "memory: {} B then {} B", before.rss_bytes, after.rss_bytes);
         assert!(after.threads <= before.threads + 8, "threads: {} then {}", before.threads, after.threads);

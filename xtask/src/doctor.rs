@@ -6,8 +6,8 @@ use anyhow::Result;
 /// Prints each candidate and the choice.
 pub fn run() -> Result<()> {
     println!("Functions (wasm32):");
-    for (name, finding) in Toolchain::candidates() {
-        match finding {
+    for (name, ask) in Toolchain::CANDIDATES {
+        match ask() {
             Ok(_) => println!("  yes  {name}"),
             Err(reason) => println!("  no   {name}: {reason}"),
         }

@@ -73,7 +73,7 @@ fn build(toolchain: &Toolchain, functions: &[Function], wasm_dir: &Path) -> Resu
         ("CODEGEN_UNITS", "1"),
         ("PANIC", "abort"),
         ("DEBUG", "0"),
-        ("STRIP", "debuginfo"),
+        ("STRIP", "symbols"),
         ("OVERFLOW_CHECKS", "false"),
         ("INCREMENTAL", "false"),
     ] {

@@ -35,25 +35,20 @@ pub enum Toolchain {
 pub type Finding = Result<Toolchain, String>;
 
 impl Toolchain {
-    /// The candidates in order of preference, each with its finding.
-    pub fn candidates() -> [(&'static str, Finding); 3] {
-        [
-            ("the current toolchain with the wasm32 target", current()),
-            ("a nightly toolchain with rust-src", nightly()),
-            ("the distribution's rustc with rust-src", distribution()),
-        ]
-    }
+    /// The candidates in order of preference, each with the question whether it can be used.
+    pub const CANDIDATES: [(&'static str, fn() -> Finding); 3] = [
+        ("the current toolchain with the wasm32 target", current),
+        ("a nightly toolchain with rust-src", nightly),
+        ("the distribution's rustc with rust-src", distribution),
+    ];
 
     /// The toolchain to build functions with.
     pub fn find() -> Result<Self> {
-        let candidates = Self::candidates();
-        if let Some(found) = candidates.iter().find_map(|(_, finding)| finding.as_ref().ok()) {
-            return Ok(found.clone());
-        }
         let mut text = String::from("no toolchain on this machine can build for wasm32:");
-        for (name, finding) in &candidates {
-            if let Err(reason) = finding {
-                text.push_str(&format!("\n  {name}: {reason}"));
+        for (name, ask) in Self::CANDIDATES {
+            match ask() {
+                Ok(found) => return Ok(found),
+                Err(reason) => text.push_str(&format!("\n  {name}: {reason}")),
             }
         }
         bail!(
@@ -158,12 +153,9 @@ fn distribution() -> Finding {
 
 /// A linker for wasm: the one that comes with rustup's toolchain, or the system's.
 fn linker(distribution: &str) -> Option<PathBuf> {
-    let host = output(Command::new("rustc").arg("-vV"))
-        .ok()
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("host: ").map(str::to_string)))?;
     let sysroots = [output(Command::new("rustc").args(["--print", "sysroot"])).ok(), Some(distribution.to_string())];
-    let bundled =
-        sysroots.into_iter().flatten().map(|s| Path::new(&s).join(format!("lib/rustlib/{host}/bin/rust-lld")));
+    let targets = sysroots.into_iter().flatten().filter_map(|s| Path::new(&s).join("lib/rustlib").read_dir().ok());
+    let bundled = targets.flatten().flatten().map(|target| target.path().join("bin/rust-lld"));
     let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
     bundled.chain(on_path.into_iter().flatten().map(|dir| dir.join("wasm-ld"))).find(|linker| linker.is_file())
 }

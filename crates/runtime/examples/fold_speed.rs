@@ -38,8 +38,7 @@ impl Slab {
         // SAFETY: the first mapping reserves a range of our own; the second lies within it, at its first multiple of
         // 2 MiB. The file keeps its length, and folds write to it only while nobody holds the slice's content.
         let map = unsafe {
-            let reserved =
-                mmap_anonymous(std::ptr::null_mut(), len + HUGE, ProtFlags::empty(), MapFlags::PRIVATE)?;
+            let reserved = mmap_anonymous(std::ptr::null_mut(), len + HUGE, ProtFlags::empty(), MapFlags::PRIVATE)?;
             let aligned = (reserved as usize).next_multiple_of(HUGE) as *mut _;
             let at = mmap(aligned, len, ProtFlags::READ | ProtFlags::WRITE, flags, &file, 0)?;
             std::slice::from_raw_parts_mut(at.cast::<u8>(), len)
@@ -110,7 +109,8 @@ fn starts(runtime: &Runtime) -> Result<Function> {
     let dir = std::env::var_os("CATCHMENT_FUNCTIONS_DIR").map(std::path::PathBuf::from);
     let exe = std::env::current_exe()?;
     let dir = dir.unwrap_or_else(|| exe.ancestors().nth(3).expect("a target folder").join("functions"));
-    let wasm = std::fs::read(dir.join("fedavg.wasm")).map_err(|e| format!("fedavg.wasm (xtask functions builds it): {e}"))?;
+    let wasm =
+        std::fs::read(dir.join("fedavg.wasm")).map_err(|e| format!("fedavg.wasm (xtask functions builds it): {e}"))?;
     let load = best(|| drop(runtime.load(&wasm).expect("loads")));
     let function = runtime.load(&wasm)?;
     let config = serde_json::json!({});

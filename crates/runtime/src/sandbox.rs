@@ -121,6 +121,7 @@ impl Guard<'_> {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
+        // A fold reads all of every window, so page tables are filled at once rather than fault by fault.
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE | MapFlags::POPULATE;
         // SAFETY: the range lies in the area: within the 4 GiB that this sandbox's instance has reserved and above
         // every byte its memory may grow to. The host holds no reference into it and never reads or writes there; only
