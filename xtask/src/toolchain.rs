@@ -31,12 +31,15 @@ pub enum Toolchain {
     },
 }
 
+/// A toolchain that may be there: its name, and the question whether it can be used.
+pub type Candidate = (&'static str, fn() -> Finding);
+
 /// Whether a toolchain can be used, or why not.
 pub type Finding = Result<Toolchain, String>;
 
 impl Toolchain {
     /// The candidates in order of preference, each with the question whether it can be used.
-    pub const CANDIDATES: [(&'static str, fn() -> Finding); 3] = [
+    pub const CANDIDATES: [Candidate; 3] = [
         ("the current toolchain with the wasm32 target", current),
         ("a nightly toolchain with rust-src", nightly),
         ("the distribution's rustc with rust-src", distribution),
