@@ -82,7 +82,9 @@ impl Up {
             tracing::warn!("this binary carries no functions: build it with `make build`, or pass --functions DIR");
         }
         let bus = match &self.nats {
-            Some(url) => Bus::nats(NatsConfig::new(url)).await.with_context(|| format!("use the NATS server at {url} (an address is like nats://host:4222)"))?,
+            Some(url) => Bus::nats(NatsConfig::new(url))
+                .await
+                .with_context(|| format!("use the NATS server at {url} (an address is like nats://host:4222)"))?,
             None => Bus::embedded(&self.data).await?,
         };
         let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));

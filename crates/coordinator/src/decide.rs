@@ -58,8 +58,8 @@ fn shortfall(job: &Job, round: &Round, now_ms: TimeMs) -> Record {
     let (uid, number) = (job.uid, round.number);
     match job.spec.on_shortfall {
         OnShortfall::Retry => {
-            let more = job.spec.deadline.map_or(600_000, |deadline| deadline.ms());
-            Record::RoundExtended { uid, round: number, deadline_ms: now_ms.saturating_add(more) }
+            let deadline_ms = job.spec.deadline.map(|deadline| now_ms.saturating_add(deadline.ms()));
+            Record::RoundExtended { uid, round: number, deadline_ms }
         }
         OnShortfall::Skip => Record::RoundClosed { uid, round: number, reason: CloseReason::Shortfall, at_ms: now_ms },
         OnShortfall::Fail => {

@@ -18,6 +18,8 @@ const HISTORY_ROUNDS_MAX: usize = 100_000;
 pub struct Model {
     /// What was committed.
     pub commit: ModelCommit,
+    /// The round that made it; `None` for the initial model.
+    pub round: Option<u64>,
     /// When.
     pub at_ms: TimeMs,
 }
@@ -158,6 +160,7 @@ impl Job {
             goal: round.map_or(self.spec.goal, |round| round.goal),
             received: round.map_or(0, Round::received),
             folded: round.map_or(0, Round::folded),
+            opened_at: round.map(|round| rfc3339(round.opened_ms)),
             deadline_at: round.and_then(|round| round.deadline_ms).map(rfc3339),
         }
     }
@@ -188,6 +191,7 @@ impl Job {
             bytes: commit.bytes,
             created_at: rfc3339(model.at_ms),
             parent: commit.version.checked_sub(1),
+            round: model.round,
             function: commit.function,
             contributors: commit.contributors,
             metrics: commit.metrics.clone(),

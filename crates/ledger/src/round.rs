@@ -206,7 +206,7 @@ impl Round {
             ReceiptState::Discarded | ReceiptState::Lost => {
                 matches!(update.state, ReceiptState::Accepted | ReceiptState::Folded)
             }
-            ReceiptState::Accepted => false,
+            ReceiptState::Accepted | ReceiptState::Other => false,
         };
         if !allowed {
             return false;
@@ -222,7 +222,7 @@ impl Round {
                 self.received -= 1;
                 self.folded -= u64::from(was_folded);
             }
-            ReceiptState::Committed | ReceiptState::Accepted => {}
+            ReceiptState::Committed | ReceiptState::Accepted | ReceiptState::Other => {}
         }
         true
     }

@@ -283,14 +283,14 @@ fn put_model(job: &mut Job, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'
     if model.version != 0 {
         return Err("the initial model is version 0");
     }
-    job.models.push(Model { commit: model.clone(), at_ms });
+    job.models.push(Model { commit: model.clone(), round: None, at_ms });
     job.state = JobState::Running;
     Ok(())
 }
 
-fn extend(job: &mut Job, number: u64, deadline_ms: TimeMs) -> Result<(), &'static str> {
+fn extend(job: &mut Job, number: u64, deadline_ms: Option<TimeMs>) -> Result<(), &'static str> {
     let round = active(job, number)?;
-    round.deadline_ms = Some(deadline_ms);
+    round.deadline_ms = deadline_ms;
     if round.received() < round.goal {
         round.phase = Phase::Open;
     }
@@ -316,7 +316,7 @@ fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Res
         return Err("the commit is not of this round's contribution set");
     }
     round.commit(version, at_ms);
-    job.models.push(Model { commit: model.clone(), at_ms });
+    job.models.push(Model { commit: model.clone(), round: Some(number), at_ms });
     complete_if_done(job);
     Ok(())
 }

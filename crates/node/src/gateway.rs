@@ -50,5 +50,6 @@ pub(crate) fn state_text(state: JobState) -> &'static str {
         JobState::Completed => "completed",
         JobState::Stopped => "stopped",
         JobState::Failed => "failed",
+        JobState::Other => "in a state of a later version",
     }
 }

@@ -79,10 +79,10 @@ pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut B
         if !known {
             check_base(context, &submission)?;
         }
-        if !context.ledger.is_reachable() {
-            return Err(log_unavailable());
-        }
         if !known {
+            if !context.ledger.is_reachable() {
+                return Err(log_unavailable());
+            }
             let (digest, slab) = receive(context, &submission, body).await?;
             return accept(context, submission, digest, slab).await;
         }
@@ -92,7 +92,9 @@ pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut B
         let judged = context
             .ledger
             .read(|state| state.judge(submission.uid, submission.round, &submission.client, Some(&digest)));
-        answer(context, &submission, judged.unwrap_or(AcceptOutcome::UnknownJob))
+        let lost = "the update that stood here was lost while this one was read; send it again";
+        let judged = judged.ok_or_else(|| Problem::new(Code::NotReady, lost))?;
+        answer(context, &submission, judged)
     }
     .instrument(span)
     .await
@@ -154,7 +156,7 @@ async fn read_digest(submission: &Submission, body: &mut Body) -> Result<Digest,
     while let Some(chunk) = body.next().await? {
         digest.feed(&chunk);
     }
-    Ok(finish_digest(submission, &digest)?)
+    finish_digest(submission, &digest)
 }
 
 fn finish_digest(submission: &Submission, digest: &UpdateDigest) -> Result<Digest, Problem> {
@@ -284,10 +286,14 @@ async fn accept(
         let context = task_context;
         let descriptor = descriptor(&context, &accept, &spec);
         let outcome = context.ledger.accept(accept).await;
+        let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
         if outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted()) {
             // The round's now.
             held.slab.take();
             announce(&context, &spec, &descriptor).await;
+        } else if unknown {
+            // The log may have it: the next start decides, and until then the slab waits for its round to end.
+            held.slab.take();
         } else {
             // The round may have ended while this update set its accumulators aside.
             let ended = context.ledger.read(|state| context.holdings.take_ended(state));

@@ -146,8 +146,8 @@ pub enum Record {
         uid: JobUid,
         /// The round.
         round: u64,
-        /// The new deadline.
-        deadline_ms: TimeMs,
+        /// The new deadline; none where the job has none.
+        deadline_ms: Option<TimeMs>,
     },
     /// A round was closed before its goal. (The goal itself closes a round without a record.)
     RoundClosed {

@@ -19,6 +19,9 @@ pub enum ReceiptState {
     Discarded,
     /// Gone with its node's memory; its address is open again.
     Lost,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// What a client gets for an accepted update.
@@ -77,6 +80,9 @@ pub enum JobState {
     Stopped,
     /// It cannot go on; `reason` says why.
     Failed,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Other,
 }
 
 impl JobState {
@@ -100,6 +106,9 @@ pub enum RoundState {
     Committed,
     /// Ended without a model.
     Skipped,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// A round as callers see it.
@@ -108,7 +117,7 @@ pub struct RoundView {
     /// The job's identity.
     #[schema(value_type = String)]
     pub uid: JobUid,
-    /// Grows with every change; pass it as `after` to wait for the next.
+    /// Grows when the round or the job changes state (not with every update); pass it as `after` to wait for that.
     pub revision: u64,
     /// The round's number, from 1; 0 before the first.
     pub round: u64,
@@ -124,7 +133,11 @@ pub struct RoundView {
     pub received: u64,
     /// Of those, updates in the accumulator.
     pub folded: u64,
+    /// When it opened, RFC 3339; absent before the first.
+    #[serde(default)]
+    pub opened_at: Option<String>,
     /// When it ends, RFC 3339.
+    #[serde(default)]
     pub deadline_at: Option<String>,
 }
 
@@ -172,6 +185,9 @@ pub struct ModelView {
     pub created_at: String,
     /// The version it was trained from.
     pub parent: Option<u64>,
+    /// The round that made it; absent for the initial model.
+    #[serde(default)]
+    pub round: Option<u64>,
     /// Digest of the function that made it.
     #[schema(value_type = Option<String>)]
     pub function: Option<Digest>,

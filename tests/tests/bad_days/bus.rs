@@ -19,9 +19,8 @@ async fn test() {
     for life in 0..2 {
         server.nats().kill();
         let begun = Instant::now();
-        let headers = [("catchment-metrics", "{\"loss\":1}")];
-        let refused =
-            job.submit_with(1, "c2", "weight=1", &headers, &update(2.0)).await.problem(503, "log_unavailable");
+        let (client, body) = (format!("c{}", 2 + life), update((2 + life) as f32));
+        let refused = job.submit(1, &client, "", &body).await.problem(503, "log_unavailable");
         assert!(begun.elapsed() < Duration::from_secs(10), "answered after {:?}", begun.elapsed());
         assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("send it again")), "{refused}");
         api.get("/readyz").await.problem(503, "not_ready");
@@ -32,9 +31,7 @@ async fn test() {
         api.post("/v1/jobs", &json!({"name": "b", "function": "fedavg"})).await.problem(503, "log_unavailable");
         server.nats().start_again();
         let receipt = until("the same update is accepted", async || {
-            let client = format!("c{}", 2 + life);
-            let (headers, value) = (&headers[..(1 - life) as usize], (2 + life) as f32);
-            let answer = job.submit_with(1, &client, "weight=1", headers, &update(value)).await;
+            let answer = job.submit(1, &client, "", &body).await;
             match answer.status {
                 200 | 202 => Some(answer.json()["receipt"].clone()),
                 _ => {

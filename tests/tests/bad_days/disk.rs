@@ -1,7 +1,7 @@
 //! A full disk under the data directory.
 
 use crate::{mean_of, update};
-use catchment_tests::{Bus, Server, on_both_buses, read, until};
+use catchment_tests::{Bus, Job, Server, on_both_buses, read, until};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -47,6 +47,23 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Submits until there is room in the log for not even the smallest record.
+async fn use_up(job: &Job) {
+    let long = format!("{{\"{}\":1}}", "x".repeat(4000));
+    for (kind, metrics) in [("long", long.as_str()), ("short", "{}")] {
+        let mut k = 0;
+        while job
+            .submit_with(1, &format!("{kind}{k}"), "", &[("catchment-metrics", metrics)], &update(0.0))
+            .await
+            .status
+            == 202
+        {
+            k += 1;
+            assert!(k < 4096, "the log never fills");
+        }
+    }
+}
+
 on_both_buses! {
     /// Whatever could not be stored was not accepted; what was accepted is in the model once there is room.
     async fn a_full_disk_is_said_and_nothing_is_lost(bus: Bus) {
@@ -59,9 +76,11 @@ on_both_buses! {
         let api = server.api();
         let job = api.begin("a", json!({"goal": 2, "rounds": 2}), &update(0.0)).await;
         let first = job.accepted(1, "c", "", &update(1.0)).await;
+        let noise = api.begin("noise", json!({"goal": 100_000}), &update(0.0)).await;
         disk.fill();
         if bus == Bus::Embedded {
-            // The log is on that disk.
+            // The log is on that disk. It has some room in its own file; other clients use that up.
+            use_up(&noise).await;
             let problem = job.submit(1, "d", "", &update(3.0)).await.problem(503, "log_unavailable");
             assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("room")), "{problem}");
             api.post("/v1/jobs", &json!({"name": "b", "function": "fedavg"})).await.problem(503, "log_unavailable");
@@ -88,6 +107,7 @@ on_both_buses! {
         job.accepted(2, "c", "", &update(5.0)).await;
         job.accepted(2, "d", "", &update(6.0)).await;
         job.in_state("completed").await;
+        noise.call("DELETE", "").await.expect(204);
         server.holds_no_slabs().await;
     }
 

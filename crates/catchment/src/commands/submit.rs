@@ -143,7 +143,7 @@ async fn settle(client: &Client, mut receipt: Receipt, show: impl Fn(&Receipt) -
                 let why = receipt.reason.as_deref().unwrap_or("the server does not say why");
                 return Err(Failure::Outcome(format!("the update was {}: {why}", text::word(receipt.state))).into());
             }
-            ReceiptState::Accepted | ReceiptState::Folded => {}
+            ReceiptState::Accepted | ReceiptState::Folded | ReceiptState::Other => {}
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 5 / 4).min(LOOK_MAX);

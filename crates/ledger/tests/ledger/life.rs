@@ -140,7 +140,7 @@ fn too_many_discards_make_the_round_wait_again() {
     fixture.discard(1, receipts[1]);
     fixture.fold_pending();
     assert!(!fixture.round().is_ready(), "one is too few");
-    let extended = Record::RoundExtended { uid: JOB, round: 1, deadline_ms: 99 };
+    let extended = Record::RoundExtended { uid: JOB, round: 1, deadline_ms: Some(99) };
     assert_eq!(fixture.apply(extended), Outcome::Done);
     assert_eq!((fixture.round().phase, fixture.round().deadline_ms), (Phase::Open, Some(99)));
     fixture.accepted(1, 4);

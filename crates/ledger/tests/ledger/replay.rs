@@ -75,7 +75,7 @@ impl Step {
                 Record::RoundOpened { uid, round: number(uid, which), deadline_ms, at_ms }
             }
             Self::Extended(uid, which, deadline_ms) => {
-                Record::RoundExtended { uid, round: number(uid, which), deadline_ms }
+                Record::RoundExtended { uid, round: number(uid, which), deadline_ms: Some(deadline_ms) }
             }
             Self::Closed(uid, which, reason, at_ms) => {
                 Record::RoundClosed { uid, round: number(uid, which), reason, at_ms }

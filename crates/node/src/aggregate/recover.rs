@@ -12,6 +12,9 @@ use catchment_slab::{Recovered, Slab, SlabStore};
 use catchment_types::{Digest, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
 use std::collections::{HashMap, HashSet};
 
+/// Receipts in one record, at most: a record has a size limit.
+const LOST_MAX: usize = 4096;
+
 /// Matches what the store found with what the log knows: takes over what belongs to active rounds, frees the rest, and
 /// records what is lost.
 ///
@@ -27,6 +30,11 @@ pub async fn recover(
 ) -> Result<(), LedgerError> {
     let everything: Vec<SlabId> =
         recovered.slabs.iter().map(Slab::id).chain(recovered.accumulators.iter().map(|found| found.id())).collect();
+    // An append from before the crash may still be on its way; once this one is stored, it never will be, and what the
+    // log does not know can be freed.
+    if !everything.is_empty() {
+        ledger.propose(Record::Accepted(Vec::new())).await?;
+    }
     let found = Found::new(recovered);
     let (kept, lost) = ledger.read(|state| found.judge(state, holdings, node));
     drop(found);
@@ -37,7 +45,10 @@ pub async fn recover(
         tracing::info!(kept = kept.len(), freed, lost = losses, "shared memory recovered");
     }
     for (uid, round, receipts) in lost {
-        ledger.propose(Record::Lost { uid, round, receipts, at_ms: now_ms }).await?;
+        for receipts in receipts.chunks(LOST_MAX) {
+            let receipts = receipts.to_vec();
+            ledger.propose(Record::Lost { uid, round, receipts, at_ms: now_ms }).await?;
+        }
     }
     Ok(())
 }

@@ -86,7 +86,9 @@ fn state_line(job: &JobInfo, now_ms: u64) -> String {
 fn rounds_ended(job: &JobInfo) -> u64 {
     match job.round.state {
         RoundState::Committed | RoundState::Skipped => job.round.round,
-        RoundState::None | RoundState::Open | RoundState::Aggregating => job.round.round.saturating_sub(1),
+        RoundState::None | RoundState::Open | RoundState::Aggregating | RoundState::Other => {
+            job.round.round.saturating_sub(1)
+        }
     }
 }
 
