@@ -22,9 +22,10 @@ demo: build ## Ten real clients train one model on handwritten digits (BUS=nats:
 test: build ## Everything: unit, property, simulation, and end to end on both buses
 	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(XTASK) test
 
-lint: ## Formatting, clippy, dependency rules
+lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check
 	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 
 fuzz: ## Run every fuzz target for SECONDS (default 10) each
 	$(XTASK) fuzz --seconds $(SECONDS)
