@@ -42,12 +42,32 @@ fn receive(
     };
     let fit = Fit::new(&MODEL, &header, &[Dtype::Bf16]).ok()?;
     let mut memory = vec![0; fit.slab_bytes as usize];
-    let mut scatter = Scatter::new(&fit);
-    for chunk in body[at..].chunks(step) {
+    let fit = std::sync::Arc::new(fit);
+    let mut scatter = Scatter::new(fit.clone());
+    let copied = body[at..].chunks(step).try_for_each(|chunk| {
         digest.feed(chunk);
-        scatter.feed(chunk, &mut memory).ok()?;
-    }
-    scatter.finish(&mut memory).ok()?;
+        scatter.feed(chunk, &mut memory)
+    });
+    let copied = copied.and_then(|()| scatter.finish(&mut memory));
     digest.finish(weight, 1, metrics);
+    // The way without a copy comes to the same: an update, or the same refusal.
+    let (mut received, mut sink, mut rest) = (vec![0; fit.slab_bytes as usize], [0; 64], &body[at..]);
+    let mut scatter = Scatter::new(fit);
+    let landed = loop {
+        let mut room = scatter.room(&mut received, &mut sink, step);
+        let taken = std::io::Read::read_vectored(&mut rest, &mut room).expect("memory reads");
+        if taken == 0 && !rest.is_empty() {
+            // More than the header describes.
+            break scatter.feed(rest, &mut received);
+        }
+        if taken == 0 {
+            break scatter.finish(&mut received);
+        }
+        if let Err(problem) = scatter.landed(taken, &mut received, &sink, |_| ()) {
+            break Err(problem);
+        }
+    };
+    assert_eq!(copied.is_ok(), landed.is_ok());
+    assert!(copied.is_err() || received == memory);
     Some(())
 }

@@ -1,24 +1,45 @@
-//! Writes the data of a body to its slab, tensor by tensor, in the order it arrives.
+//! Brings the data of a body to its slab, tensor by tensor, in the order it arrives.
+//!
+//! Bytes that are in memory already are copied there ([`Scatter::feed`]). Bytes that still wait in a socket are received
+//! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
+//! Either way they are screened while they are in cache.
 
 use crate::screen::first_non_finite;
 use catchment_types::{Code, Fit, Placed, Problem};
+use std::array::from_fn;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Tensors that one read from a socket may reach into.
+const PIECES: usize = 16;
+
+/// Where the next bytes of a body go, in order. Unused places are empty and come last.
+pub type Room<'m> = [IoSliceMut<'m>; PIECES + 1];
 
 /// The data of one body on its way into `memory`, which is exactly as long as the fit says.
 ///
 /// Works on any memory, so that the place it writes to need not be known here.
-pub struct Scatter<'a> {
-    tensors: std::slice::Iter<'a, Placed>,
-    current: Option<&'a Placed>,
+#[derive(Debug)]
+pub struct Scatter {
+    fit: Arc<Fit>,
+    /// The tensor that the next byte belongs to.
+    current: usize,
+    /// Bytes of the data that have come.
     position: u64,
+    /// Bytes of the current tensor that have been screened.
     screened: usize,
 }
 
-impl<'a> Scatter<'a> {
+impl Scatter {
     /// Begins at the first byte after the header.
-    pub fn new(fit: &'a Fit) -> Self {
-        let mut tensors = fit.tensors.iter();
-        let current = tensors.next();
-        Self { tensors, current, position: 0, screened: 0 }
+    pub fn new(fit: impl Into<Arc<Fit>>) -> Self {
+        Self { fit: fit.into(), current: 0, position: 0, screened: 0 }
+    }
+
+    /// How the body fits its layout.
+    pub fn fit(&self) -> &Fit {
+        &self.fit
     }
 
     /// Writes the next bytes of the data.
@@ -28,21 +49,91 @@ impl<'a> Scatter<'a> {
     pub fn feed(&mut self, mut chunk: &[u8], memory: &mut [u8]) -> Result<(), Problem> {
         self.pass_finished(memory);
         while !chunk.is_empty() {
-            let Some(tensor) = self.current else {
-                let detail = "the body goes on after the last tensor that its header describes";
-                return Err(Problem::new(Code::InvalidSafetensors, detail));
-            };
+            let tensor = self.current()?;
             let take = chunk.len().min((tensor.end - self.position) as usize);
             let (part, rest) = chunk.split_at(take);
-            if let Some(offset) = tensor.slab_offset {
-                let at = (offset + self.position - tensor.begin) as usize;
-                memory[at..at + take].copy_from_slice(part);
+            if let Some(place) = self.place(tensor, take) {
+                memory[place].copy_from_slice(part);
             }
-            self.position += take as u64;
-            self.screen(tensor, memory)?;
-            self.pass_finished(memory);
+            self.advance(take, memory)?;
             chunk = rest;
         }
+        Ok(())
+    }
+
+    /// Where the next bytes of the data go: at most `bytes_max`, none when all have come. Bytes of tensors that are
+    /// not stored go to `sink`.
+    pub fn room<'m>(&self, memory: &'m mut [u8], sink: &'m mut [u8], bytes_max: usize) -> Room<'m> {
+        let mut places: [Range<usize>; PIECES] = from_fn(|_| 0..0);
+        let mut sunk = 0;
+        let (mut position, mut left) = (self.position, bytes_max);
+        let mut free = places.iter_mut();
+        for tensor in self.fit.tensors[self.current..].iter().filter(|tensor| tensor.end > tensor.begin) {
+            let take = left.min((tensor.end - position) as usize);
+            match tensor.slab_offset {
+                // The sink is one piece, and what it takes comes last: everything in it is passed over at once.
+                None => {
+                    sunk = take.min(sink.len());
+                    break;
+                }
+                Some(offset) => {
+                    let Some(place) = free.next().filter(|_| take > 0) else { break };
+                    let at = (offset + position - tensor.begin) as usize;
+                    *place = at..at + take;
+                }
+            }
+            position += take as u64;
+            left -= take;
+        }
+        let stored = memory.get_disjoint_mut(places).expect("tensors have places of their own");
+        let mut pieces = stored.into_iter().chain([&mut sink[..sunk]]);
+        from_fn(|_| IoSliceMut::new(pieces.next().unwrap_or_default()))
+    }
+
+    /// Takes note of the next `bytes` bytes, which lie where [`Scatter::room`] said. Hands each run of them to `each`,
+    /// in the order of the body.
+    ///
+    /// # Errors
+    /// As [`Scatter::feed`].
+    pub fn landed(
+        &mut self,
+        mut bytes: usize,
+        memory: &mut [u8],
+        sink: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), Problem> {
+        self.pass_finished(memory);
+        while bytes > 0 {
+            let tensor = self.current()?;
+            let take = bytes.min((tensor.end - self.position) as usize);
+            match self.place(tensor, take) {
+                Some(place) => each(&memory[place]),
+                None => each(&sink[..take]),
+            }
+            self.advance(take, memory)?;
+            bytes -= take;
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> Result<&Placed, Problem> {
+        self.fit.tensors.get(self.current).ok_or_else(|| {
+            let detail = "the body goes on after the last tensor that its header describes";
+            Problem::new(Code::InvalidSafetensors, detail)
+        })
+    }
+
+    /// Where the next `bytes` bytes of the current tensor go, if they are stored.
+    fn place(&self, tensor: &Placed, bytes: usize) -> Option<Range<usize>> {
+        let at = (tensor.slab_offset? + self.position - tensor.begin) as usize;
+        Some(at..at + bytes)
+    }
+
+    /// Passes bytes of the current tensor that are in their place.
+    fn advance(&mut self, bytes: usize, memory: &mut [u8]) -> Result<(), Problem> {
+        self.position += bytes as u64;
+        self.screen(memory)?;
+        self.pass_finished(memory);
         Ok(())
     }
 
@@ -52,7 +143,7 @@ impl<'a> Scatter<'a> {
     /// `truncated`.
     pub fn finish(mut self, memory: &mut [u8]) -> Result<(), Problem> {
         self.pass_finished(memory);
-        match self.current {
+        match self.fit.tensors.get(self.current) {
             None => Ok(()),
             Some(tensor) => Err(Problem::new(
                 Code::Truncated,
@@ -63,17 +154,18 @@ impl<'a> Scatter<'a> {
 
     /// Moves past tensors that are complete, and zeroes the padding after each, where an older update may lie.
     fn pass_finished(&mut self, memory: &mut [u8]) {
-        while let Some(tensor) = self.current.filter(|tensor| tensor.end == self.position) {
+        while let Some(tensor) = self.fit.tensors.get(self.current).filter(|tensor| tensor.end == self.position) {
             if let Some(offset) = tensor.slab_offset {
                 let end = (offset + tensor.end - tensor.begin) as usize;
                 memory[end..end + tensor.padding as usize].fill(0);
             }
-            self.current = self.tensors.next();
+            self.current += 1;
             self.screened = 0;
         }
     }
 
-    fn screen(&mut self, tensor: &Placed, memory: &[u8]) -> Result<(), Problem> {
+    fn screen(&mut self, memory: &[u8]) -> Result<(), Problem> {
+        let tensor = &self.fit.tensors[self.current];
         let Some(offset) = tensor.slab_offset else { return Ok(()) };
         let width = (tensor.dtype.bits() / 8) as usize;
         let written = (self.position - tensor.begin) as usize;
@@ -114,12 +206,27 @@ mod tests {
 
     fn write(fit: &Fit, data: &[u8], step: usize) -> Result<Vec<u8>, Problem> {
         let mut memory = vec![0xaa; fit.slab_bytes as usize];
-        let mut scatter = Scatter::new(fit);
+        let mut scatter = Scatter::new(fit.clone());
         for chunk in data.chunks(step.max(1)) {
             scatter.feed(chunk, &mut memory)?;
         }
         scatter.finish(&mut memory)?;
         Ok(memory)
+    }
+
+    /// The same as from a socket that has `step` bytes at a time; returns what was handed on as well.
+    fn receive(fit: &Fit, mut data: &[u8], step: usize, sink: usize) -> Result<(Vec<u8>, Vec<u8>), Problem> {
+        let (mut memory, mut sink, mut seen) = (vec![0xaa; fit.slab_bytes as usize], vec![0; sink], Vec::new());
+        let mut scatter = Scatter::new(fit.clone());
+        while !data.is_empty() {
+            let mut room = scatter.room(&mut memory, &mut sink, step);
+            let taken = std::io::Read::read_vectored(&mut data, &mut room).unwrap();
+            assert!(taken > 0, "there is room while there is data");
+            scatter.landed(taken, &mut memory, &sink, |bytes| seen.extend_from_slice(bytes))?;
+        }
+        assert!(scatter.room(&mut memory, &mut sink, step).iter().all(|piece| piece.is_empty()));
+        scatter.finish(&mut memory)?;
+        Ok((memory, seen))
     }
 
     proptest! {
@@ -130,7 +237,23 @@ mod tests {
             let mut expected = vec![0u8; 512];
             expected[..12].copy_from_slice(&data([1.0, 2.0, 3.0, 0.0, 0.0])[..12]);
             expected[256..264].copy_from_slice(&data([0.0, 0.0, 0.0, 4.0, 5.0])[20..]);
-            prop_assert_eq!(memory, expected);
+            prop_assert_eq!(&memory, &expected);
+            let (received, seen) = receive(&fit, &data([1.0, 2.0, 3.0, 4.0, 5.0]), step, 1 + step % 9).unwrap();
+            prop_assert_eq!(received, memory);
+            prop_assert_eq!(seen, data([1.0, 2.0, 3.0, 4.0, 5.0]));
+        }
+
+        #[test]
+        fn many_small_tensors_land_in_their_places(count in 1u64..50, step in 1usize..300) {
+            let entries: Vec<String> = (0..count).map(|k| {
+                let dtype = if k % 5 == 4 { "I32" } else { "F32" };
+                format!(r#""t{k}":{{"dtype":"{dtype}","shape":[1],"data_offsets":[{},{}]}}"#, k * 4, k * 4 + 4)
+            }).collect();
+            let fit = fit(&format!("{{{}}}", entries.join(",")));
+            let data: Vec<u8> = (0..count).flat_map(|k| (k as f32).to_le_bytes()).collect();
+            let (received, seen) = receive(&fit, &data, step, 3).unwrap();
+            prop_assert_eq!(received, write(&fit, &data, 7).unwrap());
+            prop_assert_eq!(seen, data);
         }
 
         #[test]

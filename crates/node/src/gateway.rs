@@ -3,6 +3,7 @@
 //! Nothing is decided here. A handler reads the ledger, proposes to it, or hands a body on.
 
 pub(crate) mod body;
+mod connection;
 mod docs;
 mod jobs;
 mod models;

@@ -16,7 +16,7 @@ pub struct ModelLayout {
     /// The coordinates.
     pub layout: Layout,
     /// How the model itself fits its layout: the dtypes and offsets of its own elements.
-    pub own: Fit,
+    pub own: Arc<Fit>,
 }
 
 impl ModelLayout {
@@ -24,7 +24,7 @@ impl ModelLayout {
     pub fn new(head: Vec<u8>, header: Header, spec: &JobSpec) -> Result<Self, String> {
         let layout = Layout::new(&header, &spec.tensors).map_err(|error| error.to_string())?;
         let own = Fit::new(&layout, &header, &[]).map_err(|error| error.to_string())?;
-        Ok(Self { head, header, layout, own })
+        Ok(Self { head, header, layout, own: Arc::new(own) })
     }
 }
 

@@ -23,6 +23,9 @@ use tracing::Instrument;
 /// Seconds after which a refused client should try again.
 pub const RETRY_AFTER_S: u64 = 1;
 
+/// Slabs of at least this many bytes are taken on a thread that may block.
+const BLOCKING_BYTES: u64 = 1 << 20;
+
 /// What is said of an update, outside its body.
 #[derive(Debug, Clone)]
 pub struct Submission {
@@ -198,20 +201,20 @@ async fn receive(
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }
-    let mut slab = with_room(context, || context.store.grant(fit.slab_bytes)).await?;
+    let (store, bytes) = (context.store.clone(), fit.slab_bytes);
+    let mut slab = with_room(context, bytes, move || store.grant(bytes)).await?;
     tracing::Span::current().record("slab", tracing::field::display(slab.id()));
-    let mut scatter = Scatter::new(&fit);
-    let mut chunk = Some(rest);
-    while let Some(bytes) = chunk {
-        digest.feed(&bytes);
-        scatter.feed(&bytes, slab.bytes_mut())?;
-        chunk = body.next().await?;
-    }
+    let fit = Arc::new(fit);
+    let mut scatter = Scatter::new(fit.clone());
+    digest.feed(&rest);
+    scatter.feed(&rest, slab.bytes_mut())?;
+    while body.receive(&mut scatter, slab.bytes_mut(), &mut digest).await? {}
     scatter.finish(slab.bytes_mut())?;
     let digest = finish_digest(submission, &digest)?;
-    let (spec, uid, round) = (&submission.spec, submission.uid, submission.round);
-    with_room(context, || aggregate::prepare(context, spec, uid, round, &model.layout)).await?;
-    let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections };
+    let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
+    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model.layout);
+    with_room(context, bytes, prepare).await?;
+    let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections.clone() };
     let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
     Ok((digest, HeldSlab { context: context.clone(), slab: Some(slab) }))
 }
@@ -222,13 +225,22 @@ async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result
     layout.map_err(internal)?.map_err(internal)
 }
 
-/// Takes shared memory, waiting a while for room. The body stays unread meanwhile, so memory is bounded by what was
-/// granted.
-async fn with_room<T>(context: &Context, take: impl Fn() -> Result<T, SlabError>) -> Result<T, Problem> {
+/// Takes shared memory for `bytes` bytes of updates, waiting a while for room. The body stays unread meanwhile, so memory
+/// is bounded by what was granted.
+async fn with_room<T: Send + 'static>(
+    context: &Context,
+    bytes: u64,
+    take: impl Fn() -> Result<T, SlabError> + Clone + Send + 'static,
+) -> Result<T, Problem> {
     let until = Instant::now() + context.config.room_wait;
     loop {
         let room = context.room.notified();
-        match take() {
+        // Entering a large slab's pages takes milliseconds.
+        let taken = match bytes {
+            BLOCKING_BYTES.. => tokio::task::spawn_blocking(take.clone()).await.map_err(internal)?,
+            _ => take(),
+        };
+        match taken {
             Ok(taken) => return Ok(taken),
             Err(error @ SlabError::NoRoom { .. }) => {
                 if timeout_at(until, room).await.is_err() {

@@ -259,7 +259,7 @@ impl Worker {
         let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
         let file = self.context.models.file(self.uid, version).map_err(disk)?;
         let mut slab = self.context.store.grant(self.model.own.slab_bytes)?;
-        let mut scatter = Scatter::new(&self.model.own);
+        let mut scatter = Scatter::new(self.model.own.clone());
         copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
             scatter.feed(bytes, slab.bytes_mut()).map_err(std::io::Error::other)
         })

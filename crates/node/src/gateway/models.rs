@@ -1,28 +1,23 @@
 //! Models: the initial one in, every version out.
 
 use super::body::Body as Incoming;
+use super::connection::FileBody;
 use super::jobs::propose;
 use super::path::At;
 use super::problem::Failure;
 use crate::context::Context;
 use crate::layouts::ModelLayout;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use catchment_ingest::{Head, Scatter};
 use catchment_ledger::Outcome;
 use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::SeekFrom;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::io::ReaderStream;
-
-/// Bytes read from a checkpoint at one time.
-const READ_BYTES: usize = 256 << 10;
 
 /// Stores the initial model and opens the first round.
 #[utoipa::path(put, path = "/{job}/model", tag = "models", params(("job" = String, Path)),
@@ -96,7 +91,7 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
         .store
         .grant(layout.own.slab_bytes)
         .map_err(|error| Problem::new(Code::NoRoom, format!("no room to check the model in: {error}")))?;
-    let mut scatter = Scatter::new(&layout.own);
+    let mut scatter = Scatter::new(layout.own.clone());
     let mut chunk = Some(rest);
     while let Some(bytes) = chunk {
         scatter.feed(&bytes, scratch.bytes_mut())?;
@@ -161,19 +156,18 @@ pub async fn get(
         Some(None) | None => None,
     };
     let file = context.models.file(uid, commit.version).map_err(|error| Failure::internal("read the model", error))?;
-    let mut file = tokio::fs::File::from_std(file);
     let (begin, end) = range.unwrap_or((0, commit.bytes));
-    file.seek(SeekFrom::Start(begin)).await.map_err(|error| Failure::internal("read the model", error))?;
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(end - begin), READ_BYTES));
+    let sent = Extension(FileBody { file: Arc::new(file), begin, end });
+    let body = Body::from_stream(sent.0.clone().stream());
     let length = [
         (header::CONTENT_LENGTH, (end - begin).to_string()),
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
     ];
     Ok(match range {
-        None => (StatusCode::OK, common, length, body).into_response(),
+        None => (StatusCode::OK, common, length, sent, body).into_response(),
         Some(_) => {
             let part = [(header::CONTENT_RANGE, format!("bytes {begin}-{}/{}", end - 1, commit.bytes))];
-            (StatusCode::PARTIAL_CONTENT, common, length, part, body).into_response()
+            (StatusCode::PARTIAL_CONTENT, common, length, part, sent, body).into_response()
         }
     })
 }

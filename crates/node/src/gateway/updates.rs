@@ -1,13 +1,14 @@
 //! Updates over HTTP.
 
 use super::body::Body;
+use super::connection::Home;
 use super::path::At;
 use super::problem::Failure;
 use crate::context::Context;
 use crate::submit::{Submission, Submitted, submit};
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
 use catchment_ingest::{Said, parse_digest, parse_metrics};
 use catchment_types::{Code, JobSpec, Problem, Receipt, TaskId};
 use std::sync::Arc;
@@ -33,10 +34,14 @@ pub async fn put(
     at: At,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
+    home: Option<Extension<Home>>,
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<Receipt>), Failure> {
     let declared = headers.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut body = Body::stream(body, declared, context.config.pace);
+    let mut body = match home.and_then(|home| home.lend()).zip(declared) {
+        Some((lent, length)) => Body::socket(lent, length, context.config.pace),
+        None => Body::stream(body, declared, context.config.pace),
+    };
     let mut spec = None;
     let submitted = match read_request(&context, &at, &query.unwrap_or_default(), &headers) {
         Ok(submission) => {
