@@ -90,6 +90,18 @@ impl Server {
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }
 
+    /// Starts it on what an earlier life left; it must end by itself and say this.
+    pub async fn fails_to_start(&mut self, says: &str) {
+        let before = self.log().len();
+        self.spawn();
+        let child = std::cell::RefCell::new(self.child.take().expect("spawned just now"));
+        let ended = async || child.borrow_mut().try_wait().expect("wait for catchment");
+        let status = until("the server ends", ended).await;
+        assert!(!status.success(), "it must not start");
+        let said = self.log().split_off(before);
+        assert!(said.contains(says), "it says {said}");
+    }
+
     /// Ends it as `kill -9` does.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {

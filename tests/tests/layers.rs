@@ -47,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("catchment-worker", &["catchment-types", "catchment-client"]),
     ("catchment-tests", &[]),
+    ("catchment-benches", &[]),
     ("xtask", &[]),
 ];
 

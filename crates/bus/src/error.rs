@@ -31,6 +31,9 @@ pub enum LogError {
 /// Why a bus could not be opened or a message not be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
+    /// A subscription ended though nobody ended it: nothing would come any more.
+    #[error("the bus ended a subscription; start again")]
+    Ended,
     /// Another process (or another bus in this one) has the log open.
     #[error(
         "{} is in use by another process: stop that one, or give this one a data directory of its own",

@@ -14,7 +14,11 @@ mod up;
 use cli::{Arguments, Command};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+
+/// How long threads that are still at work may take once everything has stopped.
+const STOP_TIME: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::read();
@@ -24,7 +28,12 @@ fn main() -> ExitCode {
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start threads")),
     };
     let outcome = match arguments.command {
-        Command::Up(up) => runtime.block_on(up.run()),
+        Command::Up(up) => {
+            let outcome = runtime.block_on(up.run());
+            // A function that is still running must not hold the program up.
+            runtime.shutdown_timeout(STOP_TIME);
+            outcome
+        }
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
         Command::Client(command) => {
             return runtime.block_on(commands::run_until_signal(command, &arguments.connection));

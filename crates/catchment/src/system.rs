@@ -33,9 +33,10 @@ pub fn default_slab_dir(data_dir: &Path) -> PathBuf {
     let name: String =
         data_dir.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let user = rustix::process::getuid().as_raw();
-    // Long paths are told apart by their end, which names the project.
-    let tail: String = name.chars().rev().take(120).collect::<Vec<_>>().into_iter().rev().collect();
-    PathBuf::from("/dev/shm").join(format!("catchment-{user}{tail}"))
+    // The end of a path is for people, who know it by that; the digest tells paths apart that look alike.
+    let tail: String = name.chars().rev().take(80).collect::<Vec<_>>().into_iter().rev().collect();
+    let digest = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
+    PathBuf::from("/dev/shm").join(format!("catchment-{user}{tail}-{}", &digest[..12]))
 }
 
 /// Shared memory to use when nobody says: half of what the tmpfs has free, half of the memory limit at most.

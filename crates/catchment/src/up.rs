@@ -65,6 +65,7 @@ pub struct Up {
 impl Up {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
+        raise_descriptor_limit();
         std::fs::create_dir_all(&self.data)
             .with_context(|| format!("create data directory {}", self.data.display()))?;
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
@@ -91,12 +92,22 @@ impl Up {
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
         let node = Node::open(config, bus, ledger.clone(), functions, clock.clone(), entropy).await?;
         let stop = CancellationToken::new();
-        let coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
+        let mut coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
         tokio::spawn(stop_on_signal(stop.clone()));
         let address = listener.local_addr()?;
         tracing::info!(%address, data = %self.data.display(), bus = self.nats.as_deref().unwrap_or("embedded"), "ready");
         println!("catchment is up: http://{address}");
-        let result = node.run(listener, stop).await;
+        let mut node = std::pin::pin!(node.run(listener, stop.clone()));
+        let result = tokio::select! {
+            result = &mut node => result,
+            ended = &mut coordinator => {
+                // Without it updates would be taken and rounds never end.
+                tracing::error!(?ended, "the coordinator has stopped; so does the node");
+                stop.cancel();
+                node.await?;
+                bail!("the coordinator has stopped; the log says why");
+            }
+        };
         coordinator.abort();
         tracing::info!("stopped");
         result.map_err(anyhow::Error::from)
@@ -120,6 +131,16 @@ impl Up {
             accept_wait: duration(self.accept_wait),
             connections_max: self.connections.max(1),
         })
+    }
+}
+
+/// Every connection and every update being received holds descriptors; the default limit is made for other programs.
+fn raise_descriptor_limit() {
+    let resource = rustix::process::Resource::Nofile;
+    let limit = rustix::process::getrlimit(resource);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(resource, raised) {
+        tracing::warn!(%error, "raise the limit of open files");
     }
 }
 

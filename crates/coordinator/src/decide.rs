@@ -21,7 +21,7 @@ pub fn decide(state: &State, now_ms: TimeMs) -> Decision {
             Some(round) => match closing(job, round, now_ms) {
                 Some(record) => decision.records.push(record),
                 None => {
-                    let deadline = round.deadline_ms.filter(|_| round.phase == Phase::Open);
+                    let deadline = round.deadline_ms.filter(|at| round.phase == Phase::Open && *at > now_ms);
                     decision.look_again_ms = decision.look_again_ms.into_iter().chain(deadline).min();
                 }
             },
@@ -47,11 +47,19 @@ fn closing(job: &Job, round: &Round, now_ms: TimeMs) -> Option<Record> {
             reason: CloseReason::Deadline,
             at_ms: now_ms,
         }),
+        // Nobody has come: another deadline would be written down again and again for nothing.
+        Phase::Open if deadline_passed && waits_for_anybody(job, round) => None,
         Phase::Open if deadline_passed => Some(shortfall(job, round, now_ms)),
         // Updates were discarded after the goal had closed the round, and too few are left.
         Phase::Aggregating if !enough => Some(shortfall(job, round, now_ms)),
         _ => None,
     }
+}
+
+/// A round that keeps what it has may as well keep its old deadline while it has nothing; the first update gives it a
+/// new one.
+fn waits_for_anybody(job: &Job, round: &Round) -> bool {
+    job.spec.on_shortfall == OnShortfall::Retry && round.received() == 0
 }
 
 fn shortfall(job: &Job, round: &Round, now_ms: TimeMs) -> Record {

@@ -43,6 +43,11 @@ impl Head {
         Ok((taken, Some(header)))
     }
 
+    /// Bytes of the whole head, once its length is known.
+    pub fn declared_bytes(&self) -> Option<u64> {
+        self.text_bytes.map(|text| text + Header::PREFIX_BYTES as u64)
+    }
+
     /// The head's bytes so far.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -1,7 +1,7 @@
 //! What is said of an update beside its body: in the address, and in headers.
 
 use catchment_types::{Code, Digest, Problem};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of `Catchment-Metrics`.
 pub const METRICS_BYTES_MAX: usize = 4 << 10;
@@ -24,11 +24,15 @@ impl Said {
     /// `bad_request`, naming the field and its value.
     pub fn parse(query: &str) -> Result<Self, Problem> {
         let mut said = Self::default();
+        let mut names = BTreeSet::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let bad = |expected: &str| {
                 Problem::new(Code::BadRequest, format!("{name}=`{value}` in the address: expected {expected}"))
             };
+            if !names.insert(name) {
+                return Err(bad("each name once"));
+            }
             match name {
                 "weight" => said.weight = Some(value.parse().map_err(|_| bad("a number"))?),
                 "num_samples" => said.num_samples = Some(value.parse().map_err(|_| bad("a whole number"))?),
@@ -80,6 +84,7 @@ mod tests {
         assert!(Said::parse("weight=x").unwrap_err().detail.contains("weight=`x`"));
         assert!(Said::parse("num_samples=-1").is_err());
         assert!(Said::parse("wieght=1").is_err());
+        assert!(Said::parse("weight=1&weight=2").is_err());
         assert!(Said::parse("").unwrap().weight.is_none());
     }
 

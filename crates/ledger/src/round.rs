@@ -5,6 +5,9 @@ use catchment_types::{
 };
 use std::collections::{BTreeMap, HashMap};
 
+/// Named numbers that a model has at most. A name has at most 4 KiB, so they fit a record.
+pub const METRICS_MAX: usize = 64;
+
 /// Where a round is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -163,12 +166,18 @@ impl Round {
         hasher.finalize().into()
     }
 
-    /// Sample-weighted means of the numbers that contributors reported.
+    /// Sample-weighted means of the numbers that contributors reported: of the first [`METRICS_MAX`] names in the order
+    /// of acceptance, because they go into the commit's record.
     pub fn metrics(&self) -> BTreeMap<String, f64> {
         let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        for update in self.contributors() {
+        let mut contributors: Vec<&Update> = self.contributors().collect();
+        contributors.sort_unstable_by_key(|update| update.order);
+        for update in contributors {
             let samples = update.accept.num_samples.max(1) as f64;
             for (name, value) in &update.accept.metrics {
+                if sums.len() >= METRICS_MAX && !sums.contains_key(name.as_str()) {
+                    continue;
+                }
                 let (sum, total) = sums.entry(name).or_default();
                 *sum += samples * value;
                 *total += samples;
@@ -293,5 +302,10 @@ impl Round {
     /// Number of updates, discarded and lost ones included.
     pub(crate) fn len(&self) -> u64 {
         self.updates.len() as u64
+    }
+
+    /// Whether nothing was ever accepted.
+    pub fn is_empty(&self) -> bool {
+        self.updates.is_empty()
     }
 }

@@ -27,13 +27,18 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// How often the sweep looks for updates whose event was lost, while any are waiting.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How long free slabs are kept for the next update while nothing comes.
+const TRIM: Duration = Duration::from_secs(60);
 /// How long a stopping node waits for folds in progress.
 const STOP_TIME: Duration = Duration::from_secs(10);
+
+/// What a slab's file has beside its data, at most.
+const SLAB_EXTRA_BYTES: u64 = 8 << 10;
 
 /// Sets the round's accumulators aside. Before an update is accepted, so that folding never waits for memory that only
 /// folding would give back.
@@ -51,12 +56,18 @@ pub fn prepare(context: &Context, spec: &JobSpec, uid: JobUid, round: u64, layou
 
 /// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
 pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
-    let (accumulator, canonical) = (leaf::Leaf::bytes(model.layout.elements()), model.own.slab_bytes + (8 << 10));
+    let leaves = leaf::Leaf::bytes(model.layout.elements()) * u64::from(spec.topology.leaves());
+    leaves + finish_bytes(spec, model) + model.own.slab_bytes + SLAB_EXTRA_BYTES
+}
+
+/// Shared memory that finishing a round takes beside its leaves: merged partials, the old model and the new one.
+/// Updates leave it free, because finishing is what gives their memory back.
+pub fn finish_bytes(spec: &JobSpec, model: &ModelLayout) -> u64 {
     let merged = match spec.topology {
         Topology::Auto => 0,
         Topology::Tree { middles, .. } => u64::from(middles) + 1,
     };
-    accumulator * (u64::from(spec.topology.leaves()) + merged) + canonical * 3
+    leaf::Leaf::bytes(model.layout.elements()) * merged + 2 * (model.own.slab_bytes + SLAB_EXTRA_BYTES)
 }
 
 /// Starts a job's task when an event says that there is work, until `stop`.
@@ -66,7 +77,13 @@ pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
 pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
     let mut events = context.bus.events.subscribe(subjects::EVERY_ACCEPTED, None).await?;
     let mut changes = context.ledger.watch();
-    let mut dispatcher = Dispatcher { context, tasks: JoinSet::new(), wakers: HashMap::new(), seen: HashMap::new() };
+    let mut dispatcher = Dispatcher {
+        context,
+        tasks: JoinSet::new(),
+        jobs: HashMap::new(),
+        wakers: HashMap::new(),
+        seen: HashMap::new(),
+    };
     let mut waiting = dispatcher.sweep();
     loop {
         tokio::select! {
@@ -76,17 +93,18 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
                     Ok(descriptor) => { dispatcher.wake(descriptor.job); waiting = true; }
                     Err(error) => tracing::warn!(%error, subject = event.subject, "read descriptor"),
                 },
-                None => break,
+                None => return Err(BusError::Ended),
             },
             changed = changes.changed() => {
                 if changed.is_err() { break }
                 dispatcher.follow();
             }
-            ended = dispatcher.tasks.join_next(), if !dispatcher.tasks.is_empty() => {
+            ended = dispatcher.tasks.join_next_with_id(), if !dispatcher.tasks.is_empty() => {
                 dispatcher.ended(ended);
                 waiting = dispatcher.sweep();
             }
             () = tokio::time::sleep(SWEEP), if waiting => waiting = dispatcher.sweep(),
+            () = tokio::time::sleep(TRIM), if dispatcher.may_trim(waiting) => dispatcher.trim(),
         }
     }
     dispatcher.wakers.clear();
@@ -97,7 +115,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
 
 struct Dispatcher {
     context: Arc<Context>,
-    tasks: JoinSet<JobUid>,
+    tasks: JoinSet<()>,
+    jobs: HashMap<Id, JobUid>,
     wakers: HashMap<JobUid, Arc<Notify>>,
     seen: HashMap<JobUid, Seen>,
 }
@@ -121,23 +140,34 @@ impl Dispatcher {
         let waker = Arc::new(Notify::new());
         self.wakers.insert(uid, waker.clone());
         let context = self.context.clone();
-        self.tasks.spawn(async move {
-            job::run(context, uid, waker).await;
-            uid
-        });
+        let task = self.tasks.spawn(job::run(context, uid, waker));
+        self.jobs.insert(task.id(), uid);
     }
 
-    fn ended(&mut self, ended: Option<Result<JobUid, tokio::task::JoinError>>) {
-        match ended {
-            Some(Ok(uid)) => drop(self.wakers.remove(&uid)),
+    /// Forgets a task that has ended; the sweep starts it again if there is work left.
+    fn ended(&mut self, ended: Option<Result<(Id, ()), JoinError>>) {
+        let id = match ended {
+            Some(Ok((id, ()))) => id,
             Some(Err(error)) => {
-                // Which job it was is unknown: forget them all, the sweep starts them again.
                 tracing::error!(%error, "a job's aggregation panicked");
-                self.tasks.abort_all();
-                self.wakers.clear();
+                error.id()
             }
-            None => {}
+            None => return,
+        };
+        if let Some(uid) = self.jobs.remove(&id) {
+            self.wakers.remove(&uid);
         }
+    }
+
+    /// Whether nothing is going on, and free slabs are kept that the system could use.
+    fn may_trim(&self, waiting: bool) -> bool {
+        !waiting && self.tasks.is_empty() && self.context.store.usage().free_bytes > 0
+    }
+
+    fn trim(&self) {
+        let store = self.context.store.clone();
+        tracing::debug!(bytes = store.usage().free_bytes, "give idle shared memory back");
+        tokio::task::spawn_blocking(move || store.trim());
     }
 
     /// Looks at jobs whose rounds opened, closed or ended: wakes those with work, cleans up after the others.

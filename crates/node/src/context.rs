@@ -71,6 +71,8 @@ pub struct Context {
     pub holdings: Holdings,
     /// Threads that may fold at one time.
     pub lanes: Arc<Semaphore>,
+    /// KiB of large safetensors heads that may be received at one time.
+    pub heads: Arc<Semaphore>,
     /// Told whenever shared memory is given back.
     pub room: Notify,
     /// The time.

@@ -5,6 +5,7 @@
 pub(crate) mod body;
 mod connection;
 mod docs;
+mod encoding;
 mod jobs;
 mod models;
 mod path;
@@ -12,6 +13,7 @@ mod problem;
 mod rounds;
 mod serve;
 mod system;
+mod text;
 mod updates;
 
 pub use docs::openapi_json;

@@ -1,7 +1,7 @@
 //! The layout of each job's model, worked out once from its initial checkpoint.
 
 use crate::models::Models;
-use catchment_types::{Fit, Header, JobSpec, JobUid, Layout};
+use catchment_types::{Digest, Fit, Header, JobSpec, JobUid, Layout};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,12 +35,12 @@ pub struct Layouts {
 }
 
 impl Layouts {
-    /// The layout of a job that has an initial model.
-    pub fn get(&self, models: &Models, uid: JobUid, spec: &JobSpec) -> io::Result<Arc<ModelLayout>> {
+    /// The layout of a job whose initial model has this ETag.
+    pub fn get(&self, models: &Models, uid: JobUid, spec: &JobSpec, etag: Digest) -> io::Result<Arc<ModelLayout>> {
         if let Some(known) = self.lock().get(&uid) {
             return Ok(known.clone());
         }
-        let (head, header) = models.head(uid, 0)?;
+        let (head, header) = models.head(uid, 0, etag)?;
         let layout = ModelLayout::new(head, header, spec).map_err(io::Error::other)?;
         Ok(self.lock().entry(uid).or_insert_with(|| Arc::new(layout)).clone())
     }

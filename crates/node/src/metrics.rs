@@ -6,9 +6,12 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+/// Series of `catchment_job_metric` that one job may have.
+const JOB_METRICS_MAX: usize = 32;
 const JOB: [&str; 2] = ["namespace", "job"];
 
 /// The node's metrics.
@@ -43,7 +46,11 @@ pub struct Metrics {
     pub slab_bytes: IntGaugeVec,
     /// What contributors reported, averaged, for the newest model.
     pub job_metric: prometheus::GaugeVec,
+    job_metric_names: JobMetricNames,
 }
+
+/// The names of [`Metrics::job_metric`] that each job has used.
+type JobMetricNames = Arc<Mutex<HashMap<[String; 2], HashSet<String>>>>;
 
 impl Metrics {
     /// Registers everything.
@@ -95,7 +102,21 @@ impl Metrics {
                 )
                 .expect("valid names"),
             ),
+            job_metric_names: JobMetricNames::default(),
             registry,
+        }
+    }
+
+    /// Shows what contributors reported, averaged. Names come from clients, so a job has a limited number of them: those
+    /// it began with.
+    pub fn publish(&self, [namespace, job]: [&str; 2], values: &BTreeMap<String, f64>) {
+        let mut shown = self.job_metric_names.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = shown.entry([namespace.to_owned(), job.to_owned()]).or_default();
+        for (name, value) in values {
+            if shown.contains(name) || shown.len() < JOB_METRICS_MAX {
+                shown.insert(name.clone());
+                self.job_metric.with_label_values(&[namespace, job, name]).set(*value);
+            }
         }
     }
 
@@ -120,6 +141,8 @@ impl Metrics {
             remove(gauge, of_job);
         }
         remove(&self.job_metric, of_job);
+        let mut names = self.job_metric_names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.remove(&[namespace.to_owned(), job.to_owned()]);
     }
 
     /// Everything in Prometheus text format.

@@ -1,7 +1,8 @@
 //! Checkpoints: one safetensors file per model version, under `models/<job uid>/`.
 //!
-//! A version's file is complete and on disk before the log says that it exists. Every version has the header of the
-//! initial model, so metadata and the order of tensors stay as their owner wrote them.
+//! A version's file is complete and on disk before the log says that it exists, and its name holds its digest: of two
+//! files that want to be the same version, the log chooses one, and neither can overwrite the other. Every version has
+//! the header of the initial model, so metadata and the order of tensors stay as their owner wrote them.
 
 use catchment_types::{Digest, Header, JobUid, Limits};
 use std::fs::{self, File, OpenOptions};
@@ -46,13 +47,17 @@ impl Models {
         Ok(Self { dir })
     }
 
+    /// Their folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn job_dir(&self, uid: JobUid) -> PathBuf {
         self.dir.join(uid.to_string())
     }
 
-    /// Where a version's file is.
-    pub fn path(&self, uid: JobUid, version: u64) -> PathBuf {
-        self.job_dir(uid).join(format!("{version}.safetensors"))
+    fn path(&self, uid: JobUid, version: u64, etag: Digest) -> PathBuf {
+        self.job_dir(uid).join(format!("{version}-{etag}.safetensors"))
     }
 
     /// Begins a file. `name` keeps two drafts of one job apart.
@@ -66,20 +71,28 @@ impl Models {
 
     /// Makes a draft the file of `version`, durably. Returns its ETag and length.
     pub fn keep(&self, draft: Draft, uid: JobUid, version: u64) -> io::Result<(Digest, u64)> {
+        let etag = draft.hasher.finalize().into();
         draft.file.sync_all()?;
-        fs::rename(&draft.path, self.path(uid, version))?;
-        File::open(self.job_dir(uid))?.sync_all()?;
-        Ok((draft.hasher.finalize().into(), draft.bytes))
+        fs::rename(&draft.path, self.path(uid, version, etag))?;
+        for folder in [&self.job_dir(uid), &self.dir] {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok((etag, draft.bytes))
     }
 
     /// Opens a version's file.
-    pub fn file(&self, uid: JobUid, version: u64) -> io::Result<File> {
-        File::open(self.path(uid, version))
+    pub fn file(&self, uid: JobUid, version: u64, etag: Digest) -> io::Result<File> {
+        File::open(self.path(uid, version, etag))
+    }
+
+    /// Whether a version's file is there.
+    pub fn has(&self, uid: JobUid, version: u64, etag: Digest) -> bool {
+        self.path(uid, version, etag).is_file()
     }
 
     /// Reads the head of a version's file: its raw bytes and what they say.
-    pub fn head(&self, uid: JobUid, version: u64) -> io::Result<(Vec<u8>, Header)> {
-        let mut file = self.file(uid, version)?;
+    pub fn head(&self, uid: JobUid, version: u64, etag: Digest) -> io::Result<(Vec<u8>, Header)> {
+        let mut file = self.file(uid, version, etag)?;
         let file_bytes = file.metadata()?.len();
         let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let mut head = vec![0; Header::PREFIX_BYTES];
@@ -94,12 +107,31 @@ impl Models {
     }
 
     /// Removes the files of versions that `keeps` does not want.
-    pub fn prune(&self, uid: JobUid, keeps: impl Fn(u64) -> bool) -> io::Result<()> {
+    pub fn prune(&self, uid: JobUid, keeps: impl Fn(u64, Digest) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(self.job_dir(uid))? {
             let path = entry?.path();
-            let version = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            if version.is_some_and(|version| !keeps(version)) {
+            if version_of(&path).is_some_and(|(version, etag)| !keeps(version, etag)) {
                 fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier life left behind: drafts, and folders of jobs that are gone. Call it before anything is
+    /// written.
+    pub fn sweep(&self, is_known: impl Fn(JobUid) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let Some(uid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            if !is_known(uid) {
+                self.remove(uid)?;
+                continue;
+            }
+            for file in fs::read_dir(entry.path())? {
+                let path = file?.path();
+                if path.extension().is_some_and(|extension| extension == "draft") {
+                    fs::remove_file(path)?;
+                }
             }
         }
         Ok(())
@@ -112,4 +144,11 @@ impl Models {
             _ => Ok(()),
         }
     }
+}
+
+/// What the name of a checkpoint says.
+fn version_of(path: &Path) -> Option<(u64, Digest)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".safetensors")?;
+    let (version, etag) = name.split_once('-')?;
+    Some((version.parse().ok()?, etag.parse().ok()?))
 }

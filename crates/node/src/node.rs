@@ -7,6 +7,7 @@ use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::submit::HEADS_KIB;
 use crate::{gateway, small};
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
@@ -26,6 +27,11 @@ pub enum NodeError {
     Data { path: String, error: std::io::Error },
     #[error(transparent)]
     Slabs(#[from] catchment_slab::SlabError),
+    #[error(
+        "the event log knows model version {version} of job `{job}`, and data directory {path} does not have its file: \
+         the log belongs to another data directory"
+    )]
+    Foreign { job: String, version: u64, path: String },
     #[error("record what was lost: {0}")]
     Ledger(#[from] catchment_ledger::LedgerError),
     #[error(transparent)]
@@ -53,6 +59,8 @@ impl Node {
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
         let models = Models::open(&config.data_dir).map_err(data)?;
+        check_models(&ledger, &models)?;
+        models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
         let (store, recovered) = SlabStore::open(slabs)?;
         let holdings = Holdings::default();
@@ -69,6 +77,7 @@ impl Node {
             desk: Desk::default(),
             holdings,
             lanes: Arc::new(Semaphore::new(config.lanes)),
+            heads: Arc::new(Semaphore::new(HEADS_KIB as usize)),
             room: Notify::new(),
             clock,
             entropy,
@@ -103,6 +112,21 @@ async fn cancel_on_error<E>(part: impl Future<Output = Result<(), E>>, stop: &Ca
     result
 }
 
+/// The log and the data directory belong together: with another's log, models would be missing and updates waited for
+/// that nobody has.
+fn check_models(ledger: &Ledger, models: &Models) -> Result<(), NodeError> {
+    let newest = ledger.read(|state| {
+        let models = state.jobs().filter_map(|job| Some((job.uid, job.spec.name.to_string(), job.newest_model()?)));
+        models.map(|(uid, job, model)| (uid, job, model.commit.version, model.commit.etag)).collect::<Vec<_>>()
+    });
+    match newest.into_iter().find(|(uid, _, version, etag)| !models.has(*uid, *version, *etag)) {
+        None => Ok(()),
+        Some((_, job, version, _)) => {
+            Err(NodeError::Foreign { job, version, path: models.dir().display().to_string() })
+        }
+    }
+}
+
 impl Context {
     /// Lets go of everything that a deleted job had on this node.
     pub(crate) fn forget_job(&self, uid: JobUid) {
@@ -113,17 +137,27 @@ impl Context {
     }
 }
 
-/// The node's name, kept in its data directory.
+/// The node's name, kept in its data directory. A name that was lost is not drawn again: what the log says this node
+/// holds would then be nobody's.
 fn node_id(data_dir: &Path, entropy: &dyn Entropy) -> std::io::Result<NodeId> {
     let path = data_dir.join("node-id");
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && let Ok(id) = u64::from_str_radix(text.trim(), 16)
-    {
-        return Ok(NodeId(id));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16).map(NodeId).map_err(|_| {
+            let message = format!("{} does not hold 16 hexadecimal digits; put it back from a backup", path.display());
+            std::io::Error::new(std::io::ErrorKind::InvalidData, message)
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(data_dir)?;
+            let bytes = entropy.bytes16();
+            let id = u64::from_le_bytes(*bytes.first_chunk().expect("sixteen bytes have eight"));
+            let draft = data_dir.join("node-id.draft");
+            let mut file = std::fs::File::create(&draft)?;
+            std::io::Write::write_all(&mut file, format!("{id:016x}\n").as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&draft, &path)?;
+            std::fs::File::open(data_dir)?.sync_all()?;
+            Ok(NodeId(id))
+        }
+        Err(error) => Err(error),
     }
-    std::fs::create_dir_all(data_dir)?;
-    let bytes = entropy.bytes16();
-    let id = u64::from_le_bytes(*bytes.first_chunk().expect("sixteen bytes have eight"));
-    std::fs::write(&path, format!("{id:016x}\n"))?;
-    Ok(NodeId(id))
 }

@@ -31,7 +31,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
             () = stop.cancelled() => return Ok(()),
             request = requests.next() => match request {
                 Some(request) => request,
-                None => return Ok(()),
+                None => return Err(BusError::Ended),
             },
         };
         let place = places.clone().acquire_owned().await.expect("never closed");

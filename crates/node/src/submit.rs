@@ -10,13 +10,16 @@ use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use bytes::Bytes;
 use catchment_ingest::{Head, Scatter, UpdateDigest, layout_problem};
-use catchment_ledger::{AcceptOutcome, LedgerError};
+use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{
-    Accept, ClientId, Code, Descriptor, Digest, Fit, FunctionId, JobSpec, JobUid, Kind, Problem, Receipt, UpdateKind,
+    Accept, ClientId, Code, Descriptor, Digest, Fit, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt,
+    UpdateKind,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
@@ -25,6 +28,15 @@ pub const RETRY_AFTER_S: u64 = 1;
 
 /// Slabs of at least this many bytes are taken on a thread that may block.
 const BLOCKING_BYTES: u64 = 1 << 20;
+
+/// How long an update waits for its round to open.
+const ROUND_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of a safetensors head that every body may have; larger ones wait until there is room for them.
+const HEAD_BYTES: u64 = 64 << 10;
+/// KiB that the larger heads being received may take together.
+pub const HEADS_KIB: u32 = 64 << 10;
+/// Smallest weight: with less, an update's numbers could vanish in the sum.
+const WEIGHT_MIN: f64 = 1e-30;
 
 /// What is said of an update, outside its body.
 #[derive(Debug, Clone)]
@@ -78,7 +90,13 @@ pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut B
     );
     async move {
         check_weight(&submission)?;
-        let known = check_round(context, &submission)?;
+        let known = match check_round(context, &submission) {
+            Err(_) if opens_next(context, &submission) => {
+                await_round(context, &submission).await?;
+                check_round(context, &submission)?
+            }
+            checked => checked?,
+        };
         if !known {
             check_base(context, &submission)?;
         }
@@ -86,6 +104,7 @@ pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut B
             if !context.ledger.is_reachable() {
                 return Err(log_unavailable());
             }
+            let _upload = Upload::begin(context, &submission);
             let (digest, slab) = receive(context, &submission, body).await?;
             return accept(context, submission, digest, slab).await;
         }
@@ -111,6 +130,10 @@ fn check_weight(submission: &Submission) -> Result<(), Problem> {
     if !(weight.is_finite() && weight > 0.0) {
         return Err(Problem::new(Code::OutOfRange, format!("weight {weight} is not a finite positive number")));
     }
+    if weight < WEIGHT_MIN {
+        let detail = format!("weight {weight} is too small to count: the least is {WEIGHT_MIN}");
+        return Err(Problem::new(Code::OutOfRange, detail));
+    }
     if weight > max {
         let detail = format!("weight {weight} is over the job's limits.weight_max of {max}");
         return Err(Problem::new(Code::OutOfRange, detail));
@@ -126,6 +149,34 @@ fn check_round(context: &Context, submission: &Submission) -> Result<bool, Probl
         Some(AcceptOutcome::Duplicate(_)) => Ok(true),
         Some(other) => Err(refusal(submission, other)),
     }
+}
+
+/// Whether the round is the next one, and about to open.
+fn opens_next(context: &Context, submission: &Submission) -> bool {
+    context.ledger.read(|state| {
+        let job = state.job(submission.uid).filter(|job| job.state == JobState::Running);
+        job.is_some_and(|job| {
+            let is_open = job.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
+            !is_open && job.next_round() == Some(submission.round)
+        })
+    })
+}
+
+/// Waits for the next round: a client that trains faster than the model is made, or that sends its first update right
+/// after the initial model, has done nothing wrong.
+async fn await_round(context: &Context, submission: &Submission) -> Result<(), Problem> {
+    let mut revisions = context.ledger.watch_job(submission.uid);
+    let opened = async {
+        while opens_next(context, submission) {
+            if revisions.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(ROUND_WAIT, opened).await.map_err(|_| {
+        let detail = format!("round {} is about to open: send the update again", submission.round);
+        Problem::new(Code::NotReady, detail)
+    })
 }
 
 fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem> {
@@ -174,6 +225,28 @@ fn finish_digest(submission: &Submission, digest: &UpdateDigest) -> Result<Diges
     Ok(digest.finish(submission.weight(), submission.num_samples.unwrap_or(1), &submission.metrics))
 }
 
+/// An update on its way in: what its round needs is kept for it.
+struct Upload {
+    context: Arc<Context>,
+    uid: JobUid,
+    round: u64,
+}
+
+impl Upload {
+    fn begin(context: &Arc<Context>, submission: &Submission) -> Self {
+        context.holdings.begin_upload(submission.uid, submission.round);
+        Self { context: context.clone(), uid: submission.uid, round: submission.round }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Self { context, uid, round } = self;
+        let unused = context.ledger.read(|state| context.holdings.end_upload(state, *uid, *round));
+        context.release(unused);
+    }
+}
+
 /// Receives the body into a slab and freezes it.
 async fn receive(
     context: &Arc<Context>,
@@ -184,6 +257,7 @@ async fn receive(
     let model = model_layout(context, submission).await?;
     let mut digest = UpdateDigest::default();
     let mut head = Head::new(body.length());
+    let mut large = None;
     let (header, rest) = loop {
         let Some(chunk) = body.next().await? else {
             return Err(Problem::new(
@@ -192,6 +266,9 @@ async fn receive(
             ));
         };
         let (taken, header) = head.feed(&chunk)?;
+        if head.declared_bytes().is_some_and(|bytes| bytes > HEAD_BYTES) && large.is_none() {
+            large = Some(with_head_room(context, head.declared_bytes().unwrap_or_default()).await?);
+        }
         if let Some(header) = header {
             break (header, chunk.slice(taken..));
         }
@@ -201,8 +278,16 @@ async fn receive(
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }
-    let (store, bytes) = (context.store.clone(), fit.slab_bytes);
-    let mut slab = with_room(context, bytes, move || store.grant(bytes)).await?;
+    drop((head, large));
+    let waited = Instant::now();
+    let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
+    let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
+    let most = bytes.max(model.layout.elements() * 16);
+    // First what folding needs: updates that fill the memory before would never leave it.
+    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model.layout);
+    with_room(context, most, prepare).await?;
+    let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
+    body.excuse(waited.elapsed());
     tracing::Span::current().record("slab", tracing::field::display(slab.id()));
     let fit = Arc::new(fit);
     let mut scatter = Scatter::new(fit.clone());
@@ -211,9 +296,6 @@ async fn receive(
     while body.receive(&mut scatter, slab.bytes_mut(), &mut digest).await? {}
     scatter.finish(slab.bytes_mut())?;
     let digest = finish_digest(submission, &digest)?;
-    let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
-    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model.layout);
-    with_room(context, bytes, prepare).await?;
     let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections.clone() };
     let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
     Ok((digest, HeldSlab { context: context.clone(), slab: Some(slab) }))
@@ -221,7 +303,9 @@ async fn receive(
 
 async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result<Arc<ModelLayout>, Problem> {
     let (context, uid, spec) = (context.clone(), submission.uid, submission.spec.clone());
-    let layout = tokio::task::spawn_blocking(move || context.layouts.get(&context.models, uid, &spec)).await;
+    let etag = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.etag));
+    let etag = etag.ok_or_else(|| refusal(submission, AcceptOutcome::UnknownJob))?;
+    let layout = tokio::task::spawn_blocking(move || context.layouts.get(&context.models, uid, &spec, etag)).await;
     layout.map_err(internal)?.map_err(internal)
 }
 
@@ -250,6 +334,16 @@ async fn with_room<T: Send + 'static>(
             }
             Err(error) => return Err(internal(error)),
         }
+    }
+}
+
+/// Takes room for a large head, waiting a while for it.
+async fn with_head_room(context: &Context, bytes: u64) -> Result<OwnedSemaphorePermit, Problem> {
+    let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(HEADS_KIB);
+    let room = context.heads.clone().acquire_many_owned(kib);
+    match tokio::time::timeout(context.config.room_wait, room).await {
+        Ok(room) => room.map_err(internal),
+        Err(_) => Err(Problem::new(Code::NoRoom, format!("no room for a header of {bytes} bytes; try again"))),
     }
 }
 

@@ -53,9 +53,10 @@ impl Inner {
         self: &Arc<Self>,
         kind: Kind,
         extent: Extent,
+        spare_bytes: u64,
         meta: &[u8],
     ) -> Result<(Hold, File, u64), SlabError> {
-        let (place, file) = self.find_file(extent.file_bytes())?;
+        let (place, file) = self.find_file(extent.file_bytes(), spare_bytes)?;
         let Place { id, file_bytes } = place;
         let hold = Hold { store: Arc::clone(self), id };
         let header = Header { kind, id, file_bytes, extent, meta: meta.into() };
@@ -63,11 +64,11 @@ impl Inner {
         Ok((hold, file, file_bytes))
     }
 
-    fn find_file(&self, wanted_bytes: u64) -> Result<(Place, File), SlabError> {
+    fn find_file(&self, wanted_bytes: u64, spare_bytes: u64) -> Result<(Place, File), SlabError> {
         let mut system_was_full = false;
         // Each turn ends here, takes a damaged file off the books, or is the second with the system full.
         loop {
-            if let Some(place) = self.make_room(wanted_bytes)? {
+            if let Some(place) = self.make_room(wanted_bytes, spare_bytes)? {
                 if let Some(file) = self.open_recycled(place)? {
                     return Ok((place, file));
                 }
@@ -88,10 +89,10 @@ impl Inner {
     }
 
     /// A free file in its new use, or nothing and `wanted_bytes` reserved for a new one.
-    fn make_room(&self, wanted_bytes: u64) -> Result<Option<Place>, SlabError> {
+    fn make_room(&self, wanted_bytes: u64, spare_bytes: u64) -> Result<Option<Place>, SlabError> {
         let mut turn = None;
         loop {
-            let step = self.table().step(wanted_bytes);
+            let step = self.table().step(wanted_bytes, spare_bytes);
             match (step, &turn) {
                 (Step::Recycled(place), _) => return Ok(Some(place)),
                 (Step::Reserved, _) => return Ok(None),

@@ -62,8 +62,16 @@ impl SlabStore {
     /// # Errors
     /// [`SlabError::NoRoom`], which passes; and what the system refuses.
     pub fn grant(&self, len_bytes: u64) -> Result<SlabMut, SlabError> {
+        self.grant_sparing(len_bytes, 0)
+    }
+
+    /// The same, if `spare_bytes` of the budget are still free afterwards: for those whose work gives memory back.
+    ///
+    /// # Errors
+    /// As [`SlabStore::grant`].
+    pub fn grant_sparing(&self, len_bytes: u64, spare_bytes: u64) -> Result<SlabMut, SlabError> {
         let extent = self.inner.extent(0, len_bytes)?;
-        let (hold, file, file_bytes) = self.inner.place(Kind::Update, extent, &[])?;
+        let (hold, file, file_bytes) = self.inner.place(Kind::Update, extent, spare_bytes, &[])?;
         SlabMut::new(hold, file, file_bytes, extent)
     }
 
@@ -83,7 +91,7 @@ impl SlabStore {
             return Err(SlabError::ControlTooLong { words: control_words, limit: CONTROL_WORDS_MAX });
         }
         let extent = self.inner.extent(control_words as u64, data_len)?;
-        let (hold, file, _) = self.inner.place(Kind::Accumulator, extent, meta)?;
+        let (hold, file, _) = self.inner.place(Kind::Accumulator, extent, 0, meta)?;
         Accumulator::begin(hold, file, extent, meta)
     }
 

@@ -107,8 +107,12 @@ impl Table {
         self.usage
     }
 
-    /// Decides how a wish for a file of `wanted_bytes` goes on.
-    pub(crate) fn step(&mut self, wanted_bytes: u64) -> Step {
+    /// Decides how a wish for a file of `wanted_bytes` goes on that leaves `spare_bytes` for others.
+    pub(crate) fn step(&mut self, wanted_bytes: u64, spare_bytes: u64) -> Step {
+        let free_bytes = self.usage.budget_bytes.saturating_sub(self.usage.in_use_bytes());
+        if wanted_bytes.saturating_add(spare_bytes) > free_bytes {
+            return Step::Full { free_bytes: free_bytes.saturating_sub(spare_bytes) };
+        }
         if let Some(place) = self.take_recycled(wanted_bytes) {
             return Step::Recycled(place);
         }
@@ -116,10 +120,6 @@ impl Table {
         if total_after <= self.usage.budget_bytes {
             self.usage.granted_bytes += wanted_bytes;
             return Step::Reserved;
-        }
-        let free_bytes = self.usage.budget_bytes.saturating_sub(self.usage.in_use_bytes());
-        if wanted_bytes > free_bytes {
-            return Step::Full { free_bytes };
         }
         Step::Crowded { shortfall_bytes: total_after - self.usage.budget_bytes }
     }
@@ -274,9 +274,9 @@ mod tests {
         free(&mut table, 0, 130);
         free(&mut table, 1, 110);
         free(&mut table, 2, 99);
-        let Step::Recycled(place) = table.step(100 * PAGE) else { panic!("110 pages serve 100") };
+        let Step::Recycled(place) = table.step(100 * PAGE, 0) else { panic!("110 pages serve 100") };
         assert_eq!((place.id, place.file_bytes), (SlabId::new(1, 2), 110 * PAGE));
-        assert!(matches!(table.step(100 * PAGE), Step::Reserved), "130 pages are too many, 99 too few");
+        assert!(matches!(table.step(100 * PAGE, 0), Step::Reserved), "130 pages are too many, 99 too few");
     }
 
     #[test]
@@ -286,21 +286,22 @@ mod tests {
         free(&mut table, 1, 200);
         free(&mut table, 2, 50);
         // 50 pages are left, so 140 are 90 short.
-        let Step::Crowded { shortfall_bytes } = table.step(140 * PAGE) else { panic!("eviction makes room") };
+        let Step::Crowded { shortfall_bytes } = table.step(140 * PAGE, 0) else { panic!("eviction makes room") };
         assert_eq!(shortfall_bytes, 90 * PAGE);
         let victim = table.take_free(shortfall_bytes).expect("free files are there");
         assert_eq!(victim.id.index(), 1);
         assert_eq!(table.usage().free_bytes, 950 * PAGE, "counted until its file is gone");
         table.forget_free(victim);
-        assert!(matches!(table.step(140 * PAGE), Step::Reserved));
+        assert!(matches!(table.step(140 * PAGE, 0), Step::Reserved));
     }
 
     #[test]
     fn a_wish_past_the_budget_evicts_nothing() {
         let mut table = Table::new(1000 * PAGE);
         free(&mut table, 0, 500);
-        assert!(matches!(table.step(1001 * PAGE), Step::Full { free_bytes } if free_bytes == 1000 * PAGE));
-        assert!(matches!(table.step(u64::MAX / 2), Step::Full { .. }));
+        assert!(matches!(table.step(1001 * PAGE, 0), Step::Full { free_bytes } if free_bytes == 1000 * PAGE));
+        assert!(matches!(table.step(u64::MAX / 2, 0), Step::Full { .. }));
+        assert!(matches!(table.step(600 * PAGE, 500 * PAGE), Step::Full { free_bytes } if free_bytes == 500 * PAGE));
         assert_eq!(table.usage().free_bytes, 500 * PAGE);
     }
 
@@ -308,7 +309,7 @@ mod tests {
     fn a_place_in_its_last_generation_is_handed_out_for_unlinking() {
         let mut table = Table::new(1000 * PAGE);
         table.enter_free(Place { id: SlabId::new(3, u32::MAX - 1), file_bytes: PAGE });
-        let Step::Recycled(place) = table.step(PAGE) else { panic!("one generation is left") };
+        let Step::Recycled(place) = table.step(PAGE, 0) else { panic!("one generation is left") };
         assert_eq!(place.id.generation(), u32::MAX);
         assert_eq!(table.let_go(place.id), Some(place));
         table.forget_free(place);

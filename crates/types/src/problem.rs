@@ -58,6 +58,8 @@ codes! {
     RoundClosed "round_closed" 410 false,
     /// The body is larger than the job's or the node's limit.
     TooLarge "too_large" 413 false,
+    /// The body's Content-Encoding is not one that is read.
+    UnsupportedEncoding "unsupported_encoding" 415 false,
     /// The job spec has bad fields, each named in `fields`.
     InvalidSpec "invalid_spec" 422 false,
     /// The body is not a safetensors file that holds together.

@@ -38,7 +38,7 @@ pub enum OnShortfall {
 
 /// The shape of the aggregation on one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Topology {
     /// One accumulator, cut by coordinate.
     #[default]
@@ -148,6 +148,8 @@ pub struct JobSpec {
 
 /// Most updates of one round, and most rounds of a job.
 const COUNT_MAX: u64 = 1 << 40;
+/// Most rules for tensors: each is tried on every tensor.
+const RULES_MAX: usize = 256;
 /// Deepest nesting and longest text of a spec are bounded by its size.
 pub const SPEC_BYTES_MAX: usize = 256 << 10;
 
@@ -218,11 +220,33 @@ impl JobSpec {
         if let Some(bad) = self.update_dtypes.iter().find(|dtype| !dtype.is_float()) {
             f.error("update_dtypes", &format!("{bad} is not a float type that functions read"));
         }
+        if self.tensors.len() > RULES_MAX {
+            f.error("tensors", &format!("at most {RULES_MAX} rules"));
+        }
         for (i, rule) in self.tensors.iter().enumerate() {
             if rule.pattern.is_empty() || rule.pattern.len() > 1024 {
                 f.error(&format!("tensors.{i}.match"), "a pattern of 1 to 1024 bytes; `*` stands for any text");
             }
         }
+    }
+
+    /// The spec with `patch` applied, if it would be a good one.
+    ///
+    /// # Errors
+    /// Every bad field.
+    pub fn patched(&self, patch: &SpecPatch) -> Result<Self, Vec<FieldError>> {
+        let mut map = match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        for (field, value) in [("rounds", patch.rounds), ("goal", patch.goal)] {
+            map.extend(value.map(|value| (field.to_owned(), value.into())));
+        }
+        map.extend(patch.deadline.map(|deadline| ("deadline".to_owned(), serde_json::json!(deadline))));
+        if let Some(goal) = patch.goal {
+            map.insert("min_updates".to_owned(), self.min_updates.min(goal).max(1).into());
+        }
+        Self::from_map(map)
     }
 
     /// The client configuration for `round`: the base, then every override that holds by then, in order.

@@ -4,6 +4,7 @@ mod bodies;
 mod bus;
 mod clients;
 mod disk;
+mod mistakes;
 mod room;
 mod start;
 

@@ -18,7 +18,10 @@ on_both_buses! {
         let round = job.open_round(1).await;
         assert_eq!((&round["model_version"], &round["received"]), (&json!(0), &json!(0)));
         assert!(round["deadline_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{round}");
-        job.put_model(&model()).await.problem(409, "wrong_state");
+        let other = file(&[Tensor::f32("other", &[1], &[1.0])]);
+        job.put_model(&other).await.problem(409, "wrong_state");
+        // The same one once more, as after an answer that got lost.
+        assert_eq!(job.put_model(&model()).await.expect(201).json()["etag"], stored["etag"]);
         assert_eq!(job.model(0).await, model());
         server.holds_no_slabs().await;
     }

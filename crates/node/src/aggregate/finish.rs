@@ -8,11 +8,11 @@ use super::lanes::Level;
 use super::leaf::{BATCH_MAX, Leaf, LeafKey};
 use super::ranges::Range;
 use crate::subjects;
-use catchment_ingest::Scatter;
+use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round};
 use catchment_runtime::{FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab};
-use catchment_types::{Dtype, ModelCommit, Record, Topology, UpdateKind};
+use catchment_types::{Digest, Dtype, ModelCommit, Record, Topology, UpdateKind};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -22,12 +22,14 @@ const COPY_BYTES: usize = 1 << 20;
 
 /// What the model is made of, read from the ledger in one look.
 struct Facts {
+    round: u64,
     leaves: Vec<u32>,
     total_weight: f64,
     updates: u64,
     previous_version: u64,
+    previous_etag: Digest,
     version: u64,
-    contribution: catchment_types::Digest,
+    contribution: Digest,
     metrics: BTreeMap<String, f64>,
     opened_ms: u64,
     accepted_ms: Vec<u64>,
@@ -53,12 +55,7 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
         ranges: job.ranges.clone(),
         lanes: job.lanes.clone(),
     };
-    let span = tracing::info_span!("finish", job = %job.spec.name, round);
-    let (commit, facts) = {
-        let _entered = span.enter();
-        blocking(move || worker.make(round, &leaves, facts))
-    }
-    .await?;
+    let (commit, facts) = blocking(move || worker.make(round, &leaves, facts)).await?;
     drop(lanes);
     commit_model(job, round, commit, facts).await
 }
@@ -78,9 +75,7 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
     facts.accepted_ms.iter().for_each(|accepted| waits.observe(seconds(*accepted)));
     metrics.rounds.with_label_values(&[labels[0], labels[1], "committed"]).inc();
     metrics.last_commit.with_label_values(&labels).set((at_ms / 1000) as i64);
-    for (name, value) in model.metrics.iter().take(32) {
-        metrics.job_metric.with_label_values(&[labels[0], labels[1], name]).set(*value);
-    }
+    metrics.publish(labels, &model.metrics);
     tracing::info!(job = %job.spec.name, round, version = model.version, contributors = model.contributors, "model committed");
     let payload = serde_json::json!({ "uid": job.uid, "namespace": labels[0], "job": labels[1], "round": round,
         "version": model.version, "etag": model.etag, "contributors": model.contributors, "metrics": model.metrics });
@@ -90,11 +85,17 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
     }
     let keeps = context.ledger.read(|state| {
         let job = state.job(job.uid)?;
-        Some((0..job.models.len() as u64 + 1).map(|version| job.keeps(version)).collect::<Vec<_>>())
+        let kept = job.models.iter().map(|model| (job.keeps(model.commit.version), model.commit.etag));
+        Some(kept.collect::<Vec<_>>())
     });
-    let keeps = keeps.unwrap_or_default();
-    let kept = |version: u64| keeps.get(version as usize).copied().unwrap_or(true);
-    if let Err(error) = context.models.prune(job.uid, kept) {
+    let (models, uid) = (context.models.clone(), job.uid);
+    let prune = move || {
+        let keeps = keeps.unwrap_or_default();
+        // What the log does not know may be about to be proposed.
+        let kept = |version: u64, etag| keeps.get(version as usize).is_none_or(|(keeps, of)| *keeps && *of == etag);
+        models.prune(uid, kept)
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(prune).await {
         tracing::warn!(%error, "remove old checkpoints");
     }
     Ok(())
@@ -108,10 +109,12 @@ fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
         leaves.sort_unstable();
         leaves.dedup();
         Some(Facts {
+            round: number,
             leaves,
             total_weight: round.contributors().map(|update| update.accept.weight).sum(),
             updates: round.received(),
             previous_version: round.model_version,
+            previous_etag: found.model(round.model_version)?.commit.etag,
             version: found.models.len() as u64,
             contribution: round.contribution(),
             metrics: round.metrics(),
@@ -181,7 +184,7 @@ impl Worker {
     fn make(&self, round: u64, leaves: &[Leaf], facts: Facts) -> Result<(ModelCommit, Facts), StepError> {
         let top = self.climb(leaves)?;
         let out = self.scratch(self.model.own.slab_bytes)?;
-        let previous = self.previous(facts.previous_version)?;
+        let previous = self.previous(&facts)?;
         self.finalize(round, &top, &out, previous.as_ref(), &facts)?;
         drop((top, previous));
         let (etag, bytes) = self.write(&out, &facts)?;
@@ -252,12 +255,13 @@ impl Worker {
     }
 
     /// The model before the round, in canonical layout, when the function reads it.
-    fn previous(&self, version: u64) -> Result<Option<ScratchSlab>, StepError> {
+    fn previous(&self, facts: &Facts) -> Result<Option<ScratchSlab>, StepError> {
         if self.spec.update == UpdateKind::Weights && !self.lanes.needs_previous() {
             return Ok(None);
         }
+        let version = facts.previous_version;
         let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
-        let file = self.context.models.file(self.uid, version).map_err(disk)?;
+        let file = self.context.models.file(self.uid, version, facts.previous_etag).map_err(disk)?;
         let mut slab = self.context.store.grant(self.model.own.slab_bytes)?;
         let mut scatter = Scatter::new(self.model.own.clone());
         copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
@@ -326,10 +330,10 @@ impl Worker {
     }
 
     /// Writes the checkpoint: the initial file's head, folded tensors from `out`, the rest from the version before.
-    fn write(&self, out: &Scratch, facts: &Facts) -> Result<(catchment_types::Digest, u64), StepError> {
+    fn write(&self, out: &Scratch, facts: &Facts) -> Result<(Digest, u64), StepError> {
         let disk = |error: std::io::Error| StepError::Again(format!("write model version {}: {error}", facts.version));
         let models = &self.context.models;
-        let before = models.file(self.uid, facts.previous_version).map_err(disk)?;
+        let before = models.file(self.uid, facts.previous_version, facts.previous_etag).map_err(disk)?;
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
         let mut draft = models.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
         draft.write(&self.model.head).map_err(disk)?;
@@ -338,7 +342,24 @@ impl Worker {
                 Some(offset) => (&made, out.accumulator.data_offset() + offset),
                 None => (&before, self.model.header.data_begin + tensor.begin),
             };
-            copy(file, offset, tensor.end - tensor.begin, |bytes| draft.write(bytes)).map_err(disk)?;
+            let (mut seen, mut bad) = (0, None);
+            let width = (tensor.dtype.bits() / 8).max(1) as usize;
+            copy(file, offset, tensor.end - tensor.begin, |bytes| {
+                if tensor.slab_offset.is_some() && bad.is_none() {
+                    bad = first_non_finite(tensor.dtype, bytes).map(|index| seen + index);
+                    seen += bytes.len() / width;
+                }
+                draft.write(bytes)
+            })
+            .map_err(disk)?;
+            if let Some(index) = bad {
+                // Published, it would spoil every model after it.
+                return Err(StepError::Job(format!(
+                    "round {}: element {index} of tensor `{}` is NaN or infinite in the new model; the updates or their \
+                     weights are too large for its dtype",
+                    facts.round, tensor.name
+                )));
+            }
         }
         models.keep(draft, self.uid, facts.version).map_err(disk)
     }

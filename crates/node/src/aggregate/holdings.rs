@@ -10,6 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 struct Held {
     slabs: HashMap<SlabId, (JobUid, u64)>,
     leaves: HashMap<LeafKey, Leaf>,
+    /// Updates being received, by round.
+    uploads: HashMap<(JobUid, u64), u64>,
 }
 
 /// Slabs and accumulators of active rounds.
@@ -26,6 +28,33 @@ impl Holdings {
     /// Notes that a slab belongs to a round.
     pub fn hold(&self, slab: SlabId, uid: JobUid, round: u64) {
         self.lock().slabs.insert(slab, (uid, round));
+    }
+
+    /// Notes that an update of this round is being received: its accumulators stay until it is there or refused.
+    pub fn begin_upload(&self, uid: JobUid, round: u64) {
+        *self.lock().uploads.entry((uid, round)).or_default() += 1;
+    }
+
+    /// Notes that it is. Takes out the round's accumulators if nothing was accepted and nothing more is coming; the
+    /// caller releases them.
+    pub fn end_upload(&self, state: &State, uid: JobUid, round: u64) -> Vec<SlabId> {
+        let mut held = self.lock();
+        let left = held.uploads.get_mut(&(uid, round)).expect("begun before");
+        *left -= 1;
+        if *left > 0 {
+            return Vec::new();
+        }
+        held.uploads.remove(&(uid, round));
+        let is_empty = state.job(uid).and_then(|job| job.round_numbered(round)).is_none_or(|round| round.is_empty());
+        let mut ended = Vec::new();
+        held.leaves.retain(|key, leaf| {
+            let keep = !is_empty || (key.uid, key.round) != (uid, round);
+            if !keep {
+                ended.push(leaf.slab());
+            }
+            keep
+        });
+        ended
     }
 
     /// Forgets slabs; the caller releases them.

@@ -13,8 +13,10 @@ use catchment_slab::{Slab, SlabError};
 use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tracing::Instrument;
 
 /// How long a job's task, and with it its instances, outlives its last work.
 const IDLE: Duration = Duration::from_secs(2);
@@ -58,6 +60,14 @@ pub enum StepError {
     /// Something outside the function; the step is tried again.
     #[error("{0}")]
     Again(String),
+    /// An accepted update is not in shared memory any more.
+    #[error("the slab of {receipt} is missing")]
+    Missing {
+        /// Its round.
+        round: u64,
+        /// The update.
+        receipt: ReceiptId,
+    },
 }
 
 impl From<LedgerError> for StepError {
@@ -86,13 +96,18 @@ pub struct JobAggregation {
     pub ranges: Arc<[Range]>,
     /// Its instances.
     pub lanes: Arc<Lanes>,
+    /// Time spent folding since the last commit.
+    folding_ns: AtomicU64,
 }
 
 /// Works for one job until there has been nothing to do for a while.
 pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
-        let work = context.ledger.read(|state| next_work(state, uid, context.node));
+        let work = context.ledger.read(|state| {
+            count_queue(&context, state, uid);
+            next_work(state, uid, context.node)
+        });
         if matches!(work, Work::Nothing) {
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
@@ -111,12 +126,27 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         match step.await {
             Ok(()) => {}
             Err(StepError::Job(reason)) => fail(&context, uid, reason).await,
+            Err(StepError::Missing { round, receipt }) => {
+                // Somebody removed it: the client is asked again.
+                tracing::error!(job = %uid, round, %receipt, "an update is lost: its slab is missing");
+                let record = Record::Lost { uid, round, receipts: vec![receipt], at_ms: context.clock.now_ms() };
+                if context.ledger.propose(record).await.is_err() {
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
             Err(StepError::Again(reason)) => {
                 tracing::warn!(job = %uid, %reason, "aggregate; trying again");
                 tokio::time::sleep(RETRY).await;
             }
         }
     }
+}
+
+fn count_queue(context: &Context, state: &State, uid: JobUid) {
+    let Some(job) = state.job(uid) else { return };
+    let depth = job.active_round().map_or(0, |round| round.received() - round.folded());
+    let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
+    context.metrics.queue_depth.with_label_values(&labels).set(depth as i64);
 }
 
 async fn fail(context: &Context, uid: JobUid, reason: String) {
@@ -139,15 +169,18 @@ pub async fn blocking<T: Send + 'static>(
 
 impl JobAggregation {
     async fn begin(context: &Arc<Context>, uid: JobUid) -> Result<Self, StepError> {
-        let spec = context.ledger.read(|state| state.job(uid).map(|job| job.spec.clone()));
-        let spec = Arc::new(spec.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?);
+        let known = context.ledger.read(|state| {
+            let job = state.job(uid)?;
+            Some((Arc::new(job.spec.clone()), job.model(0)?.commit.etag))
+        });
+        let (spec, etag) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
         let context = context.clone();
         blocking(move || {
             let model =
-                context.layouts.get(&context.models, uid, &spec).map_err(|e| StepError::Again(e.to_string()))?;
+                context.layouts.get(&context.models, uid, &spec, etag).map_err(|e| StepError::Again(e.to_string()))?;
             let lanes = Lanes::new(&context, &spec).map_err(|problem| StepError::Job(problem.detail))?;
             let ranges = cut(&model.layout).into();
-            Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes) })
+            Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes), folding_ns: AtomicU64::new(0) })
         })
         .await
     }
@@ -157,28 +190,30 @@ impl JobAggregation {
         match work {
             Work::Nothing => Ok(()),
             Work::Fold(key, updates) => {
-                self.context.metrics.queue_depth.with_label_values(&labels).set(updates.len() as i64);
                 let begun = Instant::now();
-                let result = self.fold(key, updates).await;
-                self.context.metrics.queue_depth.with_label_values(&labels).set(0);
-                tracing::debug!(seconds = begun.elapsed().as_secs_f64(), "fold a batch");
+                let span = tracing::info_span!("fold", job = %self.spec.name, round = key.round, leaf = key.leaf);
+                for Update { accept, .. } in &updates {
+                    span.in_scope(
+                        || tracing::debug!(client = %accept.client, slab = %accept.slab, "take into a batch"),
+                    );
+                }
+                let result = self.fold(key, updates).instrument(span).await;
+                self.folding_ns.fetch_add(begun.elapsed().as_nanos() as u64, Relaxed);
                 result
             }
             Work::Finish(round) => {
                 let begun = Instant::now();
-                finish::finish(self, round).await?;
-                let aggregation = self.context.metrics.aggregation.with_label_values(&labels);
-                aggregation.observe(begun.elapsed().as_secs_f64());
+                let span = tracing::info_span!("finish", job = %self.spec.name, round);
+                finish::finish(self, round).instrument(span).await?;
+                let took = begun.elapsed() + Duration::from_nanos(self.folding_ns.swap(0, Relaxed));
+                self.context.metrics.aggregation.with_label_values(&labels).observe(took.as_secs_f64());
                 Ok(())
             }
         }
     }
 
     async fn fold(&self, key: LeafKey, updates: Vec<Update>) -> Result<(), StepError> {
-        let span = tracing::info_span!("fold", job = %self.spec.name, round = key.round, leaf = key.leaf, updates = updates.len());
-        let _entered = span.enter();
         let leaf = self.leaf(key)?;
-        drop(_entered);
         if self.settle(key, &leaf).await? {
             // What was pending may be folded by now: look again.
             return Ok(());
@@ -246,7 +281,8 @@ impl JobAggregation {
             (self.context.clone(), self.lanes.clone(), leaf.clone(), self.ranges.clone());
         let updates = updates.to_vec();
         blocking(move || {
-            let inputs = updates.iter().map(|update| Input::find(&context, update)).collect::<Result<Vec<_>, _>>()?;
+            let inputs = updates.iter().map(|update| Input::find(&context, update)).collect::<Result<Vec<_>, _>>();
+            let inputs = inputs.inspect_err(|_| leaf.undo(&plan))?;
             let lagging = leaf.lagging(&plan);
             let folded = lanes.run(Level::Leaf, &lagging, |instance, index| {
                 let range = &ranges[index];
@@ -326,7 +362,7 @@ struct Input {
 
 impl Input {
     fn find(context: &Context, update: &Update) -> Result<Self, StepError> {
-        let missing = || StepError::Again(format!("slab {} of {} is missing", update.accept.slab, update.receipt));
+        let missing = || StepError::Missing { round: update.accept.round, receipt: update.receipt };
         let slab = context.store.get(update.accept.slab).ok_or_else(missing)?;
         let meta =
             SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest).ok_or_else(missing)?;

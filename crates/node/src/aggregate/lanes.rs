@@ -143,6 +143,10 @@ impl Lanes {
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.gauge_idle(0);
+        let (namespace, name) = (&self.spec.namespace, &self.spec.name);
+        // The series of a deleted job are gone, and stay so.
+        if self.context.ledger.read(|state| state.job_named(namespace, name).is_some()) {
+            self.gauge_idle(0);
+        }
     }
 }

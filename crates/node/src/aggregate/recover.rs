@@ -90,7 +90,8 @@ impl Found {
         holdings: &Holdings,
         kept: &mut Vec<SlabId>,
     ) -> Vec<ReceiptId> {
-        let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
+        let (ours, others): (Vec<&Update>, Vec<&Update>) =
+            round.contributors().partition(|update| update.accept.node == node);
         let leaves: HashSet<u32> = ours.iter().map(|update| update.leaf).collect();
         let mut usable = HashMap::new();
         for leaf in leaves {
@@ -101,7 +102,8 @@ impl Found {
                 usable.insert(leaf, found);
             }
         }
-        let mut missing = Vec::new();
+        // There is one node: whoever held these under another name is gone.
+        let mut missing: Vec<ReceiptId> = others.into_iter().map(|update| update.receipt).collect();
         for update in ours {
             let (slab, leaf) = (update.accept.slab, usable.get(&update.leaf));
             let in_slab = update.state == ReceiptState::Accepted && self.has(slab, &update.accept.digest);

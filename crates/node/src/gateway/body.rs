@@ -105,6 +105,11 @@ impl Body {
         Ok(true)
     }
 
+    /// Does not count time that the sender had no part in.
+    pub fn excuse(&mut self, waited: Duration) {
+        self.begun += waited;
+    }
+
     /// When what has come so far will have been too slow.
     fn until(&self) -> Instant {
         let earned = Duration::from_secs_f64(self.received as f64 / self.pace.rate_min.max(1) as f64);

@@ -2,13 +2,14 @@
 
 use super::path::At;
 use super::problem::Failure;
+use super::text::Text;
 use crate::context::Context;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use catchment_ledger::Outcome;
-use catchment_types::{Code, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SPEC_BYTES_MAX, SpecPatch};
+use catchment_types::{Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -41,12 +42,13 @@ impl Paging {
 pub async fn create(
     State(context): State<Arc<Context>>,
     at: At,
-    body: Bytes,
+    Text(body): Text,
 ) -> Result<(StatusCode, Json<JobView>), Failure> {
-    if body.len() > SPEC_BYTES_MAX {
-        return Err(Problem::new(Code::TooLarge, format!("a spec has at most {SPEC_BYTES_MAX} bytes")).into());
-    }
     let spec = JobSpec::from_json(&in_namespace(&at, &body)).map_err(|errors| Failure::fields(&errors))?;
+    if at.has_namespace && spec.namespace != at.namespace {
+        let message = format!("the address says `{}`", at.namespace);
+        return Err(Failure::fields(&[FieldError { field: "namespace".to_owned(), message }]));
+    }
     check_function(&context, &spec).await?;
     let uid = JobUid::from_bytes(context.entropy.bytes16());
     match propose(&context, Record::JobCreated { uid, spec: spec.to_json(), at_ms: context.clock.now_ms() }).await? {
@@ -100,17 +102,15 @@ pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<Job
 /// Changes rounds, goal or deadline of a job that is not over.
 #[utoipa::path(patch, path = "/{job}", tag = "jobs", params(("job" = String, Path)), request_body = SpecPatch,
     responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-pub async fn patch(State(context): State<Arc<Context>>, at: At, body: Bytes) -> Result<Json<JobView>, Failure> {
+pub async fn patch(State(context): State<Arc<Context>>, at: At, Text(body): Text) -> Result<Json<JobView>, Failure> {
     // An object first: a list would read as a patch without fields.
     let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&body);
     let patch: SpecPatch = object.and_then(|map| serde_json::from_value(map.into())).map_err(|error| {
         let detail = format!("a patch holds rounds, goal and deadline, nothing else: {error}");
         Failure(Problem::new(Code::InvalidSpec, detail))
     })?;
-    if patch.rounds == Some(0) || patch.goal == Some(0) {
-        return Err(Problem::new(Code::InvalidSpec, "rounds and goal are at least 1").into());
-    }
-    let uid = uid(&context, &at)?;
+    let (uid, spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
+    spec.patched(&patch).map_err(|errors| Failure::fields(&errors))?;
     changed(&context, uid, Record::JobPatched { uid, patch, at_ms: context.clock.now_ms() }).await
 }
 

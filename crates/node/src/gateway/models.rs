@@ -2,6 +2,7 @@
 
 use super::body::Body as Incoming;
 use super::connection::FileBody;
+use super::encoding;
 use super::jobs::propose;
 use super::path::At;
 use super::problem::Failure;
@@ -12,8 +13,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use catchment_ingest::{Head, Scatter};
-use catchment_ledger::Outcome;
+use catchment_ingest::{Head, Scatter, UpdateDigest};
 use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<ModelView>), Failure> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let (body, declared) = encoding::decoded(&headers, body)?;
     let mut body = Incoming::stream(body, declared, context.config.pace);
     match store(&context, &at, &mut body).await {
         Ok(view) => Ok((StatusCode::CREATED, Json(view))),
@@ -46,21 +46,47 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<M
     let (uid, spec, state) =
         context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone(), job.state)))?;
     if state != JobState::WaitingForModel {
-        let detail = format!("job `{}` is {} and has its model already", spec.name, super::state_text(state));
-        return Err(Problem::new(Code::WrongState, detail).into());
+        return same_again(context, uid, &spec, body).await;
     }
     let model = receive(context, uid, &spec, body).await?;
-    let at_ms = context.clock.now_ms();
-    match propose(context, Record::ModelPut { uid, model, at_ms }).await? {
-        Outcome::Ignored(why) => Err(Problem::new(Code::WrongState, why).into()),
-        _ => {
-            let view = context.ledger.read(|state| {
-                let job = state.job(uid)?;
-                job.model(0).map(|model| job.model_view(model))
-            });
-            view.ok_or_else(|| Failure::internal("store the model", "the job is gone"))
+    let (etag, at_ms) = (model.etag, context.clock.now_ms());
+    propose(context, Record::ModelPut { uid, model, at_ms }).await?;
+    let stored = context.ledger.read(|state| initial(state, uid));
+    let view = stored.ok_or_else(|| Failure(Problem::new(Code::NotFound, "the job was deleted meanwhile")));
+    if !view.as_ref().is_ok_and(|view| view.etag == etag) {
+        // Another model was first, or the job is gone: this file is nobody's.
+        let mine = |version, found| version != 0 || found != etag;
+        if let Err(error) = context.models.prune(uid, mine) {
+            tracing::debug!(%error, "remove a model that came too late");
         }
     }
+    let view = view?;
+    if view.etag == etag { Ok(view) } else { Err(has_its_model(&spec, state)) }
+}
+
+/// The initial model may be sent again, as after an answer that was lost; another one may not.
+async fn same_again(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelView, Failure> {
+    let known = context.ledger.read(|state| state.job(uid).map(|job| (job.state, initial(state, uid))));
+    let (state, known) = known.ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile"))?;
+    let Some(known) = known.filter(|known| body.length().is_none_or(|length| length == known.bytes)) else {
+        return Err(has_its_model(spec, state));
+    };
+    body.check_length(spec.limits.update_bytes)?;
+    let mut digest = UpdateDigest::default();
+    while let Some(chunk) = body.next().await? {
+        digest.feed(&chunk);
+    }
+    if digest.body() == known.etag { Ok(known) } else { Err(has_its_model(spec, state)) }
+}
+
+fn initial(state: &catchment_ledger::State, uid: JobUid) -> Option<ModelView> {
+    let job = state.job(uid)?;
+    job.model(0).map(|model| job.model_view(model))
+}
+
+fn has_its_model(spec: &JobSpec, state: JobState) -> Failure {
+    let detail = format!("job `{}` is {} and has another initial model", spec.name, super::state_text(state));
+    Problem::new(Code::WrongState, detail).into()
 }
 
 /// Writes the body to the checkpoint of version 0, checking it on the way as an update is checked.
@@ -81,8 +107,11 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
     if header.data_begin + header.data_bytes > spec.limits.update_bytes {
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
-    let layout =
-        ModelLayout::new(head.bytes().to_vec(), header, spec).map_err(|error| Problem::new(Code::Layout, error))?;
+    let (text, rules) = (head.bytes().to_vec(), spec.clone());
+    // Many tensors and many rules take a while.
+    let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules)).await;
+    let layout = layout.map_err(|error| Failure::internal("lay the model out", error))?;
+    let layout = layout.map_err(|error| Problem::new(Code::Layout, error))?;
     check_room(context, spec, &layout)?;
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
@@ -155,7 +184,10 @@ pub async fn get(
         Some(Some(Ok(range))) => Some(range),
         Some(None) | None => None,
     };
-    let file = context.models.file(uid, commit.version).map_err(|error| Failure::internal("read the model", error))?;
+    let file = context
+        .models
+        .file(uid, commit.version, commit.etag)
+        .map_err(|error| Failure::internal("read the model", error))?;
     let (begin, end) = range.unwrap_or((0, commit.bytes));
     let sent = Extension(FileBody { file: Arc::new(file), begin, end });
     let body = Body::from_stream(sent.0.clone().stream());

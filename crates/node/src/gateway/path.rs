@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub struct At {
     /// The namespace; `default` when the address has none.
     pub namespace: Name,
+    /// Whether the address has one.
+    pub has_namespace: bool,
     job: Option<Name>,
     parts: Vec<(String, String)>,
 }
@@ -25,9 +27,10 @@ impl FromRequestParts<Arc<Context>> for At {
             .await
             .map_err(|error| Failure(Problem::new(Code::BadRequest, format!("the address does not parse: {error}"))))?;
         let parts: Vec<_> = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let mut at = Self { namespace: Name::default_namespace(), job: None, parts };
+        let mut at = Self { namespace: Name::default_namespace(), has_namespace: false, job: None, parts };
         if let Some(namespace) = at.optional("namespace")? {
             at.namespace = namespace;
+            at.has_namespace = true;
         }
         at.job = at.optional("job")?;
         Ok(at)

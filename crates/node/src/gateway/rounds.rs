@@ -2,10 +2,10 @@
 
 use super::path::At;
 use super::problem::Failure;
+use super::text::Text;
 use crate::context::Context;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use bytes::Bytes;
 use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ pub async fn round(
 pub async fn checkin(
     State(context): State<Arc<Context>>,
     Path(client): Path<String>,
-    body: Bytes,
+    Text(body): Text,
 ) -> Result<Json<Task>, Failure> {
     let client: ClientId = client.parse().map_err(|error| Problem::new(Code::BadRequest, format!("{error}")))?;
     let checkin: CheckIn = if body.is_empty() {

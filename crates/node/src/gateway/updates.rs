@@ -2,6 +2,7 @@
 
 use super::body::Body;
 use super::connection::Home;
+use super::encoding;
 use super::path::At;
 use super::problem::Failure;
 use crate::context::Context;
@@ -37,7 +38,7 @@ pub async fn put(
     home: Option<Extension<Home>>,
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<Receipt>), Failure> {
-    let declared = headers.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+    let (body, declared) = encoding::decoded(&headers, body)?;
     let mut body = match home.and_then(|home| home.lend()).zip(declared) {
         Some((lent, length)) => Body::socket(lent, length, context.config.pace),
         None => Body::stream(body, declared, context.config.pace),

@@ -1,0 +1,66 @@
+//! `catchment up` as a process, on a data directory and shared memory of its own.
+
+use crate::http::Connection;
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A running platform.
+pub struct Platform {
+    child: Child,
+    /// `host:port`.
+    pub address: String,
+    slabs: TempDir,
+    _data: TempDir,
+}
+
+impl Platform {
+    /// Starts one with `slab_mib` of shared memory. The binary is the one beside this program.
+    pub fn start(slab_mib: u64) -> Result<Self> {
+        let (data, slabs) =
+            (TempDir::new()?, tempfile::Builder::new().prefix("catchment-bench-").tempdir_in("/dev/shm")?);
+        let mut command = Command::new(binary()?);
+        command.args(["up", "--listen", "127.0.0.1:0", "--room-wait", "60s", "--slab-mib", &slab_mib.to_string()]);
+        command.arg("--data").arg(data.path().join("data")).arg("--slabs").arg(slabs.path());
+        command.env("RUST_LOG", "warn").stdout(Stdio::piped());
+        let mut child = command.spawn().context("start catchment")?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let Some(address) = line.trim().strip_prefix("catchment is up: http://") else {
+            bail!("catchment does not start: {line}");
+        };
+        Ok(Self { child, address: address.to_owned(), slabs, _data: data })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Bytes of shared memory it has.
+    pub fn slab_bytes(&self) -> Result<u64> {
+        crate::observe::directory_bytes(self.slabs.path())
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.address)
+    }
+}
+
+fn binary() -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("catchment");
+    if !program.is_file() {
+        bail!("{} is missing: run `make build`", program.display());
+    }
+    Ok(program)
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
