@@ -150,7 +150,7 @@ mod tests {
             ("Content-Length: 18446744073709551615\r\n", "hyper None"),
             ("Content-Length: 7\r\nUpgrade: h2c\r\n", "hyper None"),
             ("Content-Length: 7\r\nExpect: magic\r\n", "hyper None"),
-            ("Content-Length: 7\r\nContent-Encoding: gzip\r\n", "hyper Some(102)"),
+            ("Content-Length: 7\r\nContent-Encoding: gzip\r\n", "hyper Some(105)"),
         ] {
             assert_eq!(way(&format!("{update}{fields}\r\n")), expected, "{fields}");
         }

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
-use catchment_slab::SlabError;
+use catchment_slab::{SlabError, SlabStore};
 use catchment_types::{Descriptor, JobSpec, JobUid, Layout, Name, Topology};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -36,9 +36,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 const TRIM: Duration = Duration::from_secs(60);
 /// How long a stopping node waits for folds in progress.
 const STOP_TIME: Duration = Duration::from_secs(10);
-
-/// What a slab's file has beside its data, at most.
-const SLAB_EXTRA_BYTES: u64 = 8 << 10;
 
 /// Sets the round's accumulators aside. Before an update is accepted, so that folding never waits for memory that only
 /// folding would give back.
@@ -57,7 +54,7 @@ pub fn prepare(context: &Context, spec: &JobSpec, uid: JobUid, round: u64, layou
 /// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
 pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
     let leaves = leaf::Leaf::bytes(model.layout.elements()) * u64::from(spec.topology.leaves());
-    leaves + finish_bytes(spec, model) + model.own.slab_bytes + SLAB_EXTRA_BYTES
+    leaves + finish_bytes(spec, model) + SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
 /// Shared memory that finishing a round takes beside its leaves: merged partials, the old model and the new one.
@@ -67,7 +64,7 @@ pub fn finish_bytes(spec: &JobSpec, model: &ModelLayout) -> u64 {
         Topology::Auto => 0,
         Topology::Tree { middles, .. } => u64::from(middles) + 1,
     };
-    leaf::Leaf::bytes(model.layout.elements()) * merged + 2 * (model.own.slab_bytes + SLAB_EXTRA_BYTES)
+    leaf::Leaf::bytes(model.layout.elements()) * merged + 2 * SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
 /// Starts a job's task when an event says that there is work, until `stop`.

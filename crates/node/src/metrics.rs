@@ -44,6 +44,8 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     /// Shared memory by state.
     pub slab_bytes: IntGaugeVec,
+    /// Large slab files made, by the size of their pages.
+    pub slab_large_files: IntGaugeVec,
     /// What contributors reported, averaged, for the newest model.
     pub job_metric: prometheus::GaugeVec,
     job_metric_names: JobMetricNames,
@@ -94,6 +96,11 @@ impl Metrics {
             cold_start_seconds: register(&registry, Histogram::with_opts(cold).expect("valid names")),
             queue_depth: gauge("catchment_queue_depth", "Accepted updates that wait to be folded.", &JOB),
             slab_bytes: gauge("catchment_slab_bytes", "Shared memory, by state.", &["state"]),
+            slab_large_files: gauge(
+                "catchment_slab_large_files",
+                "Slab files of 16 MiB and more made since the start, by the size of their pages.",
+                &["pages"],
+            ),
             job_metric: register(
                 &registry,
                 prometheus::GaugeVec::new(

@@ -4,8 +4,9 @@
 //! page happens whole or not at all under `kill -9`, so that recovery's rules need no argument about compilers.
 
 use crate::error::SlabError;
-use crate::extent::PAGE_BYTES;
+use crate::extent::{HUGE_BYTES, HUGE_FROM_BYTES, PAGE_BYTES};
 use crate::header::{Header, Page, STATE_OFFSET, State};
+use crate::map::collapse;
 use crate::record::{RECORD_NAME, Record};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -13,6 +14,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
@@ -21,6 +23,10 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 pub(crate) struct Directory {
     path: PathBuf,
     record: Record,
+    /// Large files made of huge pages.
+    huge: AtomicU64,
+    /// Large files that could not be.
+    small: AtomicU64,
 }
 
 /// One name in the directory.
@@ -45,7 +51,7 @@ impl Directory {
                  through a loss of power; put it under /dev/shm or on a memory volume"
             );
         }
-        Ok(Self { path: path.to_owned(), record })
+        Ok(Self { path: path.to_owned(), record, huge: AtomicU64::new(0), small: AtomicU64::new(0) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -94,6 +100,7 @@ impl Directory {
             Err(error) if no_space(&error) => return Ok(None),
             other => other.map_err(SlabError::doing("create", &path))?,
         };
+        self.make_huge(&file, file_bytes);
         let set_aside =
             rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, file_bytes));
         match set_aside.map_err(io::Error::from) {
@@ -106,6 +113,30 @@ impl Directory {
                 Err(SlabError::doing("set blocks aside (as a tmpfs can) for", &path)(error))
             }
         }
+    }
+
+    /// Asks for huge pages, where they pay; without them everything works, slower. Before the blocks are set aside: one
+    /// byte in each is enough for the kernel to make a huge page around it, and all others need not be cleared twice.
+    fn make_huge(&self, file: &File, file_bytes: u64) {
+        // What the file system has no room for is refused when its blocks are set aside, before a page is touched.
+        if file_bytes < HUGE_FROM_BYTES || file_bytes > self.available_bytes() {
+            return;
+        }
+        let touched = file.set_len(file_bytes).and_then(|()| {
+            (0..file_bytes / HUGE_BYTES).try_for_each(|page| file.write_all_at(&[0], page * HUGE_BYTES))
+        });
+        match touched.and_then(|()| collapse(file, file_bytes)) {
+            Ok(()) => self.huge.fetch_add(1, Relaxed),
+            Err(error) => {
+                tracing::debug!(%error, "the kernel gives no huge pages");
+                self.small.fetch_add(1, Relaxed)
+            }
+        };
+    }
+
+    /// Large files that were made of huge pages, and those that could not be.
+    pub(crate) fn huge_files(&self) -> (u64, u64) {
+        (self.huge.load(Relaxed), self.small.load(Relaxed))
     }
 
     /// Writes a slab's header over whatever the page held.

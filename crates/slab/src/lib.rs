@@ -71,6 +71,9 @@
 //! * **Free files are reused,** by a wish that needs at least four fifths of them, because the first touch of a page is
 //!   dear. Files are exact to the page, no powers of two: a model's updates are all of one size, and tiny ones cost
 //!   two pages. When room is needed, the free file that best covers the shortfall goes.
+//! * **Large files are made of huge pages** (`MADV_COLLAPSE`, which works on a tmpfs whatever its setting), once, because
+//!   files are reused: their data begins on a huge page, and so mapping them costs next to nothing. Where the kernel
+//!   refuses they stay as they are.
 //! * **The bytes of another use may still be there.** [`SlabMut::bytes_mut`] and an accumulator's data are not cleared;
 //!   only the rest of a slab's last page is, as windows show whole pages.
 //! * **Readers get a descriptor opened read-only.** The kernel refuses `PROT_WRITE` on it, also by `mprotect`. A process
@@ -100,7 +103,7 @@ mod table;
 pub use accumulator::Accumulator;
 pub use catchment_types::SlabId;
 pub use error::SlabError;
-pub use extent::PAGE_BYTES;
+pub use extent::{HUGE_BYTES, PAGE_BYTES};
 pub use header::META_BYTES_MAX;
 pub use slab::{Slab, SlabMut};
 pub use store::{CONTROL_WORDS_MAX, Recovered, SlabStore, StoreConfig};

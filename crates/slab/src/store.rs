@@ -3,6 +3,7 @@
 use crate::accumulator::Accumulator;
 use crate::directory::Directory;
 use crate::error::SlabError;
+use crate::extent::Extent;
 use crate::header::{Kind, check_meta};
 use crate::recover;
 use crate::shared::{Hold, Inner};
@@ -116,6 +117,16 @@ impl SlabStore {
     /// Bytes by state.
     pub fn usage(&self) -> Usage {
         self.inner.table().usage()
+    }
+
+    /// Large files that were made of huge pages since the store was opened, and those that could not be.
+    pub fn huge_files(&self) -> (u64, u64) {
+        self.inner.directory.huge_files()
+    }
+
+    /// Bytes that a file with so many control words and so much data takes of the budget.
+    pub fn file_bytes(control_words: usize, data_len: u64) -> u64 {
+        Extent::new(control_words as u64, data_len).map_or(u64::MAX, Extent::file_bytes)
     }
 
     /// Gives the free files' memory back to the system. The next grants pay for fresh pages, so this is for idle

@@ -5,7 +5,7 @@
 
 use super::job::{JobAggregation, StepError, blocking, is_outside, rule, unreadable};
 use super::lanes::Level;
-use super::leaf::{BATCH_MAX, Leaf, LeafKey};
+use super::leaf::{BATCH_MAX, Leaf, LeafKey, block_bytes};
 use super::ranges::Range;
 use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
@@ -230,7 +230,7 @@ impl Worker {
 
     /// Merges partials into a fresh one, sixteen at a time.
     fn merge(&self, level: Level, partials: &[Partial]) -> Result<Partial, StepError> {
-        let block_bytes = (self.model.layout.elements() * 8).next_multiple_of(4096);
+        let block_bytes = block_bytes(self.model.layout.elements());
         let memory = self.scratch(2 * block_bytes)?;
         let batches = partials.len().div_ceil(BATCH_MAX) as u64;
         let merged = self.lanes.run(level, &self.every_range(), |instance, index| {

@@ -16,7 +16,7 @@
 
 use super::ranges::Range;
 use catchment_runtime::Window;
-use catchment_slab::{Accumulator, SlabError, SlabStore};
+use catchment_slab::{Accumulator, HUGE_BYTES, PAGE_BYTES, SlabError, SlabStore};
 use catchment_types::{JobUid, SlabId};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicU64;
@@ -28,7 +28,8 @@ const PLAN_WORDS: usize = BATCH_MAX + 2;
 const FIRST_RANGE: usize = 64;
 /// Bytes of one coordinate of a partial: an f64.
 const PARTIAL_BYTES: u64 = 8;
-const PAGE_BYTES: u64 = 4096;
+/// Control words of an accumulator, about: for a layout of thousands of ranges.
+const CONTROL_WORDS_MAX: usize = 2048;
 
 /// Which leaf of which round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,7 +69,7 @@ pub struct Leaf {
 impl Leaf {
     /// Bytes of shared memory of an accumulator for this many coordinates, about.
     pub fn bytes(elements: u64) -> u64 {
-        2 * block_bytes(elements) + 4 * PAGE_BYTES
+        SlabStore::file_bytes(CONTROL_WORDS_MAX, 2 * block_bytes(elements))
     }
 
     /// A new, empty accumulator.
@@ -181,6 +182,8 @@ impl Leaf {
     }
 }
 
-fn block_bytes(elements: u64) -> u64 {
-    (elements * PARTIAL_BYTES).next_multiple_of(PAGE_BYTES)
+/// Bytes of one block: whole pages, huge ones if it is large.
+pub fn block_bytes(elements: u64) -> u64 {
+    let bytes = elements * PARTIAL_BYTES;
+    bytes.next_multiple_of(if bytes < 4 * HUGE_BYTES { PAGE_BYTES } else { HUGE_BYTES })
 }

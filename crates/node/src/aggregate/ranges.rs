@@ -2,9 +2,9 @@
 
 use catchment_types::{Layout, Rule};
 
-/// Coordinates of one range at most. A range of F32 updates is then 1 MiB each, so that sixteen of them and the two
-/// blocks of the accumulator stay within a core's share of cache and of address space.
-const ELEMENTS: u64 = 256 << 10;
+/// Coordinates of one range at most. A range of F32 updates is then 4 MiB each: whole huge pages, and few enough calls
+/// that mapping windows costs little beside reading them.
+const ELEMENTS: u64 = 1 << 20;
 
 /// A run of coordinates within one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,8 @@ mod tests {
 
     #[test]
     fn ranges_cover_every_coordinate_once() {
-        let text = br#"{"w":{"dtype":"F32","shape":[600000],"data_offsets":[0,2400000]},
-            "h":{"dtype":"BF16","shape":[3],"data_offsets":[2400000,2400006]}}"#;
+        let text = br#"{"w":{"dtype":"F32","shape":[2400000],"data_offsets":[0,9600000]},
+            "h":{"dtype":"BF16","shape":[3],"data_offsets":[9600000,9600006]}}"#;
         let layout = Layout::new(&Header::parse(text, &Limits::default()).unwrap(), &[]).unwrap();
         let ranges = cut(&layout);
         let mut next = 0;

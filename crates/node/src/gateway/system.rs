@@ -38,6 +38,10 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
     for (state, bytes) in states {
         context.metrics.slab_bytes.with_label_values(&[state]).set(bytes as i64);
     }
+    let (huge, small) = context.store.huge_files();
+    for (pages, files) in [("2m", huge), ("4k", small)] {
+        context.metrics.slab_large_files.with_label_values(&[pages]).set(files as i64);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
 }
 
