@@ -7,12 +7,14 @@
 
 mod digest;
 mod head;
+mod range;
 mod said;
 mod scatter;
 mod screen;
 
 pub use digest::UpdateDigest;
 pub use head::Head;
+pub use range::first_beyond;
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics};
 pub use scatter::Scatter;
 pub use screen::first_non_finite;

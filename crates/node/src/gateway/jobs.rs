@@ -110,7 +110,11 @@ pub async fn patch(State(context): State<Arc<Context>>, at: At, body: Bytes) -> 
     if patch.rounds == Some(0) || patch.goal == Some(0) {
         return Err(Problem::new(Code::InvalidSpec, "rounds and goal are at least 1").into());
     }
-    let uid = uid(&context, &at)?;
+    let (uid, mut spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
+    spec.goal = patch.goal.unwrap_or(spec.goal);
+    if let Some(problem) = spec.too_many_updates() {
+        return Err(Problem::new(Code::InvalidSpec, format!("goal: exact.updates_max is {problem}")).into());
+    }
     changed(&context, uid, Record::JobPatched { uid, patch, at_ms: context.clock.now_ms() }).await
 }
 
