@@ -1,6 +1,6 @@
 ;; A function that sums F32 updates well enough, until an update begins with a number that it does not bear:
 ;; 555 panics with words, 666 traps, 777 never returns. A mean that begins with 888 traps in finalise, 999 is refused.
-;; $DESCRIPTION and $LENGTH are filled in by the test; the records of calls are those of the function contract.
+;; $CONTRACT, $DESCRIPTION and $LENGTH are filled in by the test; the records of calls are those of the function contract.
 (module
   (import "catchment" "panic" (func $panic (param i32 i32)))
   (memory (export "memory") 2)
@@ -8,7 +8,7 @@
   (data (i32.const 128) "no model begins with 999")
   (data (i32.const 1024) "$DESCRIPTION")
 
-  (func (export "catchment_abi") (result i32) (i32.const 1))
+  (func (export "catchment_abi") (result i32) (i32.const $CONTRACT))
   (func (export "catchment_describe") (result i64)
     (i64.or (i64.shl (i64.const $LENGTH) (i64.const 32)) (i64.const 1024)))
   (func (export "catchment_args") (result i32) (i32.const 4096))

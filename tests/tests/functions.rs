@@ -4,17 +4,19 @@ use catchment_tests::{Bus, Job, Server, Tensor, file, on_both_buses, read};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// The version of the function contract that the server speaks.
+const CONTRACT: u32 = 2;
 const HOSTILE: &str = include_str!("../functions/hostile.wat");
 
 /// The hostile function, saying that it is of this class and version of the contract.
 fn hostile(class: &str, contract: u32) -> Vec<u8> {
     let description = json!({"name": "hostile", "version": "1.0.0", "class": class, "partial": "F64",
-        "summary": "Fails when told to", "config": [], "needs_previous": false})
+        "summary": "Fails when told to", "config": [], "needs_previous": false, "exact": false})
     .to_string();
     let text = HOSTILE
         .replace("$LENGTH", &description.len().to_string())
         .replace("$DESCRIPTION", &description.replace('"', "\\\""))
-        .replace("(result i32) (i32.const 1))", &format!("(result i32) (i32.const {contract}))"));
+        .replace("(result i32) (i32.const $CONTRACT))", &format!("(result i32) (i32.const {contract}))"));
     wat::parse_str(text).expect("the function's text")
 }
 
@@ -22,11 +24,11 @@ fn hostile(class: &str, contract: u32) -> Vec<u8> {
 fn functions() -> TempDir {
     let dir = TempDir::new().expect("make a folder");
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("write a function");
-    write("hostile.wasm", &hostile("additive", 1));
-    write("median.wasm", &hostile("coordinate-wise", 1));
-    write("tomorrow.wasm", &hostile("additive", 2));
+    write("hostile.wasm", &hostile("additive", CONTRACT));
+    write("median.wasm", &hostile("coordinate-wise", CONTRACT));
+    write("tomorrow.wasm", &hostile("additive", CONTRACT + 1));
     write("garbage.wasm", b"no module at all");
-    write("cut-off.wasm", &hostile("additive", 1)[..200]);
+    write("cut-off.wasm", &hostile("additive", CONTRACT)[..200]);
     write("empty.wasm", &wat::parse_str("(module (memory (export \"memory\") 1))").expect("text"));
     let clock =
         "(module (import \"wasi_snapshot_preview1\" \"clock_time_get\" (func (param i32 i64 i32) (result i32))))";

@@ -4,6 +4,7 @@
 //! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
 //! Either way they are screened while they are in cache.
 
+use crate::range::first_beyond;
 use crate::screen::first_non_finite;
 use catchment_types::{Code, Fit, Placed, Problem};
 use std::array::from_fn;
@@ -45,7 +46,7 @@ impl Scatter {
     /// Writes the next bytes of the data.
     ///
     /// # Errors
-    /// `not_finite`, naming tensor and index; `invalid_safetensors` for bytes after the last tensor.
+    /// `not_finite` and `out_of_range`, naming tensor and index; `invalid_safetensors` for bytes after the last tensor.
     pub fn feed(&mut self, mut chunk: &[u8], memory: &mut [u8]) -> Result<(), Problem> {
         self.pass_finished(memory);
         while !chunk.is_empty() {
@@ -171,12 +172,19 @@ impl Scatter {
         let written = (self.position - tensor.begin) as usize;
         let whole = written - written % width;
         let bytes = &memory[offset as usize + self.screened..offset as usize + whole];
-        if let Some(at) = first_non_finite(tensor.dtype, bytes) {
+        let found = match tensor.bound {
+            None => first_non_finite(tensor.dtype, bytes),
+            Some(bound) => first_beyond(tensor.dtype, bytes, bound),
+        };
+        if let Some(at) = found {
             let index = self.screened / width + at;
-            let detail = format!("tensor `{}`: element {index} is NaN or infinite", tensor.name);
-            return Err(Problem::new(Code::NotFinite, detail)
-                .with("tensor", tensor.name.as_str())
-                .with("index", index as u64));
+            let is_number = first_non_finite(tensor.dtype, &bytes[at * width..][..width]).is_none();
+            let (code, what) = match tensor.bound.filter(|_| is_number) {
+                None => (Code::NotFinite, "is NaN or infinite".to_owned()),
+                Some(bound) => (Code::OutOfRange, format!("is further from zero than the job's exact.bound, {bound}")),
+            };
+            let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
+            return Err(Problem::new(code, detail).with("tensor", tensor.name.as_str()).with("index", index as u64));
         }
         self.screened = whole;
         Ok(())
@@ -265,6 +273,19 @@ mod tests {
             prop_assert_eq!(&problem.code, "not_finite");
             prop_assert_eq!(problem.extra["tensor"].as_str(), Some(tensor));
             prop_assert_eq!(problem.extra["index"].as_u64(), Some(index as u64));
+        }
+    }
+
+    #[test]
+    fn elements_beyond_the_bound_are_named() {
+        let header = Header::parse(TWO.as_bytes(), &Limits::default()).unwrap();
+        let layout = Layout::new(&header, &[]).unwrap();
+        let fit = Fit::new(&layout, &header, &[]).unwrap().within(&layout, Some(2.0));
+        assert!(write(&fit, &data([1.0, -2.0, 2.0, 0.0, 0.0]), 7).is_ok());
+        for (bad, code) in [(2.0000002, "out_of_range"), (f32::NEG_INFINITY, "not_finite")] {
+            let problem = write(&fit, &data([1.0, 2.0, 0.0, 0.5, bad]), 7).unwrap_err();
+            assert_eq!((problem.code.as_str(), problem.extra["index"].as_u64()), (code, Some(1)), "{problem}");
+            assert_eq!(problem.extra["tensor"], "b");
         }
     }
 

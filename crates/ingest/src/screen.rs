@@ -16,8 +16,8 @@ pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whole blocks are looked at without a branch per element, so that the compiler makes vectors of them.
-fn find<const WIDTH: usize>(bytes: &[u8], bad: impl Fn([u8; WIDTH]) -> bool) -> Option<usize> {
+/// The index of the first element that is bad. Whole blocks are looked at without a branch per element, so that the compiler makes vectors of them.
+pub fn find<const WIDTH: usize>(bytes: &[u8], bad: impl Fn([u8; WIDTH]) -> bool) -> Option<usize> {
     let (elements, rest) = bytes.as_chunks::<WIDTH>();
     assert!(rest.is_empty(), "whole elements are screened");
     let mut first = 0;

@@ -10,6 +10,7 @@ mod lanes;
 mod leaf;
 mod ranges;
 mod recover;
+mod total;
 
 pub use holdings::Holdings;
 pub use recover::recover;

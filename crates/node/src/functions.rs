@@ -1,6 +1,6 @@
 //! The functions at hand: wasm modules by name, compiled when first asked for.
 
-use catchment_runtime::{Function, FunctionError, Limits, Runtime};
+use catchment_runtime::{Exact, Function, FunctionError, Limits, Runtime};
 use catchment_types::{Code, Digest, FunctionView, JobSpec, Problem};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -105,7 +105,11 @@ impl Functions {
             let detail = format!("function `{}` is {class}; this version runs additive functions", spec.function);
             return Err(Problem::new(Code::FunctionRefused, detail));
         }
-        match function.instantiate(&Value::Object(spec.config.clone()), limits(spec)) {
+        if spec.exact.is_some() && !function.description().exact {
+            let message = format!("function `{}` cannot sum exactly; leave `exact` out", spec.function);
+            return Err(bad_field("exact", message));
+        }
+        match function.instantiate_with(&Value::Object(spec.config.clone()), exact(spec), limits(spec)) {
             Ok(_) => Ok(()),
             Err(FunctionError::Refused { reason }) => {
                 Err(bad_field("config", format!("function `{}` says: {reason}", spec.function)))
@@ -125,6 +129,7 @@ impl Functions {
                 version: description.version.clone(),
                 digest: module.digest,
                 class: description.class.as_str().replace('-', "_"),
+                exact: description.exact,
                 summary: description.summary.clone(),
                 config_help: help.collect::<Vec<_>>().join("\n"),
             })
@@ -136,6 +141,11 @@ impl Functions {
 /// What one instance of a job's function may use.
 pub fn limits(spec: &JobSpec) -> Limits {
     Limits { heap_bytes: spec.limits.memory_bytes, cpu_ms: spec.limits.cpu_ms }
+}
+
+/// How a job's sums are rounded, when they are exact.
+pub fn exact(spec: &JobSpec) -> Option<Exact> {
+    spec.exact.map(|exact| Exact { exponent: exact.exponent(), weight_max: exact.weight_max })
 }
 
 /// A spec that this node cannot run, with the field to blame.

@@ -126,7 +126,7 @@ fn check_weight(submission: &Submission) -> Result<(), Problem> {
     if submission.num_samples == Some(0) {
         return Err(Problem::new(Code::OutOfRange, "num_samples is 0: an update of no samples has nothing to say"));
     }
-    let (weight, max) = (submission.weight(), submission.spec.limits.weight_max);
+    let (weight, max) = (submission.weight(), submission.spec.weight_max());
     if !(weight.is_finite() && weight > 0.0) {
         return Err(Problem::new(Code::OutOfRange, format!("weight {weight} is not a finite positive number")));
     }
@@ -135,7 +135,9 @@ fn check_weight(submission: &Submission) -> Result<(), Problem> {
         return Err(Problem::new(Code::OutOfRange, detail));
     }
     if weight > max {
-        let detail = format!("weight {weight} is over the job's limits.weight_max of {max}");
+        let exact = submission.spec.exact.is_some_and(|exact| exact.weight_max == max);
+        let field = if exact { "exact.weight_max" } else { "limits.weight_max" };
+        let detail = format!("weight {weight} is over the job's {field} of {max}");
         return Err(Problem::new(Code::OutOfRange, detail));
     }
     Ok(())
@@ -275,6 +277,7 @@ async fn receive(
     };
     digest.feed(head.bytes());
     let fit = Fit::new(&model.layout, &header, &submission.spec.update_dtypes).map_err(|e| layout_problem(&e))?;
+    let fit = fit.within(&model.layout, submission.spec.exact.map(|exact| exact.bound));
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }

@@ -54,7 +54,7 @@ pub struct FoldArgs<'a> {
     pub elements: u64,
     /// What the spec asks of the tensor.
     pub rule: Rule,
-    /// The partial so far, as `f64`; `None` at first.
+    /// The partial so far, as `f64` (in exact sums as `i64`, here and below); `None` at first.
     pub acc_in: Option<Window<'a>>,
     /// Where the new partial goes, as `f64`. It must not overlap any other window.
     pub acc_out: Window<'a>,

@@ -1,11 +1,11 @@
 //! A loaded function: what it is, and how to get an instance of it.
 
 use crate::engine::Runtime;
-use crate::error::FunctionError;
+use crate::error::{FunctionError, HostError};
 use crate::host::{Host, monotonic_ns};
 use crate::instance::Instance;
 use crate::{Limits, load};
-use catchment_sdk::Class;
+use catchment_sdk::{Class, Exact};
 use serde::{Deserialize, Serialize, Serializer};
 use std::sync::Arc;
 use wasmtime::InstancePre;
@@ -26,6 +26,8 @@ pub struct Description {
     pub config: Vec<ConfigField>,
     /// Whether a finalise needs the previous model even when updates are whole weights.
     pub needs_previous: bool,
+    /// Whether jobs may ask for exact sums.
+    pub exact: bool,
 }
 
 /// One field of a function's configuration.
@@ -88,9 +90,25 @@ impl Function {
     /// [`FunctionError::Refused`] when the function does not take the configuration, [`crate::HostError::NoRoom`] when
     /// all instances are taken, others as for any call.
     pub fn instantiate(&self, config: &serde_json::Value, limits: Limits) -> Result<Instance, FunctionError> {
+        self.instantiate_with(config, None, limits)
+    }
+
+    /// The same for a job whose sums are exact, when `exact` says how.
+    ///
+    /// # Errors
+    /// As [`Function::instantiate`], and a bad argument when the function cannot sum exactly.
+    pub fn instantiate_with(
+        &self,
+        config: &serde_json::Value,
+        exact: Option<Exact>,
+        limits: Limits,
+    ) -> Result<Instance, FunctionError> {
+        if exact.is_some() && !self.description().exact {
+            return Err(HostError::argument("exact", "this function has no exact sums").into());
+        }
         let started = monotonic_ns();
         let (sandbox, exports) = load::start(self.runtime(), &self.inner.pre, limits)?;
-        let instance = Instance::new(self.clone(), sandbox, exports, config)?;
+        let instance = Instance::new(self.clone(), sandbox, exports, config, exact)?;
         self.runtime().counters().instantiated(monotonic_ns() - started);
         Ok(instance)
     }

@@ -8,8 +8,8 @@ use crate::host::{arm, monotonic_ns, packed_text, printable, thread_cpu_ns};
 use crate::load::Exports;
 use crate::place::Area;
 use crate::sandbox::Sandbox;
-use catchment_sdk::CONFIG_BYTES_MAX;
-use catchment_sdk::abi::ARGS_BYTES;
+use catchment_sdk::abi::{ARGS_BYTES, InitCall};
+use catchment_sdk::{CONFIG_BYTES_MAX, Exact};
 use wasmtime::{TypedFunc, WasmParams, WasmResults};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -41,6 +41,7 @@ impl Instance {
         mut sandbox: Sandbox,
         exports: Exports,
         config: &serde_json::Value,
+        exact: Option<Exact>,
     ) -> Result<Self, FunctionError> {
         let args = guarded(function.runtime(), &mut sandbox, "init", &exports.args, ())? as usize;
         let size = sandbox.memory().len();
@@ -49,17 +50,17 @@ impl Instance {
         }
         function.runtime().counters().instance_created();
         let mut instance = Self { sandbox, exports, args, function, spent: false };
-        instance.init(config)?;
+        instance.init(config, exact)?;
         Ok(instance)
     }
 
-    fn init(&mut self, config: &serde_json::Value) -> Result<(), FunctionError> {
+    fn init(&mut self, config: &serde_json::Value, exact: Option<Exact>) -> Result<(), FunctionError> {
         let json = config.to_string();
         if json.len() > CONFIG_BYTES_MAX {
             let reason = format!("config: {} bytes, at most {CONFIG_BYTES_MAX} are read", json.len());
             return Err(FunctionError::Refused { reason });
         }
-        let Self { function, sandbox, exports, .. } = self;
+        let Self { function, sandbox, exports, args, .. } = self;
         let address = guarded(function.runtime(), sandbox, "init", &exports.config, json.len() as u32)? as usize;
         match sandbox.memory_mut().get_mut(address..).and_then(|rest| rest.get_mut(..json.len())) {
             Some(room) => room.copy_from_slice(json.as_bytes()),
@@ -68,6 +69,8 @@ impl Instance {
                 return Err(HostError::Contract(reason).into());
             }
         }
+        let record = InitCall::new(exact);
+        sandbox.memory_mut()[*args..][..size_of::<InitCall>()].copy_from_slice(record.as_bytes());
         let refused = guarded(function.runtime(), sandbox, "init", &exports.init, ())?;
         self.refusal(refused)
     }

@@ -37,7 +37,7 @@ mod ticker;
 
 pub use call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, TypedWindow, UpdateWindow, Window};
 pub use catchment_sdk::abi::BATCH_MAX;
-pub use catchment_sdk::{Class, Dtype, Kind, Rule};
+pub use catchment_sdk::{Class, Dtype, Exact, Kind, Rule};
 pub use config::{Limits, RuntimeConfig};
 pub use engine::Runtime;
 pub use error::{FunctionError, HostError, LoadError, RuntimeError};

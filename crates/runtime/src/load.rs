@@ -151,6 +151,7 @@ struct RawDescription {
     summary: String,
     config: Vec<ConfigField>,
     needs_previous: bool,
+    exact: bool,
 }
 
 fn describe(runtime: &Runtime, pre: &InstancePre<Host>) -> Result<Description, LoadError> {
@@ -182,8 +183,8 @@ fn read_description(text: &str) -> Result<Description, String> {
         return Err(format!("its partials are {:?}; this host keeps them as F64", raw.partial));
     }
     let class = Class::from_name(&raw.class).ok_or_else(|| format!("its class {:?} is unknown", raw.class))?;
-    let RawDescription { name, version, summary, config, needs_previous, .. } = raw;
-    Ok(Description { name, version, class, summary, config, needs_previous })
+    let RawDescription { name, version, summary, config, needs_previous, exact, .. } = raw;
+    Ok(Description { name, version, class, summary, config, needs_previous, exact })
 }
 
 fn is_label(name: &str) -> bool {

@@ -116,14 +116,17 @@ proptest! {
             .collect();
         let Values::F64(acc_in) = acc.values() else { unreachable!() };
         let mut folded = vec![f64::NAN; len];
-        native().fold(sdk::Fold { rule, acc_in: Some(acc_in), acc_out: &mut folded, updates: &list });
+        let acc_in = sdk::Partial::F64(acc_in);
+        let acc_out = sdk::PartialMut::F64(&mut folded);
+        native().fold(sdk::Fold { rule, acc_in: Some(acc_in), acc_out, updates: &list });
         let mut merged = vec![f64::NAN; len];
-        native().merge(sdk::Merge { rule, acc_in: None, acc_out: &mut merged, partials: &[acc_in, &folded] });
+        let partials = [acc_in, sdk::Partial::F64(&folded)];
+        native().merge(sdk::Merge { rule, acc_in: None, acc_out: sdk::PartialMut::F64(&mut merged), partials: &partials });
         let mut out = Numbers::new(out_dtype, &vec![0.0; len]);
         let finalize = sdk::Finalize {
             rule,
             kind,
-            partial: &merged,
+            partial: sdk::Partial::F64(&merged),
             previous: Some(previous.values()),
             out: out.values_mut(),
             total_weight,

@@ -120,7 +120,7 @@ fn what_is_no_function_is_refused_with_a_reason() {
     let error = refused(&wat::parse_str("(module)").unwrap());
     assert!(matches!(error, LoadError::Export { name: "memory", .. }), "{error}");
     let error = refused(&Guest { abi: "(i32.const 99)", ..Guest::default() }.wasm());
-    assert_eq!(error, LoadError::Version { found: 99, supported: 1 });
+    assert_eq!(error, LoadError::Version { found: 99, supported: catchment_sdk::abi::VERSION });
     let long = vec![0; RuntimeConfig::default().module_bytes_max as usize + 1];
     assert!(matches!(refused(&long), LoadError::TooLarge { .. }));
     let relaxed = "(memory (export \"memory\") 1) (func (param v128) (result v128)

@@ -4,11 +4,11 @@
 //! function answers with nothing, or with a packed pointer to text. Both sides are little-endian and use these very
 //! types, so there is one place to get the layout right. Change anything here and [`VERSION`] must rise.
 
-use crate::{Kind, Rule};
+use crate::{EXPONENT_MAX, Exact, Kind, Rule};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this contract. The host loads functions of exactly this version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Updates or partials of one call at most.
 pub const BATCH_MAX: usize = 16;
@@ -29,7 +29,8 @@ pub mod name {
     pub const ARGS: &str = "catchment_args";
     /// `(i32) -> i32`: makes room for that many bytes of configuration and says where.
     pub const CONFIG: &str = "catchment_config";
-    /// `() -> i64`: reads the configuration; 0, or packed text of the refusal.
+    /// `() -> i64`: reads the configuration, and the [`super::InitCall`] in the argument buffer; 0, or packed text of
+    /// the refusal.
     pub const INIT: &str = "catchment_init";
     /// `()`: folds as the [`super::FoldCall`] in the argument buffer says.
     pub const FOLD: &str = "catchment_fold";
@@ -53,6 +54,35 @@ pub const fn pack(address: u32, len: u32) -> u64 {
 /// Address and length of a packed text.
 pub const fn unpack(packed: u64) -> (u32, u32) {
     (packed as u32, (packed >> 32) as u32)
+}
+
+/// Arguments of an initialisation: the arithmetic of every call that follows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InitCall {
+    /// 1 when sums are exact: partials of means are then integers. 0 when they are plain.
+    pub exact: u32,
+    /// The exponent of exact sums.
+    pub exponent: i32,
+    /// What an update may count at most in exact sums.
+    pub weight_max: f64,
+}
+
+impl InitCall {
+    /// The record of this arithmetic.
+    pub fn new(exact: Option<Exact>) -> Self {
+        exact.map_or(Self::default(), |e| Self { exact: 1, exponent: e.exponent, weight_max: e.weight_max })
+    }
+
+    /// The arithmetic; the error is a record that no host writes.
+    pub fn exact(&self) -> Result<Option<Exact>, &'static str> {
+        let exact = Exact { exponent: self.exponent, weight_max: self.weight_max };
+        match self.exact {
+            0 => Ok(None),
+            1 if self.exponent.abs() <= EXPONENT_MAX && self.weight_max > 0.0 => Ok(Some(exact)),
+            _ => Err("the host names an arithmetic that there is not"),
+        }
+    }
 }
 
 /// Numbers of one update within a window.
@@ -193,6 +223,10 @@ mod tests {
             assert_eq!(kind_from(kind_code(kind)), Some(kind));
         }
         assert_eq!((rule_from(0), kind_from(0)), (None, None));
+        for exact in [None, Some(Exact { exponent: -7, weight_max: 2.5 })] {
+            assert_eq!(InitCall::new(exact).exact(), Ok(exact));
+        }
+        assert!(InitCall { exact: 2, ..InitCall::default() }.exact().is_err());
     }
 
     /// The layout is a contract with modules that were built before: a change must be seen.
@@ -206,5 +240,6 @@ mod tests {
         assert_eq!(core::mem::offset_of!(MergeCall, partial), 24);
         assert_eq!(core::mem::offset_of!(FinalizeCall, total_weight), 32);
         assert_eq!((size_of::<FoldCall>(), size_of::<MergeCall>(), size_of::<FinalizeCall>()), (536, 88, 56));
+        assert_eq!((size_of::<InitCall>(), core::mem::offset_of!(InitCall, weight_max)), (16, 8));
     }
 }

@@ -1,7 +1,8 @@
-//! A function's configuration, read field by field.
+//! What a job's owner asks of a function: its configuration, read field by field, and the arithmetic.
 //!
 //! Every getter names the field it refuses, because the message goes unchanged to the person who wrote the job's spec.
 
+use crate::Exact;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::ops::RangeInclusive;
@@ -10,10 +11,11 @@ use serde_json::{Map, Value};
 /// Longest configuration in bytes of JSON.
 pub const CONFIG_BYTES_MAX: usize = 256 << 10;
 
-/// A function's configuration: a JSON object.
+/// A function's configuration: a JSON object, and whether sums are exact.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     fields: Map<String, Value>,
+    exact: Option<Exact>,
 }
 
 impl Config {
@@ -30,9 +32,20 @@ impl Config {
         }
         match serde_json::from_slice(json).map_err(|e| format!("config: not JSON: {e}"))? {
             Value::Null => Ok(Self::default()),
-            Value::Object(fields) => Ok(Self { fields }),
+            Value::Object(fields) => Ok(Self { fields, exact: None }),
             other => Err(format!("config: expected an object, found {}", kind_of(&other))),
         }
+    }
+
+    /// The same configuration of a job whose sums are exact.
+    pub fn with_exact(self, exact: Option<Exact>) -> Self {
+        Self { exact, ..self }
+    }
+
+    /// How sums are rounded, when they are exact. A function that weighs updates in its own way refuses here what
+    /// would go beyond [`Exact::weight_max`].
+    pub fn exact(&self) -> Option<Exact> {
+        self.exact
     }
 
     /// Refuses any field that is not among `known`.

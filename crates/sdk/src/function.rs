@@ -3,7 +3,7 @@
 //! These types are the whole contract between a function and the platform. They hold typed slices only, so a function
 //! cannot tell whether it runs as wasm over shared memory or natively over vectors in a test.
 
-use crate::{Config, Values, ValuesMut};
+use crate::{Config, Partial, PartialMut, Values, ValuesMut};
 use alloc::string::String;
 
 /// An aggregation function.
@@ -45,6 +45,9 @@ pub struct Description {
     pub config: &'static [ConfigField],
     /// Whether [`Finalize::previous`] must be there even when updates are whole weights.
     pub needs_previous: bool,
+    /// Whether jobs may ask for exact sums: every partial comes from [`crate::kernels`], and [`Aggregator::finalize`]
+    /// gives the same bits for the same arguments.
+    pub exact: bool,
 }
 
 /// One field of a function's configuration, for help texts.
@@ -123,9 +126,9 @@ pub struct Fold<'a> {
     /// What the spec asks of this tensor.
     pub rule: Rule,
     /// The partial so far; `None` when these are the first updates.
-    pub acc_in: Option<&'a [f64]>,
+    pub acc_in: Option<Partial<'a>>,
     /// The partial with the updates. Its former content means nothing and must be overwritten.
-    pub acc_out: &'a mut [f64],
+    pub acc_out: PartialMut<'a>,
     /// 1 to 16 updates.
     pub updates: &'a [Update<'a>],
 }
@@ -136,11 +139,11 @@ pub struct Merge<'a> {
     /// What the spec asks of this tensor.
     pub rule: Rule,
     /// The partial so far; `None` when it is joined from `partials` alone.
-    pub acc_in: Option<&'a [f64]>,
+    pub acc_in: Option<Partial<'a>>,
     /// The joint partial. Its former content means nothing and must be overwritten.
-    pub acc_out: &'a mut [f64],
+    pub acc_out: PartialMut<'a>,
     /// 1 to 16 partials.
-    pub partials: &'a [&'a [f64]],
+    pub partials: &'a [Partial<'a>],
 }
 
 /// Turns a partial into the model.
@@ -151,12 +154,12 @@ pub struct Finalize<'a> {
     /// What the updates were.
     pub kind: Kind,
     /// The partial of every update of the round.
-    pub partial: &'a [f64],
+    pub partial: Partial<'a>,
     /// The model before the round. There for deltas, and when the description asks for it.
     pub previous: Option<Values<'a>>,
     /// The new model, in the model's own dtype. Its former content means nothing and must be overwritten.
     pub out: ValuesMut<'a>,
-    /// Sum of the updates' weights.
+    /// Sum of the updates' weights, rounded once: it does not depend on their order.
     pub total_weight: f64,
     /// How many updates the partial holds.
     pub updates: u64,

@@ -5,8 +5,10 @@
 //! by the machine (a wrong one traps; it cannot reach outside the sandbox).
 #![allow(unsafe_code, reason = "the one place where addresses from the host become slices")]
 
-use crate::abi::{self, ARGS_BYTES, BATCH_MAX, FinalizeCall, FoldCall, MergeCall, pack};
-use crate::{Aggregator, Config, Dtype, Finalize, Fold, Merge, Update, Values, ValuesMut};
+use crate::abi::{self, ARGS_BYTES, BATCH_MAX, FinalizeCall, FoldCall, InitCall, MergeCall, pack};
+use crate::{
+    Aggregator, Config, Dtype, Exact, Finalize, Fold, Merge, Partial, PartialMut, Rule, Update, Values, ValuesMut,
+};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
@@ -55,6 +57,7 @@ unsafe impl Sync for Args {}
 
 static ARGS: Args = Args(UnsafeCell::new([0; ARGS_BYTES]));
 static CONFIG: Slot<Vec<u8>> = Slot::new();
+static EXACT: Slot<Exact> = Slot::new();
 static TEXT: Slot<String> = Slot::new();
 
 /// Where the host writes a call's record.
@@ -85,6 +88,7 @@ pub fn describe<A: Aggregator>() -> u64 {
         "summary": d.summary,
         "config": config,
         "needs_previous": d.needs_previous,
+        "exact": d.exact,
     });
     text(description.to_string())
 }
@@ -95,7 +99,9 @@ pub fn init<A: Aggregator>(function: &Slot<A>) -> u64 {
     let made = Config::parse(json).and_then(|config| {
         let known: Vec<&str> = A::DESCRIPTION.config.iter().map(|field| field.name).collect();
         config.only(&known)?;
-        A::init(&config)
+        let exact = call::<InitCall>().exact()?;
+        exact.inspect(|exact| _ = EXACT.set(*exact));
+        A::init(&config.with_exact(exact))
     });
     match made {
         Ok(made) => {
@@ -109,7 +115,7 @@ pub fn init<A: Aggregator>(function: &Slot<A>) -> u64 {
 /// Folds.
 pub fn fold<A: Aggregator>(function: &Slot<A>) {
     let call: FoldCall = call();
-    let count = call.elements as usize;
+    let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
     let mut list = [Update { values: Values::F64(&[]), weight: 0.0, num_samples: 0.0, staleness: 0 }; BATCH_MAX];
     let updates = &mut list[..call.updates as usize];
     for (update, from) in updates.iter_mut().zip(&call.update) {
@@ -121,9 +127,9 @@ pub fn fold<A: Aggregator>(function: &Slot<A>) {
         };
     }
     made(function).fold(Fold {
-        rule: abi::rule_from(call.rule).expect("known rule"),
-        acc_in: (call.acc_in != 0).then(|| slice(call.acc_in, count)),
-        acc_out: slice_mut(call.acc_out, count),
+        rule,
+        acc_in: (call.acc_in != 0).then(|| partial(rule, call.acc_in, count)),
+        acc_out: partial_mut(rule, call.acc_out, count),
         updates,
     });
 }
@@ -131,16 +137,16 @@ pub fn fold<A: Aggregator>(function: &Slot<A>) {
 /// Merges.
 pub fn merge<A: Aggregator>(function: &Slot<A>) {
     let call: MergeCall = call();
-    let count = call.elements as usize;
-    let mut list = [&[][..]; BATCH_MAX];
+    let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
+    let mut list = [Partial::F64(&[]); BATCH_MAX];
     let partials = &mut list[..call.partials as usize];
-    for (partial, &from) in partials.iter_mut().zip(&call.partial) {
-        *partial = slice(from, count);
+    for (to, &from) in partials.iter_mut().zip(&call.partial) {
+        *to = partial(rule, from, count);
     }
     made(function).merge(Merge {
-        rule: abi::rule_from(call.rule).expect("known rule"),
-        acc_in: (call.acc_in != 0).then(|| slice(call.acc_in, count)),
-        acc_out: slice_mut(call.acc_out, count),
+        rule,
+        acc_in: (call.acc_in != 0).then(|| partial(rule, call.acc_in, count)),
+        acc_out: partial_mut(rule, call.acc_out, count),
         partials,
     });
 }
@@ -148,11 +154,11 @@ pub fn merge<A: Aggregator>(function: &Slot<A>) {
 /// Finalises.
 pub fn finalize<A: Aggregator>(function: &Slot<A>) -> u64 {
     let call: FinalizeCall = call();
-    let count = call.elements as usize;
+    let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
     let done = made(function).finalize(Finalize {
-        rule: abi::rule_from(call.rule).expect("known rule"),
+        rule,
         kind: abi::kind_from(call.kind).expect("known kind"),
-        partial: slice(call.partial, count),
+        partial: partial(rule, call.partial, count),
         previous: (call.previous != 0).then(|| values(call.previous, call.previous_dtype, count)),
         out: values_mut(call.out, call.out_dtype, count),
         total_weight: call.total_weight,
@@ -176,6 +182,27 @@ fn call<T: FromBytes>() -> T {
     // SAFETY: the buffer is large enough, aligned, initialised, and nobody writes to it during a call; `T: FromBytes`
     // makes every content a valid `T`.
     unsafe { ARGS.0.get().cast::<T>().read() }
+}
+
+/// How the partials of tensors with this rule are rounded: a maximum never is.
+fn exact(rule: Rule) -> Option<Exact> {
+    EXACT.get().copied().filter(|_| rule == Rule::Mean)
+}
+
+/// The numbers of a partial.
+fn partial<'a>(rule: Rule, address: u32, count: usize) -> Partial<'a> {
+    match exact(rule) {
+        None => Partial::F64(slice(address, count)),
+        Some(exact) => Partial::Fixed(slice(address, count), exact),
+    }
+}
+
+/// The numbers of a partial that is written.
+fn partial_mut<'a>(rule: Rule, address: u32, count: usize) -> PartialMut<'a> {
+    match exact(rule) {
+        None => PartialMut::F64(slice_mut(address, count)),
+        Some(exact) => PartialMut::Fixed(slice_mut(address, count), exact),
+    }
 }
 
 /// Numbers of a window.

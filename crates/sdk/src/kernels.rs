@@ -4,12 +4,16 @@
 //! that stay in the first-level cache, up to four updates at a time, and inner loops of fixed length, which compilers
 //! turn into SIMD without a time check per vector.
 //!
-//! Every coordinate is summed in `f64`, strictly in the order of the terms and without fused multiply-add. So the
-//! result is the same bits natively and in wasm, in ranges or whole, and however many terms are taken at once.
+//! A plain sum is taken in `f64`, strictly in the order of the terms and without fused multiply-add. So the result is
+//! the same bits natively and in wasm, in ranges or whole, and however many terms are taken at once. An exact sum
+//! ([`crate::Exact`]) is taken in integers, and is the same bits in any order as well.
+//!
+//! A term becomes an integer without a conversion: where `p = w · 2^s · x` is at most 2^51 from zero, `p + 1.5 · 2^52`
+//! is a float whose last bit is worth 1, so the addition itself rounds `p` to a whole number (ties to even), and the
+//! float's bits less those of `1.5 · 2^52` are that number. It costs one addition more than a plain sum.
 
-use crate::element::Sealed;
-use crate::pair::{LANES, Pair};
-use crate::{Element, Values, ValuesMut};
+use crate::pair::{LANES, Longs, Pair};
+use crate::{Element, Exact, Partial, PartialMut, Values, ValuesMut};
 use core::array::from_fn;
 
 /// Terms of one call at most.
@@ -18,43 +22,95 @@ pub const TERMS_MAX: usize = 16;
 /// Coordinates per block: 4 KiB of partial, which stays in cache while the terms of a call go by.
 const BLOCK: usize = 512;
 
+/// Added to a number of at most 2^51 from zero, it leaves a float whose last bit is worth 1.
+const MAGIC: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
+
 static ZEROS: [f64; BLOCK] = [0.0; BLOCK];
+static NOTHING: [i64; BLOCK] = [0; BLOCK];
 static LOWEST: [f64; BLOCK] = [f64::NEG_INFINITY; BLOCK];
 
 /// `acc_out[i] = acc_in[i] + Σ weight · values[i]`, starting from 0 without `acc_in`.
 ///
 /// # Panics
-/// On no term, on more than [`TERMS_MAX`] terms, and when lengths differ.
+/// On no term, on more than [`TERMS_MAX`] terms, when lengths or kinds of partial differ, and in an exact sum on a
+/// weight beyond the job's `weight_max`.
 pub fn weighted_sum<'a>(
-    acc_in: Option<&[f64]>,
-    acc_out: &mut [f64],
+    acc_in: Option<Partial<'_>>,
+    acc_out: PartialMut<'_>,
     terms: impl IntoIterator<Item = (Values<'a>, f64)>,
 ) {
-    run::<WeightedSum>(acc_in, acc_out, terms);
+    match acc_out {
+        PartialMut::F64(out) => run::<WeightedSum>(acc_in.map(plain), out, terms),
+        PartialMut::Fixed(out, exact) => {
+            let scale = exact.scale();
+            let scaled = terms.into_iter().map(|(values, weight)| {
+                assert!(weight.abs() <= exact.weight_max, "weight {weight}: at most {}", exact.weight_max);
+                (values, weight * scale)
+            });
+            run::<FixedSum>(acc_in.map(|acc| fixed(acc, exact)), out, scaled);
+        }
+    }
 }
 
-/// `acc_out[i] = max(acc_in[i], values[i], …)`, starting from negative infinity without `acc_in`.
+/// `acc_out[i] = max(acc_in[i], values[i], …)`, starting from negative infinity without `acc_in`. Of the two zeros it
+/// gives the positive one, so that the result does not depend on the order.
 ///
 /// # Panics
-/// On no term, on more than [`TERMS_MAX`] terms, and when lengths differ.
-pub fn max<'a>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: impl IntoIterator<Item = Values<'a>>) {
-    run::<Max>(acc_in, acc_out, terms.into_iter().map(|values| (values, 1.0)));
+/// On no term, on more than [`TERMS_MAX`] terms, when lengths differ, and on exact partials: a maximum needs no
+/// rounding, and the host keeps its partial plain.
+pub fn max<'a>(acc_in: Option<Partial<'_>>, acc_out: PartialMut<'_>, terms: impl IntoIterator<Item = Values<'a>>) {
+    let PartialMut::F64(acc_out) = acc_out else { panic!("a maximum has a plain partial") };
+    run::<Max>(acc_in.map(plain), acc_out, terms.into_iter().map(|values| (values, 1.0)));
 }
 
 /// `acc_out[i] = acc_in[i] + Σ partial[i]`, starting from 0 without `acc_in`.
 ///
 /// # Panics
-/// On no term, on more than [`TERMS_MAX`] partials, and when lengths differ.
-pub fn merge_sum(acc_in: Option<&[f64]>, acc_out: &mut [f64], partials: &[&[f64]]) {
-    run::<WeightedSum>(acc_in, acc_out, partials.iter().map(|p| (Values::F64(p), 1.0)));
+/// On no partial, on more than [`TERMS_MAX`] of them, and when lengths or kinds of partial differ.
+pub fn merge_sum(acc_in: Option<Partial<'_>>, acc_out: PartialMut<'_>, partials: &[Partial<'_>]) {
+    match acc_out {
+        PartialMut::F64(_) => weighted_sum(acc_in, acc_out, partials.iter().map(|p| (Values::F64(plain(*p)), 1.0))),
+        PartialMut::Fixed(out, exact) => merge_fixed(acc_in.map(|acc| fixed(acc, exact)), out, partials, exact),
+    }
 }
 
 /// `acc_out[i] = max(acc_in[i], partial[i], …)`, starting from negative infinity without `acc_in`.
 ///
 /// # Panics
-/// On no term, on more than [`TERMS_MAX`] partials, and when lengths differ.
-pub fn merge_max(acc_in: Option<&[f64]>, acc_out: &mut [f64], partials: &[&[f64]]) {
-    max(acc_in, acc_out, partials.iter().map(|p| Values::F64(p)));
+/// As [`max`].
+pub fn merge_max(acc_in: Option<Partial<'_>>, acc_out: PartialMut<'_>, partials: &[Partial<'_>]) {
+    max(acc_in, acc_out, partials.iter().map(|p| Values::F64(plain(*p))));
+}
+
+fn plain(partial: Partial<'_>) -> &[f64] {
+    match partial {
+        Partial::F64(numbers) => numbers,
+        Partial::Fixed(..) => panic!("partials of one call are all plain or all exact"),
+    }
+}
+
+fn fixed(partial: Partial<'_>, exact: Exact) -> &[i64] {
+    match partial {
+        Partial::Fixed(numbers, other) if other == exact => numbers,
+        _ => panic!("partials of one call are all exact, to the same scale"),
+    }
+}
+
+fn merge_fixed(acc_in: Option<&[i64]>, acc_out: &mut [i64], partials: &[Partial<'_>], exact: Exact) {
+    assert!(acc_in.is_none_or(|a| a.len() == acc_out.len()), "acc_in and acc_out cover the same coordinates");
+    assert!((1..=TERMS_MAX).contains(&partials.len()), "1 to {TERMS_MAX} partials a call");
+    for (number, out) in acc_out.chunks_mut(BLOCK).enumerate() {
+        let start = number * BLOCK;
+        for (out, from) in out.iter_mut().zip(acc_in.map_or(&NOTHING[..], |acc| &acc[start..])) {
+            *out = *from;
+        }
+        for partial in partials {
+            let from = &fixed(*partial, exact)[start..][..out.len()];
+            for (out, from) in out.iter_mut().zip(from) {
+                *out = out.wrapping_add(*from);
+            }
+        }
+    }
 }
 
 /// `out[i] = previous[i] + partial[i] / divisor`, computed in `f64` and rounded once to the dtype of `out`; without
@@ -62,20 +118,21 @@ pub fn merge_max(acc_in: Option<&[f64]>, acc_out: &mut [f64], partials: &[&[f64]
 ///
 /// # Panics
 /// When lengths differ.
-pub fn scale(partial: &[f64], divisor: f64, previous: Option<Values<'_>>, mut out: ValuesMut<'_>) {
+pub fn scale(partial: Partial<'_>, divisor: f64, previous: Option<Values<'_>>, mut out: ValuesMut<'_>) {
     assert_eq!(out.len(), partial.len(), "out and partial cover the same coordinates");
     assert!(previous.is_none_or(|p| p.len() == partial.len()), "previous and partial cover the same coordinates");
-    let mut sums = [0.0; BLOCK];
-    for (number, block) in partial.chunks(BLOCK).enumerate() {
-        let start = number * BLOCK;
-        let sums = &mut sums[..block.len()];
+    let (mut sums, mut numbers) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for start in (0..partial.len()).step_by(BLOCK) {
+        let count = BLOCK.min(partial.len() - start);
+        let (sums, numbers) = (&mut sums[..count], &mut numbers[..count]);
+        partial.read(start, numbers);
         match previous {
             Some(previous) => previous.read(start, sums),
             // Minus zero is what leaves every addend as it is.
             None => sums.fill(-0.0),
         }
-        for (sum, x) in sums.iter_mut().zip(block) {
-            *sum += x / divisor;
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum += *x / divisor;
         }
         out.write(start, sums);
     }
@@ -86,32 +143,86 @@ type Term<'a> = (Values<'a>, f64);
 
 /// What is done with the numbers of a term.
 trait Step {
+    /// A coordinate of the partial.
+    type Number: Copy + 'static;
+    /// Two of them.
+    type Register: Copy;
     /// What a coordinate starts from.
-    const START: &'static [f64; BLOCK];
-    fn step(acc: Pair, weight: Pair, x: Pair) -> Pair;
+    const START: &'static [Self::Number; BLOCK];
+    /// Puts two coordinates side by side, on the way into as many terms as are said.
+    fn load(numbers: [Self::Number; 2], terms: usize) -> Self::Register;
+    fn step(acc: Self::Register, weight: Pair, x: Pair) -> Self::Register;
+    fn store(acc: Self::Register) -> [Self::Number; 2];
 }
 
 struct WeightedSum;
 
 impl Step for WeightedSum {
+    type Number = f64;
+    type Register = Pair;
     const START: &'static [f64; BLOCK] = &ZEROS;
+    #[inline(always)]
+    fn load([a, b]: [f64; 2], _: usize) -> Pair {
+        Pair::new(a, b)
+    }
     #[inline(always)]
     fn step(acc: Pair, weight: Pair, x: Pair) -> Pair {
         acc.add(weight.mul(x))
+    }
+    #[inline(always)]
+    fn store(acc: Pair) -> [f64; 2] {
+        acc.get()
+    }
+}
+
+struct FixedSum;
+
+impl Step for FixedSum {
+    type Number = i64;
+    type Register = Longs;
+    const START: &'static [i64; BLOCK] = &NOTHING;
+    /// Each term adds the bits of [`MAGIC`] too; they are taken off beforehand, for all terms at once.
+    #[inline(always)]
+    fn load([a, b]: [i64; 2], terms: usize) -> Longs {
+        let off = (MAGIC.to_bits() as i64).wrapping_mul(terms as i64).wrapping_neg();
+        Longs::new(a, b).add(Longs::new(off, off))
+    }
+    #[inline(always)]
+    fn step(acc: Longs, weight: Pair, x: Pair) -> Longs {
+        acc.add(weight.mul(x).add(Pair::both(MAGIC)).to_bits())
+    }
+    #[inline(always)]
+    fn store(acc: Longs) -> [i64; 2] {
+        acc.get()
     }
 }
 
 struct Max;
 
 impl Step for Max {
+    type Number = f64;
+    type Register = Pair;
     const START: &'static [f64; BLOCK] = &LOWEST;
     #[inline(always)]
+    fn load([a, b]: [f64; 2], _: usize) -> Pair {
+        Pair::new(a, b)
+    }
+    #[inline(always)]
     fn step(acc: Pair, _: Pair, x: Pair) -> Pair {
-        acc.max(x)
+        // Zero added turns minus zero into zero.
+        acc.max(x.add(Pair::both(0.0)))
+    }
+    #[inline(always)]
+    fn store(acc: Pair) -> [f64; 2] {
+        acc.get()
     }
 }
 
-fn run<'a, S: Step>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: impl IntoIterator<Item = (Values<'a>, f64)>) {
+fn run<'a, S: Step>(
+    acc_in: Option<&[S::Number]>,
+    acc_out: &mut [S::Number],
+    terms: impl IntoIterator<Item = (Values<'a>, f64)>,
+) {
     let mut list = [(Values::F64(&[]), 0.0); TERMS_MAX];
     let mut count = 0;
     for term in terms {
@@ -125,7 +236,7 @@ fn run<'a, S: Step>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: impl Int
 
 /// Kept apart from [`run`], and whole, so that a module holds it once however many kinds of iterators there are.
 #[inline(never)]
-fn blocks<S: Step>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: &[Term<'_>]) {
+fn blocks<S: Step>(acc_in: Option<&[S::Number]>, acc_out: &mut [S::Number], terms: &[Term<'_>]) {
     assert!(acc_in.is_none_or(|a| a.len() == acc_out.len()), "acc_in and acc_out cover the same coordinates");
     assert!(!terms.is_empty(), "a call has at least one term");
     for (number, out) in acc_out.chunks_mut(BLOCK).enumerate() {
@@ -147,7 +258,7 @@ fn blocks<S: Step>(acc_in: Option<&[f64]>, acc_out: &mut [f64], terms: &[Term<'_
 }
 
 /// Takes one block of coordinates through all terms. Terms of one dtype in a row go up to four at a time.
-fn whole_block<S: Step>(from: &[f64; BLOCK], out: &mut [f64; BLOCK], start: usize, terms: &[Term<'_>]) {
+fn whole_block<S: Step>(from: &[S::Number; BLOCK], out: &mut [S::Number; BLOCK], start: usize, terms: &[Term<'_>]) {
     // Only the first group reads the partial so far; from then on `out` holds it.
     let mut from = Some(from);
     let mut rest = terms;
@@ -184,8 +295,8 @@ fn whole_block<S: Step>(from: &[f64; BLOCK], out: &mut [f64; BLOCK], start: usiz
 
 /// The dtypes that matter for speed: converted on the way, in registers.
 fn direct<'a, S: Step, T: Element>(
-    from: Option<&[f64; BLOCK]>,
-    out: &mut [f64; BLOCK],
+    from: Option<&[S::Number; BLOCK]>,
+    out: &mut [S::Number; BLOCK],
     start: usize,
     group: &[Term<'a>],
     pick: impl Fn(Values<'a>) -> &'a [T],
@@ -203,14 +314,14 @@ fn direct<'a, S: Step, T: Element>(
 }
 
 /// The other dtypes, and the coordinates behind the last whole block: converted first, then taken one by one.
-fn converted<S: Step>(out: &mut [f64], start: usize, terms: &[Term<'_>]) {
+fn converted<S: Step>(out: &mut [S::Number], start: usize, terms: &[Term<'_>]) {
     let mut numbers = [0.0; BLOCK];
     let numbers = &mut numbers[..out.len()];
     for (values, weight) in terms {
         values.read(start, numbers);
         let weight = Pair::both(*weight);
         for (acc, x) in out.iter_mut().zip(&*numbers) {
-            *acc = S::step(Pair::both(*acc), weight, Pair::both(*x)).get()[0];
+            *acc = S::store(S::step(S::load([*acc; 2], 1), weight, Pair::both(*x)))[0];
         }
     }
 }
@@ -218,8 +329,8 @@ fn converted<S: Step>(out: &mut [f64], start: usize, terms: &[Term<'_>]) {
 /// The inner loops. Every length is a constant, so nothing is checked within them.
 #[inline(never)]
 fn lanes<S: Step, T: Element, const N: usize>(
-    from: Option<&[f64; BLOCK]>,
-    out: &mut [f64; BLOCK],
+    from: Option<&[S::Number; BLOCK]>,
+    out: &mut [S::Number; BLOCK],
     terms: [(&[T; BLOCK], f64); N],
 ) {
     let weights = terms.map(|(_, weight)| Pair::both(weight));
@@ -242,18 +353,18 @@ fn lanes<S: Step, T: Element, const N: usize>(
 /// One step of the inner loop: `LANES` coordinates through all terms.
 #[inline(always)]
 fn step<S: Step, T: Element, const N: usize>(
-    acc: &[f64; LANES],
+    acc: &[S::Number; LANES],
     values: [&[T; LANES]; N],
     weights: &[Pair; N],
-) -> [f64; LANES] {
-    let mut acc = f64::pairs(acc);
+) -> [S::Number; LANES] {
+    let mut acc: [S::Register; LANES / 2] = from_fn(|i| S::load([acc[2 * i], acc[2 * i + 1]], N));
     for term in 0..N {
         let x = T::pairs(values[term]);
         for (acc, x) in acc.iter_mut().zip(x) {
             *acc = S::step(*acc, weights[term], x);
         }
     }
-    from_fn(|i| acc[i / 2].get()[i % 2])
+    from_fn(|i| S::store(acc[i / 2])[i % 2])
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //!         summary: "The unweighted mean.",
 //!         config: &[],
 //!         needs_previous: false,
+//!         exact: true,
 //!     };
 //!     fn init(_: &Config) -> Result<Self, String> {
 //!         Ok(Self)
@@ -44,6 +45,8 @@
 //! - Calls come in any order of ranges, possibly from several instances at once, one instance per range at a time.
 //!   Nothing may be remembered from one call to the next; `&self` holds the configuration only.
 //! - Updates hold no NaN and no infinity; weights are finite and positive. The host has screened them.
+//! - In a job with exact sums, partials are integers; the [`kernels`] take them as they take plain ones, and a function
+//!   that uses nothing else for its sums says `exact: true`. Weights and elements are within the job's bounds.
 //! - There is no clock, no randomness but the seed, and no I/O.
 //!
 //! # What a function must not do
@@ -60,6 +63,7 @@ extern crate alloc;
 pub mod abi;
 mod config;
 mod element;
+mod exact;
 mod function;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
@@ -71,6 +75,7 @@ mod values;
 
 pub use config::{CONFIG_BYTES_MAX, Config};
 pub use element::{Bool, Element};
+pub use exact::{EXPONENT_MAX, Exact, Partial, PartialMut};
 pub use function::{Aggregator, Class, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update};
 pub use small_float::{Bf16, F8E4M3, F8E5M2, F16};
 pub use values::{Dtype, Values, ValuesMut};

@@ -44,6 +44,11 @@ impl Pair {
     }
 
     #[inline(always)]
+    pub fn to_bits(self) -> Longs {
+        Longs(self.0)
+    }
+
+    #[inline(always)]
     pub fn get(self) -> [f64; 2] {
         [f64x2_extract_lane::<0>(self.0), f64x2_extract_lane::<1>(self.0)]
     }
@@ -79,7 +84,52 @@ impl Pair {
     }
 
     #[inline(always)]
+    pub fn to_bits(self) -> Longs {
+        Longs(self.0.map(|x| x.to_bits() as i64))
+    }
+
+    #[inline(always)]
     pub fn get(self) -> [f64; 2] {
+        self.0
+    }
+}
+
+/// Two `i64` side by side; sums wrap around.
+#[derive(Clone, Copy)]
+pub struct Longs(#[cfg(target_arch = "wasm32")] v128, #[cfg(not(target_arch = "wasm32"))] [i64; 2]);
+
+#[cfg(target_arch = "wasm32")]
+impl Longs {
+    #[inline(always)]
+    pub fn new(a: i64, b: i64) -> Self {
+        Self(i64x2(a, b))
+    }
+
+    #[inline(always)]
+    pub fn add(self, other: Self) -> Self {
+        Self(i64x2_add(self.0, other.0))
+    }
+
+    #[inline(always)]
+    pub fn get(self) -> [i64; 2] {
+        [i64x2_extract_lane::<0>(self.0), i64x2_extract_lane::<1>(self.0)]
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Longs {
+    #[inline(always)]
+    pub fn new(a: i64, b: i64) -> Self {
+        Self([a, b])
+    }
+
+    #[inline(always)]
+    pub fn add(self, other: Self) -> Self {
+        Self([self.0[0].wrapping_add(other.0[0]), self.0[1].wrapping_add(other.0[1])])
+    }
+
+    #[inline(always)]
+    pub fn get(self) -> [i64; 2] {
         self.0
     }
 }

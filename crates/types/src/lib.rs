@@ -24,7 +24,7 @@ pub use problem::{Code, FieldError, Problem};
 pub use record::{Accept, CloseReason, JobAction, ModelCommit, NodeId, Record};
 pub use slab_id::SlabId;
 pub use spec::{
-    Checkpoints, DurationText, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
+    Checkpoints, DurationText, Exact, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
 };
 pub use tensors::{
     ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,

@@ -2,10 +2,12 @@
 //!
 //! Read field by field, so that one answer names every bad field and not only the first.
 
+mod exact;
 mod fields;
 mod quantity;
 
 use crate::{Dtype, FieldError, Name, TensorRule};
+pub use exact::Exact;
 use fields::Fields;
 pub use quantity::DurationText;
 use serde::{Deserialize, Serialize};
@@ -135,6 +137,10 @@ pub struct JobSpec {
     pub deadline: Option<DurationText>,
     /// What happens below `min_updates`. Default `retry`.
     pub on_shortfall: OnShortfall,
+    /// Exact sums: `false`, or the bounds that they need. Default `false`.
+    #[serde(serialize_with = "Exact::write")]
+    #[schema(value_type = Option<Exact>)]
+    pub exact: Option<Exact>,
     /// The shape of the aggregation. Default `auto`.
     pub topology: Topology,
     /// What the job may cost.
@@ -189,6 +195,7 @@ impl JobSpec {
             min_updates: f.count("min_updates", goal.div_ceil(2), COUNT_MAX),
             deadline: f.or_else("deadline", || Some(DurationText::from_ms(600_000))),
             on_shortfall: f.or_default("on_shortfall"),
+            exact: Exact::read(&mut f),
             topology: topology(&mut f),
             limits: limits(&mut f),
             checkpoints: checkpoints(&mut f),
@@ -213,6 +220,9 @@ impl JobSpec {
         }
         if self.min_updates > self.goal {
             f.error("min_updates", &format!("at most the goal, {}", self.goal));
+        }
+        if let Some(problem) = self.too_many_updates() {
+            f.error("exact.updates_max", &problem);
         }
         if self.deadline.is_some_and(|deadline| !(100..=365 * 86_400_000).contains(&deadline.ms())) {
             f.error("deadline", "from 100ms to 365d, or null for none");
@@ -256,6 +266,18 @@ impl JobSpec {
             config.extend(overrides.clone());
         }
         config
+    }
+
+    /// What is wrong when a round may have more updates than exact sums have room for.
+    pub fn too_many_updates(&self) -> Option<String> {
+        let (exact, tasks) = (self.exact?, self.tasks_per_round());
+        (tasks > exact.updates_max)
+            .then(|| format!("{}, and a round has up to {tasks} updates (goal · over_provision)", exact.updates_max))
+    }
+
+    /// The largest weight of an update.
+    pub fn weight_max(&self) -> f64 {
+        self.exact.map_or(self.limits.weight_max, |exact| exact.weight_max.min(self.limits.weight_max))
     }
 
     /// Tasks handed out for one round.
@@ -380,6 +402,27 @@ mod tests {
     #[test]
     fn defaults_may_be_spelled_out() {
         assert!(read(r#"{"name":"a","function":"fedavg","mode":"sync","exact":false,"clients":"open"}"#).is_ok());
+    }
+
+    #[test]
+    fn exact_sums_have_bounds() {
+        let spec = |exact: &str, goal: u64| {
+            read(&format!(r#"{{"name":"a","function":"fedavg","goal":{goal},"over_provision":2,"exact":{exact}}}"#))
+        };
+        let good = spec(r#"{"bound":8,"weight_max":100,"updates_max":20}"#, 10).unwrap();
+        assert_eq!((good.weight_max(), good.exact.unwrap().updates_max), (100.0, 20));
+        assert_eq!(JobSpec::from_json(good.to_json().as_bytes()).unwrap(), good);
+        for (exact, goal, field) in [
+            (r#"{"bound":8,"weight_max":100,"updates_max":19}"#, 10, "exact.updates_max"),
+            (r#"{"bound":0,"weight_max":100,"updates_max":20}"#, 10, "exact.bound"),
+            (r#"{"bound":8,"weight_max":1e61,"updates_max":20}"#, 10, "exact.weight_max"),
+            (r#"{"bound":8,"weight_max":100,"updates_max":0}"#, 1, "exact.updates_max"),
+            (r#"{"bound":8,"weight_max":100}"#, 1, "exact"),
+            (r#"{"bound":8,"weight_max":100,"updates_max":20,"x":1}"#, 1, "exact"),
+            ("true", 1, "exact"),
+        ] {
+            assert_eq!(spec(exact, goal).unwrap_err()[0].field, field, "{exact}");
+        }
     }
 
     proptest::proptest! {

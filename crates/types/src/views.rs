@@ -297,6 +297,8 @@ pub struct FunctionView {
     pub digest: Digest,
     /// How its work may be cut: `additive`, `coordinate_wise`, `two_phase` or `whole`.
     pub class: String,
+    /// Whether jobs may ask for exact sums.
+    pub exact: bool,
     /// One line on what it does.
     pub summary: String,
     /// What its `config` takes.

@@ -8,6 +8,8 @@
 //! Sums are kept in `f64` and divided once at the end, so the published mean is rounded a single time. Updates that
 //! are differences to the model are averaged in the same way and added to it (the two are equal but for rounding).
 //!
+//! In a job with `exact`, the sums are integers and the model is the same bits in any order.
+//!
 //! Where the job's spec asks for the maximum, it is the largest value of any client; of differences, the largest
 //! difference, which leads to the same model.
 #![cfg_attr(target_arch = "wasm32", no_std)]
@@ -15,6 +17,7 @@
 
 extern crate alloc;
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use catchment_sdk::{
     Aggregator, Class, Config, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update, kernels,
@@ -55,12 +58,19 @@ impl Aggregator for FedAvg {
             help: "\"weight\" (default): by the weight each update was submitted with; \"uniform\": all alike",
         }],
         needs_previous: false,
+        exact: true,
     };
 
     fn init(config: &Config) -> Result<Self, String> {
         let options = [("weight", Weighting::Weight), ("uniform", Weighting::Uniform)];
         let weighting = config.choice("weighting", &options)?.unwrap_or(Weighting::Weight);
-        Ok(Self { weighting })
+        match config.exact() {
+            Some(exact) if weighting == Weighting::Uniform && exact.weight_max < 1.0 => {
+                let max = exact.weight_max;
+                Err(format!("config.weighting: `uniform` counts every update as 1, over exact.weight_max of {max}"))
+            }
+            _ => Ok(Self { weighting }),
+        }
     }
 
     fn fold(&self, call: Fold<'_>) {

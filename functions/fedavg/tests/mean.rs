@@ -2,7 +2,8 @@
 
 use catchment_fedavg::FedAvg;
 use catchment_sdk::{
-    Aggregator, Bf16, Config, Element, F8E4M3, F16, Finalize, Fold, Kind, Merge, Rule, Update, Values, ValuesMut,
+    Aggregator, Bf16, Config, Element, Exact, F8E4M3, F16, Finalize, Fold, Kind, Merge, Partial, PartialMut, Rule,
+    Update, Values, ValuesMut,
 };
 use proptest::prelude::*;
 
@@ -20,7 +21,12 @@ fn fold(function: FedAvg, rule: Rule, updates: &[Update<'_>], batch: usize) -> V
     let mut acc: Option<Vec<f64>> = None;
     for updates in updates.chunks(batch) {
         let mut next = vec![f64::NAN; len];
-        function.fold(Fold { rule, acc_in: acc.as_deref(), acc_out: &mut next, updates });
+        function.fold(Fold {
+            rule,
+            acc_in: acc.as_deref().map(Partial::F64),
+            acc_out: PartialMut::F64(&mut next),
+            updates,
+        });
         acc = Some(next);
     }
     acc.unwrap()
@@ -32,7 +38,7 @@ fn finalize(function: FedAvg, rule: Rule, partial: &[f64], updates: &[Update<'_>
         .finalize(Finalize {
             rule,
             kind: Kind::Weights,
-            partial,
+            partial: Partial::F64(partial),
             previous: None,
             out: ValuesMut::F64(&mut out),
             total_weight: updates.iter().map(|u| u.weight).sum(),
@@ -60,6 +66,11 @@ fn configuration() {
         refusal(r#"{"weighting": "median"}"#),
         "config.weighting: expected one of `weight`, `uniform`, found \"median\""
     );
+    let exact = |weight_max| {
+        let config = Config::parse(br#"{"weighting": "uniform"}"#).unwrap();
+        FedAvg::init(&config.with_exact(Some(Exact { exponent: 40, weight_max })))
+    };
+    assert!(exact(1.0).is_ok() && exact(0.5).unwrap_err().contains("over exact.weight_max of 0.5"));
     assert_eq!(fedavg("{}"), fedavg(r#"{"weighting": "weight"}"#));
     assert_ne!(fedavg("{}"), fedavg(r#"{"weighting": "uniform"}"#));
 }
@@ -86,7 +97,7 @@ fn deltas_are_added_to_the_previous_model() {
         let call = Finalize {
             rule: Rule::Mean,
             kind: Kind::Delta,
-            partial: &[3.0, -6.0],
+            partial: Partial::F64(&[3.0, -6.0]),
             previous,
             out: ValuesMut::F32(&mut out),
             total_weight: 3.0,
@@ -105,7 +116,7 @@ fn no_weight_no_mean() {
     let refused = fedavg("{}").finalize(Finalize {
         rule: Rule::Mean,
         kind: Kind::Weights,
-        partial: &[0.0],
+        partial: Partial::F64(&[0.0]),
         previous: None,
         out: ValuesMut::F64(&mut out),
         total_weight: 0.0,
@@ -147,9 +158,9 @@ proptest! {
                 updates.chunks(leaf.max(updates.len().div_ceil(16))).map(|u| fold(fedavg("{}"), rule, u, 16)).collect();
             let turn = rotate % leaves.len();
             leaves.rotate_left(turn);
-            let partials: Vec<&[f64]> = leaves.iter().map(|l| &l[..]).collect();
+            let partials: Vec<Partial<'_>> = leaves.iter().map(|l| Partial::F64(l)).collect();
             let mut top = vec![f64::NAN; flat.len()];
-            fedavg("{}").merge(Merge { rule, acc_in: None, acc_out: &mut top, partials: &partials });
+            fedavg("{}").merge(Merge { rule, acc_in: None, acc_out: PartialMut::F64(&mut top), partials: &partials });
             let scale: f64 = weights.iter().sum();
             for (tree, flat) in top.iter().zip(&flat) {
                 prop_assert!(close(tree / scale, flat / scale, 1e-12));
@@ -173,7 +184,7 @@ proptest! {
                 fedavg("{}").finalize(Finalize {
                     rule: Rule::Mean,
                     kind: Kind::Weights,
-                    partial: &partial,
+                    partial: Partial::F64(&partial),
                     previous: None,
                     out: ValuesMut::$variant(&mut out),
                     total_weight: weight + 1.0,

@@ -54,6 +54,7 @@ fn describe(function: &FunctionView) -> String {
         ("version", function.version.clone()),
         ("digest", function.digest.to_string()),
         ("class", text::word(&function.class)),
+        ("exact sums", if function.exact { "yes" } else { "no" }.to_owned()),
         ("summary", function.summary.clone()),
         ("config", config.to_owned()),
     ])

@@ -7,6 +7,7 @@ use super::job::{JobAggregation, StepError, blocking, is_outside, rule, unreadab
 use super::lanes::Level;
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, block_bytes};
 use super::ranges::Range;
+use super::total::exact_sum;
 use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round};
@@ -111,7 +112,7 @@ fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
         Some(Facts {
             round: number,
             leaves,
-            total_weight: round.contributors().map(|update| update.accept.weight).sum(),
+            total_weight: exact_sum(round.contributors().map(|update| update.accept.weight)),
             updates: round.received(),
             previous_version: round.model_version,
             previous_etag: found.model(round.model_version)?.commit.etag,

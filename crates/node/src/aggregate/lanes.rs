@@ -123,7 +123,8 @@ impl Lanes {
         }
         let begun = Instant::now();
         let config = Value::Object(self.spec.config.clone());
-        let instance = self.function.instantiate(&config, crate::functions::limits(&self.spec))?;
+        let (exact, limits) = (crate::functions::exact(&self.spec), crate::functions::limits(&self.spec));
+        let instance = self.function.instantiate_with(&config, exact, limits)?;
         let metrics = &self.context.metrics;
         metrics.cold_start_seconds.observe(begun.elapsed().as_secs_f64());
         metrics.cold_starts.with_label_values(&[self.spec.namespace.as_str(), self.spec.name.as_str()]).inc();

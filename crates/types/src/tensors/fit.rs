@@ -32,7 +32,7 @@ pub struct Section {
 }
 
 /// One tensor of the body, in body order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Placed {
     /// Its name, for errors.
     pub name: String,
@@ -46,10 +46,12 @@ pub struct Placed {
     pub slab_offset: Option<u64>,
     /// Bytes of padding after it in the slab, which the writer must zero.
     pub padding: u64,
+    /// No element may be further from zero, where there is a bound.
+    pub bound: Option<f64>,
 }
 
 /// How an update fits a layout.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
     /// One for each of the layout's segments.
     pub sections: Vec<Section>,
@@ -78,6 +80,14 @@ impl Fit {
             .collect();
         let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
         Ok(Self { sections, tensors, slab_bytes })
+    }
+
+    /// The same fit with a bound on the elements of averaged tensors.
+    pub fn within(mut self, layout: &Layout, bound: Option<f64>) -> Self {
+        for tensor in self.tensors.iter_mut().filter(|tensor| layout.rule(&tensor.name) == Some(Rule::Mean)) {
+            tensor.bound = bound;
+        }
+        self
     }
 }
 
@@ -136,6 +146,7 @@ fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
         end: info.end,
         slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
         padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
+        bound: None,
     }
 }
 

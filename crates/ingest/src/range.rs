@@ -1,0 +1,129 @@
+//! Finds elements beyond a job's bound: exact sums have room for no larger ones.
+//!
+//! Magnitudes of floats sort like their bits, so the bound becomes a number to compare bits with, once for each piece,
+//! and the loop is as fast as the screen for NaN, which it takes the place of: NaN and infinity are beyond any bound.
+
+use crate::screen::find;
+use catchment_types::Dtype;
+
+/// The index of the first element of `bytes` that is further than `bound` from zero, or no number at all. `bytes`
+/// holds whole little-endian elements.
+pub fn first_beyond(dtype: Dtype, bytes: &[u8], bound: f64) -> Option<usize> {
+    // Casts of floats to integers saturate, and cut towards zero, as is wanted here.
+    let whole = bound as u64;
+    match dtype {
+        Dtype::F64 => find(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1) > bound.to_bits()),
+        Dtype::F32 => {
+            let limit = Format { bits: 31, mantissa: 23, infinity: 0x7f80_0000 }.limit(bound);
+            find(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1) > limit)
+        }
+        Dtype::Bf16 => {
+            let limit = Format { bits: 15, mantissa: 7, infinity: 0x7f80 }.limit(bound) as u16;
+            find(bytes, |b| u16::from_le_bytes(b) & 0x7fff > limit)
+        }
+        Dtype::F16 => {
+            let limit = Format { bits: 15, mantissa: 10, infinity: 0x7c00 }.limit(bound) as u16;
+            find(bytes, |b| u16::from_le_bytes(b) & 0x7fff > limit)
+        }
+        Dtype::F8E5M2 => {
+            let limit = Format { bits: 7, mantissa: 2, infinity: 0x7c }.limit(bound) as u8;
+            find(bytes, |[b]| b & 0x7f > limit)
+        }
+        Dtype::F8E4M3 => {
+            let limit = Format { bits: 7, mantissa: 3, infinity: 0x7f }.limit(bound) as u8;
+            find(bytes, |[b]| b & 0x7f > limit)
+        }
+        Dtype::I64 => find(bytes, |b| i64::from_le_bytes(b).unsigned_abs() > whole),
+        Dtype::U64 => find(bytes, |b| u64::from_le_bytes(b) > whole),
+        Dtype::I32 => find(bytes, |b| u64::from(i32::from_le_bytes(b).unsigned_abs()) > whole),
+        Dtype::U32 => find(bytes, |b| u64::from(u32::from_le_bytes(b)) > whole),
+        Dtype::I16 => find(bytes, |b| u64::from(i16::from_le_bytes(b).unsigned_abs()) > whole),
+        Dtype::U16 => find(bytes, |b| u64::from(u16::from_le_bytes(b)) > whole),
+        Dtype::I8 => find(bytes, |[b]| u64::from(b.cast_signed().unsigned_abs()) > whole),
+        Dtype::U8 => find(bytes, |[b]| u64::from(b) > whole),
+        Dtype::Bool => find(bytes, |[b]| u64::from(b != 0) > whole),
+        // Never folded.
+        _ => None,
+    }
+}
+
+/// A float format, its sign left aside.
+struct Format {
+    bits: u32,
+    mantissa: u32,
+    /// The first code that is no finite number.
+    infinity: u32,
+}
+
+impl Format {
+    /// The largest code whose number is at most `bound`.
+    fn limit(&self, bound: f64) -> u32 {
+        let (mut fits, mut too_large) = (0, self.infinity);
+        while too_large - fits > 1 {
+            let code = fits + (too_large - fits) / 2;
+            if self.number(code) <= bound {
+                fits = code;
+            } else {
+                too_large = code;
+            }
+        }
+        fits
+    }
+
+    fn number(&self, code: u32) -> f64 {
+        let (exponent, mantissa) = (code >> self.mantissa, code & ((1 << self.mantissa) - 1));
+        let bias = (1 << (self.bits - self.mantissa - 1)) - 1;
+        let (lead, power) = if exponent == 0 { (0, 1) } else { (1 << self.mantissa, exponent as i32) };
+        f64::from(lead + mantissa) * 2f64.powi(power - bias - self.mantissa as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn beyond(bound: f64, value: f64) -> bool {
+        !value.is_finite() || value.abs() > bound
+    }
+
+    proptest! {
+        #[test]
+        fn floats_of_16_bits_agree_with_their_definition(bound in prop_oneof![0.0f64..1e-4, 0.0f64..10.0, 1.0f64..1e6, 1e30..1e40]) {
+            for bits in 0..=u16::MAX {
+                for (dtype, value) in [
+                    (Dtype::F16, half::f16::from_bits(bits).to_f64()),
+                    (Dtype::Bf16, half::bf16::from_bits(bits).to_f64()),
+                ] {
+                    let found = first_beyond(dtype, &bits.to_le_bytes(), bound);
+                    prop_assert_eq!(found, beyond(bound, value).then_some(0), "{} {}", dtype, value);
+                }
+            }
+        }
+
+        #[test]
+        fn wide_numbers_agree_with_plain_comparison(bound in 0.0f64..1e3, value in -2e3f64..2e3, float in any::<f32>(), long in any::<i64>()) {
+            let at = |dtype, bytes: &[u8]| first_beyond(dtype, bytes, bound).is_some();
+            prop_assert_eq!(at(Dtype::F64, &value.to_le_bytes()), beyond(bound, value));
+            prop_assert_eq!(at(Dtype::F32, &(value as f32).to_le_bytes()), beyond(bound, f64::from(value as f32)));
+            prop_assert_eq!(at(Dtype::F32, &float.to_le_bytes()), beyond(bound, float.into()));
+            prop_assert_eq!(at(Dtype::I32, &(value as i32).to_le_bytes()), beyond(bound, f64::from(value as i32)));
+            prop_assert_eq!(at(Dtype::I64, &long.to_le_bytes()), beyond(bound, long as f64));
+            prop_assert_eq!(at(Dtype::U8, &[value as u8]), beyond(bound, f64::from(value as u8)));
+            prop_assert_eq!(at(Dtype::Bool, &[7]), bound < 1.0);
+        }
+    }
+
+    #[test]
+    fn the_bound_itself_is_within() {
+        for bound in [0.5, 1.0, 448.0, 57344.0, 3.4e38f32 as f64] {
+            let next = |x: f32| f32::from_bits(x.to_bits() + 1);
+            let bytes: Vec<u8> =
+                [bound as f32, -bound as f32, next(bound as f32)].iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert_eq!(first_beyond(Dtype::F32, &bytes, bound), Some(2), "{bound}");
+        }
+        assert_eq!(first_beyond(Dtype::F8E4M3, &[0x7e, 0xfe, 0x7f], 448.0), Some(2));
+        assert_eq!(first_beyond(Dtype::F8E4M3, &[0x7d, 0xfe], 447.0), Some(1));
+        assert_eq!(first_beyond(Dtype::F8E5M2, &[0x7b, 0x7c], 1e9), Some(1));
+    }
+}
