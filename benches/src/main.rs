@@ -35,7 +35,11 @@ enum What {
     /// CPU and memory with many jobs and nothing to do
     Idle(idle::Arguments),
     /// Everything, in the sizes of the documentation
-    All,
+    All {
+        /// A Python with `flwr` and `numpy`, to measure those beside.
+        #[arg(long)]
+        peers: Option<PathBuf>,
+    },
     /// A client process (used by the others)
     #[command(hide = true)]
     Client(clients::Arguments),
@@ -53,7 +57,7 @@ fn main() -> Result<()> {
         What::Round(arguments) => round::run(&arguments).map(|table| println!("{table}")),
         What::Download(arguments) => download::run(&arguments).map(|table| println!("{table}")),
         What::Idle(arguments) => idle::run(&arguments).map(|table| println!("{table}")),
-        What::All => report::all(),
+        What::All { peers } => report::all(peers.as_deref()),
         What::Client(arguments) => clients::child(&arguments),
         What::Sink { file } => sink::child(file.as_deref()),
     }

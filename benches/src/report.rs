@@ -3,16 +3,18 @@
 use crate::model::Model;
 use crate::{download, idle, round};
 use anyhow::Result;
+use std::path::Path;
 
-/// Prints every table as it is ready.
-pub fn all() -> Result<()> {
+/// Prints every table as it is ready; with `peers`, a Python that has `flwr`, the peers too.
+pub fn all(peers: Option<&Path>) -> Result<()> {
     let rounds = [
-        round::Arguments { model: Model::Resnet18, clients: 16, rounds: 6, window: 16 },
-        round::Arguments { model: Model::Resnet18, clients: 16, rounds: 6, window: 4 },
-        round::Arguments { model: Model::Resnet152, clients: 8, rounds: 4, window: 8 },
-        round::Arguments { model: Model::Flat152, clients: 8, rounds: 4, window: 8 },
+        (Model::Resnet18, 16, 6, 16, peers),
+        (Model::Resnet18, 16, 6, 4, None),
+        (Model::Resnet152, 8, 4, 8, None),
+        (Model::Flat152, 8, 4, 8, None),
     ];
-    for arguments in rounds {
+    for (model, clients, rounds, window, peers) in rounds {
+        let arguments = round::Arguments { model, clients, rounds, window, peers: peers.map(Path::to_path_buf) };
         println!("{}", round::run(&arguments)?);
     }
     println!("{}", download::run(&download::Arguments { model: Model::Resnet152, clients: 64, rounds: 4 })?);

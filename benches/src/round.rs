@@ -8,11 +8,13 @@ use crate::sink::Sink;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What to measure.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     /// The model.
     #[arg(long, value_enum, default_value = "resnet18")]
@@ -26,7 +28,13 @@ pub struct Arguments {
     /// Shared memory of the platform, in updates, its accumulators not counted.
     #[arg(long, default_value_t = 16)]
     pub window: u64,
+    /// A Python with `flwr` and `numpy`: measures Flower's gRPC server and NumPy's arithmetic in the same run.
+    #[arg(long)]
+    pub peers: Option<PathBuf>,
 }
+
+/// What users have today, and the least that arithmetic in Python costs, with the scripts that measure them.
+const PEERS: [(&str, &str); 2] = [("Flower, gRPC server", "flower.py"), ("NumPy, arithmetic alone", "numpy_mean.py")];
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
@@ -36,7 +44,7 @@ struct Taken {
 
 /// Measures and makes a Markdown table.
 pub fn run(arguments: &Arguments) -> Result<String> {
-    let Arguments { model, clients, rounds, window } = *arguments;
+    let Arguments { model, clients, rounds, window, .. } = *arguments;
     let dir = tempfile::Builder::new().prefix("catchment-bench-").tempdir_in("/dev/shm")?;
     let file = dir.path().join("update.safetensors");
     let bytes = model.write(&file)?;
@@ -62,6 +70,19 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     row("bare TCP sink", floor, "");
     row("Catchment, warm", warm, &format!("{:.0}", peak_bytes as f64 / 1e6));
     row("Catchment, first round", ours[0], "");
+    let peers = arguments.peers.iter().flat_map(|python| PEERS.map(|peer| (python, peer)));
+    for (python, (name, script)) in peers {
+        let peer = measure_peer(python, script, arguments, &file)?;
+        let (wall, cpu, peak) = (peer.taken.wall_s, peer.taken.cpu_s, peer.peak_bytes as f64 / 1e6);
+        writeln!(table, "| {name} | {wall:.3} | {:.2} | {cpu:.2} | {peak:.0} |", total_gb / wall)?;
+        writeln!(
+            table,
+            "| ratio, that to Catchment, warm | {:.1} | | {:.1} | {:.1} |",
+            wall / warm.wall_s,
+            cpu / warm.cpu_s,
+            peer.peak_bytes as f64 / peak_bytes as f64
+        )?;
+    }
     writeln!(
         table,
         "| **ratio, warm to sink** | **{:.2}** | | **{:.2}** | {:.1} updates |",
@@ -72,7 +93,25 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     Ok(table)
 }
 
-fn measure_sink(count: usize, rounds: usize, file: &std::path::Path) -> Result<Vec<Taken>> {
+struct Peer {
+    taken: Taken,
+    peak_bytes: u64,
+}
+
+fn measure_peer(python: &Path, script: &str, arguments: &Arguments, file: &Path) -> Result<Peer> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
+    let mut command = Command::new(python);
+    command.arg(&script).arg(file).args([arguments.clients.to_string(), arguments.rounds.to_string()]);
+    let output = command.stderr(Stdio::null()).output().with_context(|| format!("run {}", python.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().with_context(|| format!("{} says nothing", script.display()))?;
+    let said: serde_json::Value = serde_json::from_str(line)?;
+    let number = |name: &str| said[name].as_f64().with_context(|| format!("{name} in {line}"));
+    let taken = Taken { wall_s: number("wall_s")?, cpu_s: number("cpu_s")? };
+    Ok(Peer { taken, peak_bytes: number("peak_bytes")? as u64 })
+}
+
+fn measure_sink(count: usize, rounds: usize, file: &Path) -> Result<Vec<Taken>> {
     let sink = Sink::start(None)?;
     let mut clients = Clients::start(count, &sink.address, Some(file))?;
     let mut taken = Vec::new();
@@ -84,7 +123,7 @@ fn measure_sink(count: usize, rounds: usize, file: &std::path::Path) -> Result<V
     Ok(taken)
 }
 
-fn measure_platform(arguments: &Arguments, bytes: u64, file: &std::path::Path) -> Result<(Vec<Taken>, u64)> {
+fn measure_platform(arguments: &Arguments, bytes: u64, file: &Path) -> Result<(Vec<Taken>, u64)> {
     let Arguments { clients: count, rounds, window, .. } = *arguments;
     // The accumulator's two blocks of f64, and what finishing takes: the old and the new model.
     let slab_mib = (bytes * (window + 7)) >> 20;

@@ -31,6 +31,7 @@ pub struct Server {
     nats: Option<Nats>,
     arguments: BTreeMap<String, String>,
     more: Vec<String>,
+    filter: Option<String>,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -57,7 +58,16 @@ impl Server {
         }
         let built = functions_dir().map(|dir| vec!["--functions".to_owned(), dir.display().to_string()]);
         let more = built.unwrap_or_default();
-        let mut server = Self { child: None, address: String::new(), nats, arguments, more, home, slabs };
+        let mut server = Self { child: None, address: String::new(), nats, arguments, more, filter: None, home, slabs };
+        server.start_again().await;
+        server
+    }
+
+    /// The same, saying more: `filter` as `RUST_LOG` takes it.
+    pub async fn start_saying(bus: Bus, filter: &str) -> Self {
+        let mut server = Self::start(bus).await;
+        server.kill9();
+        server.filter = Some(filter.to_owned());
         server.start_again().await;
         server
     }
@@ -87,6 +97,7 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
         let mut command = catchment_command();
         command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
+        command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }
 

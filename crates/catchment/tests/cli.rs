@@ -191,7 +191,7 @@ fn functions_are_listed_and_described() {
     let fedavg = server.json(&["function", "inspect", "fedavg"]);
     assert_eq!(fedavg["class"], "additive");
     let text = server.text(&["function", "inspect", "fedavg"]);
-    assert!(text.contains(&format!("digest    {}\n", fedavg["digest"].as_str().unwrap())), "{text}");
+    assert!(text.contains(&format!("digest      {}\n", fedavg["digest"].as_str().unwrap())), "{text}");
     server.run(&["function", "inspect", "nope"]).fails(4, "404 not_found");
     let pinned = format!("fedavg@{}", fedavg["digest"].as_str().unwrap());
     server.run(&["job", "create", "pinned", "--function", &pinned]).ok();

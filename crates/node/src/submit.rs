@@ -88,38 +88,47 @@ pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut B
         client = %submission.client,
         slab = tracing::field::Empty,
     );
-    async move {
-        check_weight(&submission)?;
-        let known = match check_round(context, &submission) {
-            Err(_) if opens_next(context, &submission) => {
-                await_round(context, &submission).await?;
-                check_round(context, &submission)?
-            }
-            checked => checked?,
-        };
-        if !known {
-            check_base(context, &submission)?;
+    let taken = async move {
+        let taken = take(context, submission, body).await;
+        if let Err(problem) = &taken {
+            tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
         }
-        if !known {
-            if !context.ledger.is_reachable() {
-                return Err(log_unavailable());
-            }
-            let _upload = Upload::begin(context, &submission);
-            let (digest, slab) = receive(context, &submission, body).await?;
-            return accept(context, submission, digest, slab).await;
+        taken
+    };
+    taken.instrument(span).await
+}
+
+async fn take(context: &Arc<Context>, submission: Submission, body: &mut Body) -> Result<Submitted, Problem> {
+    check_weight(&submission)?;
+    let known = match check_round(context, &submission) {
+        Err(_) if opens_next(context, &submission) => {
+            await_round(context, &submission).await?;
+            check_round(context, &submission)?
         }
-        // Whether it is the same update again only its digest can tell.
-        body.check_length(submission.spec.limits.update_bytes)?;
-        let digest = read_digest(&submission, body).await?;
-        let judged = context
-            .ledger
-            .read(|state| state.judge(submission.uid, submission.round, &submission.client, Some(&digest)));
-        let lost = "the update that stood here was lost while this one was read; send it again";
-        let judged = judged.ok_or_else(|| Problem::new(Code::NotReady, lost))?;
-        answer(context, &submission, judged)
+        checked => checked?,
+    };
+    if known {
+        return take_again(context, &submission, body).await;
     }
-    .instrument(span)
-    .await
+    check_base(context, &submission)?;
+    if !context.ledger.is_reachable() {
+        return Err(log_unavailable());
+    }
+    let _upload = Upload::begin(context, &submission);
+    let (digest, slab) = receive(context, &submission, body).await?;
+    accept(context, submission, digest, slab).await
+}
+
+/// Answers a client that has sent something for this round already. Whether this is the same again only its digest can
+/// tell.
+async fn take_again(context: &Context, submission: &Submission, body: &mut Body) -> Result<Submitted, Problem> {
+    body.check_length(submission.spec.limits.update_bytes)?;
+    let digest = read_digest(submission, body).await?;
+    let judged =
+        context.ledger.read(|state| state.judge(submission.uid, submission.round, &submission.client, Some(&digest)));
+    let lost = "the update that stood here was lost while this one was read; send it again";
+    let judged = judged.ok_or_else(|| Problem::new(Code::NotReady, lost))?;
+    answer(context, submission, judged)
 }
 
 fn check_weight(submission: &Submission) -> Result<(), Problem> {
@@ -394,11 +403,13 @@ async fn accept(
     let task = async move {
         let context = task_context;
         let descriptor = descriptor(&context, &accept, &spec);
+        let client = accept.client.clone();
         let outcome = context.ledger.accept(accept).await;
         let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
         if outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted()) {
             // The round's now.
             held.slab.take();
+            tracing::debug!(client = %client, "accepted");
             announce(&context, &spec, &descriptor).await;
         } else if unknown {
             // The log may have it: the next start decides, and until then the slab waits for its round to end.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Every metric with its labels. A label that could name a client would cost more memory than the clients' updates.
-const METRICS: [(&str, &[&str]); 18] = [
+const METRICS: [(&str, &[&str]); 19] = [
     ("catchment_updates_received_total", &["job", "namespace"]),
     ("catchment_update_bytes_total", &["job", "namespace"]),
     ("catchment_updates_rejected_total", &["job", "namespace", "reason"]),
@@ -19,6 +19,7 @@ const METRICS: [(&str, &[&str]); 18] = [
     ("catchment_cold_start_seconds_count", &[]),
     ("catchment_queue_depth", &["job", "namespace"]),
     ("catchment_slab_bytes", &["state"]),
+    ("catchment_slab_large_files", &["pages"]),
     ("catchment_accept_to_commit_seconds_count", &["job", "namespace"]),
     ("catchment_accept_to_commit_seconds_sum", &["job", "namespace"]),
     ("catchment_rounds_total", &["job", "namespace", "outcome"]),
@@ -28,6 +29,34 @@ const METRICS: [(&str, &[&str]); 18] = [
 ];
 
 on_both_buses! {
+    /// One update can be followed through the log from its arrival to its commit.
+    async fn every_step_of_an_update_says_whose_it_is(bus: Bus) {
+        let server = Server::start_saying(bus, "catchment_node=debug").await;
+        let job = server.api().begin("spans", json!({"goal": 2, "rounds": 1}), &update(0.0)).await;
+        for client in ["ann", "bob"] {
+            job.accepted(1, client, "", &update(1.0)).await;
+        }
+        job.in_state("completed").await;
+        job.submit(1, "eve", "", &update(1.0)).await.problem(410, "round_closed");
+        let log = server.log();
+        let says = |parts: &[&str]| log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        for client in ["ann", "bob"] {
+            let span = format!("update{{job=spans round=1 client={client} slab=");
+            assert!(says(&[&span, "accepted"]), "{client}: {log}");
+            assert!(says(&["fold{job=spans round=1 leaf=0}", "batch", &format!("client={client} slab=")]), "{log}");
+        }
+        assert!(says(&["finish{job=spans round=1}", "model committed"]), "{log}");
+        assert!(says(&["update{job=spans round=1 client=eve", "update refused"]), "{log}");
+    }
+
+    async fn a_function_without_a_broadcast_says_so(bus: Bus) {
+        let server = Server::start(bus).await;
+        let job = server.api().begin("a", json!({}), &update(0.0)).await;
+        let problem = job.call("GET", "/rounds/1/broadcast").await.problem(404, "not_found");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("nothing beside the model")), "{problem}");
+        job.call("GET", "/rounds/7/broadcast").await.problem(404, "not_found");
+    }
+
     async fn metrics_have_their_names_and_labels_and_count(bus: Bus) {
         let server = Server::start(bus).await;
         let api = server.api();

@@ -19,6 +19,7 @@ pub fn job_routes() -> OpenApiRouter<Arc<Context>> {
         .routes(routes!(models::put, models::get))
         .routes(routes!(models::list))
         .routes(routes!(rounds::round))
+        .routes(routes!(rounds::broadcast))
         .routes(routes!(updates::put))
 }
 

@@ -57,6 +57,22 @@ pub async fn round(
     }
 }
 
+/// What the job's function hands clients beside the model for a round, if anything: control variates, masks, stacks.
+#[utoipa::path(get, path = "/{job}/rounds/{round}/broadcast", tag = "rounds",
+    params(("job" = String, Path), ("round" = u64, Path)),
+    responses((status = 404, body = Problem, description = "the function hands out nothing beside the model")))]
+pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<(), Failure> {
+    let round = at.number("round")?;
+    context.ledger.read(|state| {
+        let job = at.find(state)?;
+        let detail = match job.round_numbered(round) {
+            Some(_) => format!("function `{}` hands out nothing beside the model", job.spec.function),
+            None => format!("job `{}` has no round {round}, or keeps it no longer", job.spec.name),
+        };
+        Err(Problem::new(Code::NotFound, detail).into())
+    })
+}
+
 /// Asks for work.
 #[utoipa::path(post, path = "/v1/clients/{client}/checkin", tag = "clients", params(("client" = String, Path)),
     request_body = CheckIn, responses((status = 200, body = Task), (status = 404, body = Problem)))]

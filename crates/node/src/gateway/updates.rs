@@ -49,7 +49,10 @@ pub async fn put(
             spec = Some(submission.spec.clone());
             submit(&context, submission, &mut body).await
         }
-        Err(Failure(problem)) => Err(problem),
+        Err(Failure(problem)) => {
+            tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
+            Err(problem)
+        }
     };
     match submitted {
         Ok(Submitted::Accepted(receipt)) => Ok((StatusCode::ACCEPTED, Json(receipt))),
@@ -57,7 +60,6 @@ pub async fn put(
         Err(problem) => {
             let code = Code::ALL.iter().find(|code| code.as_str() == problem.code);
             context.metrics.reject(spec.as_deref(), *code.unwrap_or(&Code::Internal));
-            tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
             body.drain().await;
             Err(problem.into())
         }
