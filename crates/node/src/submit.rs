@@ -13,7 +13,7 @@ use catchment_ingest::{Head, Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::{AcceptOutcome, LedgerError};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{
-    Accept, ClientId, Code, Descriptor, Digest, Fit, FunctionId, JobSpec, JobUid, Kind, Problem, Receipt, UpdateKind,
+    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobUid, Kind, Problem, Receipt, UpdateKind,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -196,8 +196,7 @@ async fn receive(
         }
     };
     digest.feed(head.bytes());
-    let fit = Fit::new(&model.layout, &header, &submission.spec.update_dtypes).map_err(|e| layout_problem(&e))?;
-    let fit = fit.within(&model.layout, submission.spec.exact.map(|exact| exact.bound));
+    let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }
@@ -211,17 +210,22 @@ async fn receive(
         chunk = body.next().await?;
     }
     scatter.finish(slab.bytes_mut())?;
+    let kept = fit.head_at.map(|at| (at, head.bytes().len() as u64));
+    if let Some((at, len)) = kept {
+        slab.bytes_mut()[at as usize..][..len as usize].copy_from_slice(head.bytes());
+    }
     let digest = finish_digest(submission, &digest)?;
     let (spec, uid, round) = (&submission.spec, submission.uid, submission.round);
-    with_room(context, || aggregate::prepare(context, spec, uid, round, &model.layout)).await?;
-    let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections };
+    with_room(context, || aggregate::prepare(context, spec, uid, round, &model)).await?;
+    let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections, head: kept };
     let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
     Ok((digest, HeldSlab { context: context.clone(), slab: Some(slab) }))
 }
 
 async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result<Arc<ModelLayout>, Problem> {
     let (context, uid, spec) = (context.clone(), submission.uid, submission.spec.clone());
-    let layout = tokio::task::spawn_blocking(move || context.layouts.get(&context.models, uid, &spec)).await;
+    let layout =
+        tokio::task::spawn_blocking(move || context.layouts.get(&context.models, &context.functions, uid, &spec)).await;
     layout.map_err(internal)?.map_err(internal)
 }
 

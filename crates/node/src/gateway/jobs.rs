@@ -112,9 +112,7 @@ pub async fn patch(State(context): State<Arc<Context>>, at: At, body: Bytes) -> 
     }
     let (uid, mut spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
     spec.goal = patch.goal.unwrap_or(spec.goal);
-    if let Some(problem) = spec.too_many_updates() {
-        return Err(Problem::new(Code::InvalidSpec, format!("goal: exact.updates_max is {problem}")).into());
-    }
+    context.functions.check_counts(&spec)?;
     changed(&context, uid, Record::JobPatched { uid, patch, at_ms: context.clock.now_ms() }).await
 }
 
