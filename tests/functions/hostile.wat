@@ -12,7 +12,7 @@
   (func (export "catchment_describe") (result i64)
     (i64.or (i64.shl (i64.const $LENGTH) (i64.const 32)) (i64.const 1024)))
   (func (export "catchment_args") (result i32) (i32.const 4096))
-  (func (export "catchment_config") (param i32) (result i32) (i32.const 65536))
+  (func (export "catchment_room") (param i32) (result i32) (i32.const 65536))
   (func (export "catchment_init") (result i64) (i64.const 0))
 
   ;; out[i] = in[i], or 0 where there is no in.

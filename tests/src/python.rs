@@ -41,7 +41,15 @@ impl Python {
     /// # Panics
     /// When it fails, with what it said.
     pub fn outside(&self, arguments: &[&str]) -> String {
-        run(Command::new(&self.program).arg(root().join("tests/python/outside.py")).args(arguments))
+        self.script("outside.py", arguments)
+    }
+
+    /// Runs a script of `tests/python` and gives what it printed.
+    ///
+    /// # Panics
+    /// When it fails, with what it said.
+    pub fn script(&self, name: &str, arguments: &[&str]) -> String {
+        run(Command::new(&self.program).arg(root().join("tests/python").join(name)).args(arguments))
     }
 }
 

@@ -5,15 +5,21 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The version of the function contract that the server speaks.
-const CONTRACT: u32 = 2;
+const CONTRACT: u32 = 3;
+const HOSTILE_MEDIAN: &str = include_str!("../functions/hostile_median.wat");
 const HOSTILE: &str = include_str!("../functions/hostile.wat");
 
 /// The hostile function, saying that it is of this class and version of the contract.
 fn hostile(class: &str, contract: u32) -> Vec<u8> {
+    built(HOSTILE, class, contract)
+}
+
+fn built(text: &str, class: &str, contract: u32) -> Vec<u8> {
     let description = json!({"name": "hostile", "version": "1.0.0", "class": class, "partial": "F64",
-        "summary": "Fails when told to", "config": [], "needs_previous": false, "exact": false})
+        "summary": "Fails when told to", "config": [], "needs_previous": false, "exact": false,
+        "update_layout": "as_model"})
     .to_string();
-    let text = HOSTILE
+    let text = text
         .replace("$LENGTH", &description.len().to_string())
         .replace("$DESCRIPTION", &description.replace('"', "\\\""))
         .replace("(result i32) (i32.const $CONTRACT))", &format!("(result i32) (i32.const {contract}))"));
@@ -25,7 +31,8 @@ fn functions() -> TempDir {
     let dir = TempDir::new().expect("make a folder");
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("write a function");
     write("hostile.wasm", &hostile("additive", CONTRACT));
-    write("median.wasm", &hostile("coordinate-wise", CONTRACT));
+    write("hostile-median.wasm", &built(HOSTILE_MEDIAN, "coordinate-wise", CONTRACT));
+    write("half.wasm", &hostile("coordinate-wise", CONTRACT));
     write("tomorrow.wasm", &hostile("additive", CONTRACT + 1));
     write("garbage.wasm", b"no module at all");
     write("cut-off.wasm", &hostile("additive", CONTRACT)[..200]);
@@ -153,13 +160,41 @@ on_both_buses! {
         lives_on(&server).await;
     }
 
+    /// A function that takes all updates at once: those that it fails on alone are left out, and the round goes on.
+    async fn culprits_are_found_in_a_gathered_round(bus: Bus) {
+        let functions = functions();
+        let server = start(bus, &functions).await;
+        let spec = json!({"function": "hostile-median", "goal": 4, "min_updates": 2});
+        let job = begin(&server, "a", spec.clone()).await;
+        let mut receipts = Vec::new();
+        for (client, first) in [("a", 666.0), ("b", 3.0), ("c", 666.0), ("d", 4.0)] {
+            receipts.push((first, job.accepted(1, client, "", &update(first)).await));
+        }
+        job.in_state("completed").await;
+        for (first, receipt) in &receipts {
+            let receipt = server.api().receipt(receipt).await;
+            assert_eq!(receipt["state"], if *first == 666.0 { "discarded" } else { "committed" }, "{receipt}");
+        }
+        assert_eq!(read(&job.model(1).await)["w"][0], 3.0);
+
+        // Together they are too much, and none is to blame.
+        let job = begin(&server, "b", spec).await;
+        for client in ["a", "b", "c", "d"] {
+            job.accepted(1, client, "", &update(2000.0)).await;
+        }
+        let failed = job.in_state("failed").await;
+        let reason = failed["reason"].as_str().expect("a reason");
+        assert!(reason.contains("hostile-median") && reason.contains("combine"), "{reason}");
+        lives_on(&server).await;
+    }
+
     async fn a_file_that_is_no_function_is_refused_with_its_reason(bus: Bus) {
         let functions = functions();
         let server = start(bus, &functions).await;
         let api = server.api();
         for (name, says) in [
             ("garbage", "wasm"), ("cut-off", "wasm"), ("empty", "catchment_abi"), ("curious", "clock_time_get"),
-            ("tomorrow", "version"), ("median", "coordinate-wise"),
+            ("tomorrow", "version"), ("half", "catchment_combine"),
         ] {
             let problem = api.post("/v1/jobs", &json!({"name": "a", "function": name})).await.problem(422, "function_refused");
             let detail = problem["detail"].as_str().expect("a detail");
@@ -167,7 +202,7 @@ on_both_buses! {
         }
         let list = api.get("/v1/functions").await.expect(200).json();
         let names: Vec<&str> = list["items"].as_array().expect("items").iter().filter_map(|f| f["name"].as_str()).collect();
-        assert_eq!(names, ["fedavg", "hostile"]);
+        assert_eq!(names, ["fedavg", "flora", "hostile", "hostile-median", "krum", "median"]);
         lives_on(&server).await;
     }
 }

@@ -58,9 +58,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn build(toolchain: &Toolchain, functions: &[Function], wasm_dir: &Path) -> Result<()> {
     let mut cargo = toolchain.cargo_build();
-    cargo.current_dir(workspace::root()).args(["--release", "--locked", "--target-dir"]).arg(wasm_dir);
+    cargo.current_dir(workspace::root()).args(["--release", "--locked", "--lib", "--target-dir"]).arg(wasm_dir);
     for function in functions {
-        cargo.args(["--package", &function.package, "--lib"]);
+        cargo.args(["--package", &function.package]);
     }
     // Paths of this machine would otherwise end up in panic texts, and so in a module's digest.
     let home = cargo_home().map(|home| format!(" --remap-path-prefix={}=cargo", home.display())).unwrap_or_default();

@@ -28,6 +28,7 @@ const INITIAL: ModelCommit = ModelCommit {
     function: None,
     contributors: 0,
     contribution: None,
+    gathered: false,
     metrics: BTreeMap::new(),
 };
 

@@ -147,9 +147,15 @@ impl Round {
         matches!(self.phase, Phase::Open | Phase::Aggregating)
     }
 
-    /// Whether every update that counts is in an accumulator and there are enough to make a model of.
+    /// Whether it takes no more updates and there are enough to make a model of.
+    pub fn is_complete(&self) -> bool {
+        self.phase == Phase::Aggregating && self.received >= self.min_updates.max(1)
+    }
+
+    /// Whether it is complete and every update that counts is in an accumulator: what a function that folds waits for.
+    /// (One that takes all updates at once has none in an accumulator, ever.)
     pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Aggregating && self.received == self.folded && self.received >= self.min_updates.max(1)
+        self.is_complete() && self.received == self.folded
     }
 
     /// The updates of the round's model, in the order of their receipts.
@@ -211,8 +217,8 @@ impl Round {
         let Some(update) = self.updates.get_mut(&receipt) else { return false };
         let allowed = match state {
             ReceiptState::Folded => update.state == ReceiptState::Accepted,
-            ReceiptState::Committed => update.state == ReceiptState::Folded,
-            ReceiptState::Discarded | ReceiptState::Lost => {
+            // Straight from accepted when the model was made from the slabs.
+            ReceiptState::Committed | ReceiptState::Discarded | ReceiptState::Lost => {
                 matches!(update.state, ReceiptState::Accepted | ReceiptState::Folded)
             }
             ReceiptState::Accepted | ReceiptState::Other => false,
@@ -231,7 +237,8 @@ impl Round {
                 self.received -= 1;
                 self.folded -= u64::from(was_folded);
             }
-            ReceiptState::Committed | ReceiptState::Accepted | ReceiptState::Other => {}
+            ReceiptState::Committed => self.folded += u64::from(!was_folded),
+            ReceiptState::Accepted | ReceiptState::Other => {}
         }
         true
     }

@@ -312,7 +312,8 @@ fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: TimeMs) -> Resu
 fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'static str> {
     let version = job.models.len() as u64;
     let round = active(job, number)?;
-    if !round.is_ready() || model.version != version || model.contribution != Some(round.contribution()) {
+    let ready = if model.gathered { round.is_complete() } else { round.is_ready() };
+    if !ready || model.version != version || model.contribution != Some(round.contribution()) {
         return Err("the commit is not of this round's contribution set");
     }
     round.commit(version, at_ms);

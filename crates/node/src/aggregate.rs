@@ -4,6 +4,7 @@
 //! outlive a task, and the process, lies in shared memory: see [`leaf`].
 
 mod finish;
+mod gather;
 mod holdings;
 mod job;
 mod lanes;
@@ -22,7 +23,7 @@ use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
 use catchment_slab::{SlabError, SlabStore};
-use catchment_types::{Descriptor, JobSpec, JobUid, Layout, Name, Topology};
+use catchment_types::{Descriptor, JobSpec, JobUid, Name, Topology};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -43,7 +44,17 @@ const STOP_TIME: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// No room.
-pub fn prepare(context: &Context, spec: &JobSpec, uid: JobUid, round: u64, layout: &Layout) -> Result<(), SlabError> {
+pub fn prepare(
+    context: &Context,
+    spec: &JobSpec,
+    uid: JobUid,
+    round: u64,
+    model: &ModelLayout,
+) -> Result<(), SlabError> {
+    if model.takes.gathers() {
+        return Ok(());
+    }
+    let layout = &model.layout;
     let ranges = ranges::cut(layout).len();
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf };
@@ -54,13 +65,22 @@ pub fn prepare(context: &Context, spec: &JobSpec, uid: JobUid, round: u64, layou
 
 /// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
 pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
+    if model.takes.gathers() {
+        // Every update of a round, and beside them what finishing takes.
+        let update = SlabStore::file_bytes(0, model.update_bytes_max(spec));
+        return spec.tasks_per_round().saturating_mul(update).saturating_add(finish_bytes(spec, model));
+    }
     let leaves = leaf::Leaf::bytes(model.layout.elements()) * u64::from(spec.topology.leaves());
     leaves + finish_bytes(spec, model) + SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
-/// Shared memory that finishing a round takes beside its leaves: merged partials, the old model and the new one.
-/// Updates leave it free, because finishing is what gives their memory back.
+/// Shared memory that finishing a round takes beside its leaves or updates: merged partials, the old model and the new
+/// one. Updates leave it free, because finishing is what gives their memory back.
 pub fn finish_bytes(spec: &JobSpec, model: &ModelLayout) -> u64 {
+    if model.takes.gathers() {
+        // And a little to measure in.
+        return 2 * SlabStore::file_bytes(0, model.own.slab_bytes) + (64 << 10);
+    }
     let merged = match spec.topology {
         Topology::Auto => 0,
         Topology::Tree { middles, .. } => u64::from(middles) + 1,
@@ -192,7 +212,10 @@ impl Dispatcher {
 
     fn has_work(&self, uid: JobUid) -> bool {
         let node = self.context.node;
-        self.context.ledger.read(|state: &State| !matches!(job::next_work(state, uid, node), job::Work::Nothing))
+        let gathers = |spec: &JobSpec| self.context.functions.gathers(&spec.function);
+        self.context
+            .ledger
+            .read(|state: &State| !matches!(job::next_work(state, uid, node, gathers), job::Work::Nothing))
     }
 
     /// Wakes every job that has work. Returns whether any has.

@@ -1,7 +1,8 @@
 //! The functions at hand: wasm modules by name, compiled when first asked for.
 
-use catchment_runtime::{Exact, Function, FunctionError, Limits, Runtime};
-use catchment_types::{Code, Digest, FunctionView, JobSpec, Problem};
+use catchment_runtime::{Class, Exact, Function, FunctionError, Limits, Runtime, UPDATES_MAX};
+use catchment_types::{Code, Digest, FunctionView, JobSpec, Problem, Rule, Topology, UpdateLayout};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,16 +95,22 @@ impl Functions {
         }
     }
 
-    /// Checks that a job can run: the function exists, is of a class that this version runs, and takes the config.
+    /// Checks that a job can run: the function exists, fits the rest of the spec, and takes the config.
     ///
     /// # Errors
     /// `invalid_spec`, `function_refused`.
     pub fn check(&self, spec: &JobSpec) -> Result<(), Problem> {
         let function = self.get(&spec.function)?;
-        let class = function.description().class.as_str();
-        if class != "additive" {
-            let detail = format!("function `{}` is {class}; this version runs additive functions", spec.function);
-            return Err(Problem::new(Code::FunctionRefused, detail));
+        self.check_counts(spec)?;
+        let takes = self.takes(&spec.function)?;
+        if takes.gathers() && spec.topology != Topology::Auto {
+            let message = format!("function `{}` takes all updates at once; only `auto` fits", spec.function);
+            return Err(bad_field("topology", message));
+        }
+        if !takes.layout.has_coordinates() && spec.tensors.iter().any(|rule| rule.rule == Rule::Max) {
+            let message =
+                format!("function `{}` takes updates without coordinates, which have no maximum", spec.function);
+            return Err(bad_field("tensors", message));
         }
         if spec.exact.is_some() && !function.description().exact {
             let message = format!("function `{}` cannot sum exactly; leave `exact` out", spec.function);
@@ -116,6 +123,49 @@ impl Functions {
             }
             Err(error) => Err(Problem::new(Code::FunctionRefused, format!("function `{}`: {error}", spec.function))),
         }
+    }
+
+    /// Checks that a round of the job has no more updates than its function can take.
+    ///
+    /// # Errors
+    /// `invalid_spec`.
+    pub fn check_counts(&self, spec: &JobSpec) -> Result<(), Problem> {
+        if let Some(problem) = spec.too_many_updates() {
+            return Err(bad_field("exact.updates_max", problem));
+        }
+        let tasks = spec.tasks_per_round();
+        if self.takes(&spec.function)?.gathers() && tasks > UPDATES_MAX as u64 {
+            let message = format!(
+                "function `{}` takes at most {UPDATES_MAX} updates at once; a round has up to {tasks} \
+                 (goal · over_provision)",
+                spec.function
+            );
+            return Err(bad_field("goal", message));
+        }
+        Ok(())
+    }
+
+    /// What the function that a spec names takes.
+    ///
+    /// # Errors
+    /// `not_found`, `function_refused`.
+    pub fn takes(&self, reference: &str) -> Result<Takes, Problem> {
+        let function = self.get(reference)?;
+        let refused = |why: String| Problem::new(Code::FunctionRefused, format!("function `{reference}`: {why}"));
+        let description = function.description();
+        let layout = UpdateLayout::deserialize(&description.update_layout);
+        let layout = layout.map_err(|error| refused(format!("its update layout: {error}")))?;
+        if layout.has_coordinates() == (description.class == Class::Whole) {
+            let class = description.class.as_str();
+            return Err(refused(format!("updates of the class {class} do not have that layout")));
+        }
+        Ok(Takes { class: description.class, layout })
+    }
+
+    /// Whether the function takes a round's updates all at once. `false` too while it is not compiled: this never waits.
+    pub fn gathers(&self, reference: &str) -> bool {
+        let compiled = self.module(reference).ok().and_then(|(_, module)| module.compiled.get()?.as_ref().ok());
+        compiled.is_some_and(|function| function.description().class != Class::Additive)
     }
 
     /// Every function that loads, by name.
@@ -135,6 +185,21 @@ impl Functions {
             })
         };
         self.modules.iter().filter_map(described).collect()
+    }
+}
+
+/// What updates a function takes, and how.
+#[derive(Debug, Clone)]
+pub struct Takes {
+    class: Class,
+    /// What they look like.
+    pub layout: UpdateLayout,
+}
+
+impl Takes {
+    /// Whether it takes all updates of a round at once, rather than folding each as it comes.
+    pub fn gathers(&self) -> bool {
+        self.class != Class::Additive
     }
 }
 

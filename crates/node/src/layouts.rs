@@ -1,7 +1,8 @@
 //! The layout of each job's model, worked out once from its initial checkpoint.
 
+use crate::functions::{Functions, Takes};
 use crate::models::Models;
-use catchment_types::{Digest, Fit, Header, JobSpec, JobUid, Layout};
+use catchment_types::{Digest, Fit, Header, JobSpec, JobUid, Layout, LayoutError};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,14 +18,36 @@ pub struct ModelLayout {
     pub layout: Layout,
     /// How the model itself fits its layout: the dtypes and offsets of its own elements.
     pub own: Arc<Fit>,
+    /// What its function takes.
+    pub takes: Takes,
 }
 
 impl ModelLayout {
     /// Works the layout out.
-    pub fn new(head: Vec<u8>, header: Header, spec: &JobSpec) -> Result<Self, String> {
-        let layout = Layout::new(&header, &spec.tensors).map_err(|error| error.to_string())?;
+    pub fn new(head: Vec<u8>, header: Header, spec: &JobSpec, takes: Takes) -> Result<Self, String> {
+        let rules = takes.layout.rules(&header, &spec.tensors);
+        let layout = Layout::new(&header, &rules).map_err(|error| error.to_string())?;
         let own = Fit::new(&layout, &header, &[]).map_err(|error| error.to_string())?;
-        Ok(Self { head, header, layout, own: Arc::new(own) })
+        Ok(Self { head, header, layout, own: Arc::new(own), takes })
+    }
+
+    /// How an update with this header fits.
+    pub fn fit(&self, update: &Header, spec: &JobSpec) -> Result<Fit, LayoutError> {
+        if self.takes.layout.has_coordinates() {
+            let fit = Fit::new(&self.layout, update, &spec.update_dtypes)?;
+            Ok(fit.within(&self.layout, spec.exact.map(|exact| exact.bound)))
+        } else {
+            self.takes.layout.place(&self.header, update)
+        }
+    }
+
+    /// Bytes of shared memory that one update takes at most.
+    pub fn update_bytes_max(&self, spec: &JobSpec) -> u64 {
+        if !self.takes.layout.has_coordinates() {
+            return self.takes.layout.bytes_max(&self.header).min(spec.limits.update_bytes);
+        }
+        let bits = |own: u64| spec.update_dtypes.iter().map(|dtype| dtype.bits()).fold(own, u64::max);
+        self.layout.segments().iter().map(|segment| segment.elements * bits(segment.dtype.bits()) / 8).sum()
     }
 }
 
@@ -36,12 +59,20 @@ pub struct Layouts {
 
 impl Layouts {
     /// The layout of a job whose initial model has this ETag.
-    pub fn get(&self, models: &Models, uid: JobUid, spec: &JobSpec, etag: Digest) -> io::Result<Arc<ModelLayout>> {
+    pub fn get(
+        &self,
+        models: &Models,
+        functions: &Functions,
+        uid: JobUid,
+        spec: &JobSpec,
+        etag: Digest,
+    ) -> io::Result<Arc<ModelLayout>> {
         if let Some(known) = self.lock().get(&uid) {
             return Ok(known.clone());
         }
         let (head, header) = models.head(uid, 0, etag)?;
-        let layout = ModelLayout::new(head, header, spec).map_err(io::Error::other)?;
+        let takes = functions.takes(&spec.function).map_err(io::Error::other)?;
+        let layout = ModelLayout::new(head, header, spec, takes).map_err(io::Error::other)?;
         Ok(self.lock().entry(uid).or_insert_with(|| Arc::new(layout)).clone())
     }
 

@@ -14,6 +14,8 @@ pub struct SlabMeta {
     pub digest: Digest,
     /// Where each segment lies.
     pub sections: Vec<Section>,
+    /// First byte and length of its file's head, when its tensors have no coordinates.
+    pub head: Option<(u64, u64)>,
 }
 
 impl SlabMeta {

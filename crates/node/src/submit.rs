@@ -13,7 +13,7 @@ use catchment_ingest::{Head, Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{
-    Accept, ClientId, Code, Descriptor, Digest, Fit, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt,
+    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt,
     UpdateKind,
 };
 use std::collections::BTreeMap;
@@ -285,18 +285,17 @@ async fn receive(
         }
     };
     digest.feed(head.bytes());
-    let fit = Fit::new(&model.layout, &header, &submission.spec.update_dtypes).map_err(|e| layout_problem(&e))?;
-    let fit = fit.within(&model.layout, submission.spec.exact.map(|exact| exact.bound));
+    let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }
-    drop((head, large));
+    drop(large);
     let waited = Instant::now();
     let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
     let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
     let most = bytes.max(model.layout.elements() * 16);
     // First what folding needs: updates that fill the memory before would never leave it.
-    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model.layout);
+    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model);
     with_room(context, most, prepare).await?;
     let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
     body.excuse(waited.elapsed());
@@ -307,8 +306,13 @@ async fn receive(
     scatter.feed(&rest, slab.bytes_mut())?;
     while body.receive(&mut scatter, slab.bytes_mut(), &mut digest).await? {}
     scatter.finish(slab.bytes_mut())?;
+    let kept = fit.head_at.map(|at| (at, head.bytes().len() as u64));
+    if let Some((at, len)) = kept {
+        slab.bytes_mut()[at as usize..][..len as usize].copy_from_slice(head.bytes());
+    }
     let digest = finish_digest(submission, &digest)?;
-    let meta = SlabMeta { uid: submission.uid, round: submission.round, digest, sections: fit.sections.clone() };
+    let (uid, round) = (submission.uid, submission.round);
+    let meta = SlabMeta { uid, round, digest, sections: fit.sections.clone(), head: kept };
     let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
     Ok((digest, HeldSlab { context: context.clone(), slab: Some(slab) }))
 }
@@ -317,7 +321,8 @@ async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result
     let (context, uid, spec) = (context.clone(), submission.uid, submission.spec.clone());
     let etag = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.etag));
     let etag = etag.ok_or_else(|| refusal(submission, AcceptOutcome::UnknownJob))?;
-    let layout = tokio::task::spawn_blocking(move || context.layouts.get(&context.models, uid, &spec, etag)).await;
+    let find = move || context.layouts.get(&context.models, &context.functions, uid, &spec, etag);
+    let layout = tokio::task::spawn_blocking(find).await;
     layout.map_err(internal)?.map_err(internal)
 }
 

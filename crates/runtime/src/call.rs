@@ -116,40 +116,63 @@ pub struct Planned<'a, Record> {
 }
 
 /// Collects the windows of one call.
-struct Plan<'a> {
+pub struct Plan<'a> {
     elements: u64,
     windows: Vec<(String, Window<'a>, Access)>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(elements: u64) -> Result<Self, HostError> {
+    pub fn new(elements: u64) -> Result<Self, HostError> {
         if elements == 0 || elements > u64::from(u32::MAX) {
             return Err(HostError::argument("elements", format!("{elements}; a call covers 1 to 2^32 − 1")));
         }
         Ok(Self { elements, windows: Vec::with_capacity(BATCH_MAX + 2) })
     }
 
-    /// Adds a window that must hold `elements` numbers of this dtype. Returns its number.
-    fn add(&mut self, what: String, window: Window<'a>, dtype: Dtype, access: Access) -> Result<usize, HostError> {
-        let expected = self.elements * dtype.bytes() as u64;
+    /// Adds a window that must hold so many numbers of this dtype. Returns its number.
+    fn add(
+        &mut self,
+        what: String,
+        window: Window<'a>,
+        elements: u64,
+        dtype: Dtype,
+        access: Access,
+    ) -> Result<usize, HostError> {
+        let expected = elements * dtype.bytes() as u64;
         if window.len_bytes != expected {
             let reason =
-                format!("{} bytes; {} numbers of {} take {expected}", window.len_bytes, self.elements, dtype.as_str());
+                format!("{} bytes; {elements} numbers of {} take {expected}", window.len_bytes, dtype.as_str());
             return Err(HostError::argument(what, reason));
         }
         self.windows.push((what, window, access));
         Ok(self.windows.len() - 1)
     }
 
-    fn read(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
-        self.add(what.to_string(), window, dtype, Access::Read)
+    pub fn read(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
+        self.add(what.to_string(), window, self.elements, dtype, Access::Read)
     }
 
-    fn write(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
-        self.add(what.to_string(), window, dtype, Access::ReadWrite)
+    /// Adds a window of any length.
+    pub fn read_bytes(&mut self, what: impl ToString, window: Window<'a>) -> Result<usize, HostError> {
+        self.add(what.to_string(), window, window.len_bytes, Dtype::U8, Access::Read)
     }
 
-    fn place(self, area: Area) -> Result<Vec<Mapping<'a>>, HostError> {
+    pub fn write(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
+        self.write_of(what, window, self.elements, dtype)
+    }
+
+    /// Adds a window that must hold another number of elements.
+    pub fn write_of(
+        &mut self,
+        what: impl ToString,
+        window: Window<'a>,
+        elements: u64,
+        dtype: Dtype,
+    ) -> Result<usize, HostError> {
+        self.add(what.to_string(), window, elements, dtype, Access::ReadWrite)
+    }
+
+    pub fn place(self, area: Area) -> Result<Vec<Mapping<'a>>, HostError> {
         self.check_files()?;
         let places = place::place(area, self.windows.iter().map(|(_, w, _)| (w.offset_bytes, w.len_bytes)))?;
         let mappings = self.windows.into_iter().zip(places);
@@ -191,6 +214,20 @@ fn batch(what: &'static str, count: usize) -> Result<u32, HostError> {
     }
 }
 
+impl UpdateWindow<'_> {
+    /// Its record, once it is mapped.
+    pub(crate) fn record(&self, address: u32) -> UpdateRef {
+        UpdateRef {
+            address,
+            dtype: self.dtype as u32,
+            staleness: self.staleness,
+            reserved: 0,
+            weight: self.weight,
+            num_samples: self.num_samples,
+        }
+    }
+}
+
 impl<'a> FoldArgs<'a> {
     pub(crate) fn plan(&self, area: Area) -> Result<Planned<'a, FoldCall>, HostError> {
         let count = batch("updates", self.updates.len())?;
@@ -213,14 +250,7 @@ impl<'a> FoldArgs<'a> {
             ..FoldCall::default()
         };
         for ((to, update), mapping) in record.update.iter_mut().zip(self.updates).zip(&mappings) {
-            *to = UpdateRef {
-                address: mapping.place.guest,
-                dtype: update.dtype as u32,
-                staleness: update.staleness,
-                reserved: 0,
-                weight: update.weight,
-                num_samples: update.num_samples,
-            };
+            *to = update.record(mapping.place.guest);
         }
         Ok(Planned { record, mappings })
     }

@@ -75,12 +75,6 @@ pub enum LoadError {
     /// What the module says about itself makes no sense.
     #[error("the module's description: {0}")]
     Description(String),
-    /// A class of functions this host cannot run.
-    #[error("the function is of class {class}; this host runs additive functions")]
-    Class {
-        /// Its class.
-        class: &'static str,
-    },
     /// The module failed while it was asked who it is.
     #[error("describing the module: {0}")]
     Describe(#[source] FunctionError),
@@ -174,6 +168,11 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// An argument that could not be had.
+    pub fn argument_of(what: &str, reason: impl ToString) -> Self {
+        Self::argument(what, reason)
+    }
+
     pub(crate) fn argument(what: impl ToString, reason: impl ToString) -> Self {
         Self::Argument { what: what.to_string(), reason: reason.to_string() }
     }

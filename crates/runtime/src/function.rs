@@ -28,6 +28,8 @@ pub struct Description {
     pub needs_previous: bool,
     /// Whether jobs may ask for exact sums.
     pub exact: bool,
+    /// What its updates look like, as the SDK's `UpdateLayout` in JSON.
+    pub update_layout: serde_json::Value,
 }
 
 /// One field of a function's configuration.

@@ -4,12 +4,13 @@ use crate::call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, Planned};
 use crate::engine::Runtime;
 use crate::error::{FunctionError, HostError};
 use crate::function::Function;
+use crate::gather::{ChooseArgs, CombineArgs, MakeArgs, MeasureArgs};
 use crate::host::{arm, monotonic_ns, packed_text, printable, thread_cpu_ns};
 use crate::load::Exports;
 use crate::place::Area;
 use crate::sandbox::Sandbox;
 use catchment_sdk::abi::{ARGS_BYTES, InitCall};
-use catchment_sdk::{CONFIG_BYTES_MAX, Exact};
+use catchment_sdk::{CONFIG_BYTES_MAX, Exact, SCALARS_MAX};
 use wasmtime::{TypedFunc, WasmParams, WasmResults};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -61,14 +62,7 @@ impl Instance {
             return Err(FunctionError::Refused { reason });
         }
         let Self { function, sandbox, exports, args, .. } = self;
-        let address = guarded(function.runtime(), sandbox, "init", &exports.config, json.len() as u32)? as usize;
-        match sandbox.memory_mut().get_mut(address..).and_then(|rest| rest.get_mut(..json.len())) {
-            Some(room) => room.copy_from_slice(json.as_bytes()),
-            None => {
-                let reason = format!("its room for {} bytes of config is at {address}, outside", json.len());
-                return Err(HostError::Contract(reason).into());
-            }
-        }
+        write_room(function.runtime(), sandbox, exports, "init", json.as_bytes())?;
         let record = InitCall::new(exact);
         sandbox.memory_mut()[*args..][..size_of::<InitCall>()].copy_from_slice(record.as_bytes());
         let refused = guarded(function.runtime(), sandbox, "init", &exports.init, ())?;
@@ -90,7 +84,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a trap means that at least one of the updates is a culprit.
     pub fn fold(&mut self, args: FoldArgs<'_>) -> Result<CallStats, FunctionError> {
-        let entry = self.exports.fold.clone();
+        let entry = self.entry("fold", |exports| exports.fold.clone())?;
         self.call("fold", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
 
@@ -99,7 +93,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`].
     pub fn merge(&mut self, args: MergeArgs<'_>) -> Result<CallStats, FunctionError> {
-        let entry = self.exports.merge.clone();
+        let entry = self.entry("merge", |exports| exports.merge.clone())?;
         self.call("merge", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
 
@@ -111,10 +105,82 @@ impl Instance {
         if args.previous.is_none() && self.function.description().needs_previous {
             return Err(HostError::argument("previous", "this function needs the previous model").into());
         }
-        let entry = self.exports.finalize.clone();
+        let entry = self.entry("finalize", |exports| exports.finalize.clone())?;
         let (refused, stats) = self.call("finalize", &entry, |area| args.plan(area))?;
         self.refusal(refused)?;
         Ok(stats)
+    }
+
+    /// Makes a range of the model out of every update's numbers.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a refusal leaves the instance usable.
+    pub fn combine(&mut self, args: CombineArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.entry("combine", |exports| exports.combine.clone())?;
+        let (refused, stats) = self.call("combine", &entry, |area| args.plan(area))?;
+        self.refusal(refused)?;
+        Ok(stats)
+    }
+
+    /// How many numbers a round of so many updates is measured by.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a number beyond the contract's is one of it.
+    pub fn scalars(&mut self, updates: usize) -> Result<u32, FunctionError> {
+        let entry = self.entry("scalars", |exports| exports.scalars.clone())?;
+        let Self { function, sandbox, .. } = self;
+        let scalars = guarded(function.runtime(), sandbox, "scalars", &entry, updates as u32);
+        let scalars = scalars.inspect_err(|_| self.spent = true)?;
+        match scalars as usize {
+            1..=SCALARS_MAX => Ok(scalars),
+            _ => Err(HostError::Contract(format!("it measures by {scalars} numbers, not 1 to {SCALARS_MAX}")).into()),
+        }
+    }
+
+    /// Measures a range.
+    ///
+    /// # Errors
+    /// See [`FunctionError`].
+    pub fn measure(&mut self, args: MeasureArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.entry("measure", |exports| exports.measure.clone())?;
+        let scalars = self.scalars(args.updates.len())?;
+        self.call("measure", &entry, |area| args.plan(area, scalars)).map(|((), stats)| stats)
+    }
+
+    /// Chooses among a round's updates.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a refusal leaves the instance usable.
+    pub fn choose(&mut self, args: ChooseArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.entry("choose", |exports| exports.choose.clone())?;
+        let scalars = self.scalars(args.updates.len())?;
+        let (refused, stats) = self.call("choose", &entry, |area| args.plan(area, scalars))?;
+        self.refusal(refused)?;
+        Ok(stats)
+    }
+
+    /// Makes one tensor of the model.
+    ///
+    /// # Errors
+    /// See [`FunctionError`]; a refusal leaves the instance usable.
+    pub fn make(&mut self, args: MakeArgs<'_>) -> Result<CallStats, FunctionError> {
+        let entry = self.entry("make", |exports| exports.make.clone())?;
+        if self.spent {
+            return Err(HostError::Spent.into());
+        }
+        let (planned, table) = args.plan(self.sandbox.area())?;
+        let Self { function, sandbox, exports, .. } = self;
+        let written = write_room(function.runtime(), sandbox, exports, "make", &table);
+        written.inspect_err(|_| self.spent = true)?;
+        let (refused, stats) = self.call("make", &entry, |_| Ok(planned))?;
+        self.refusal(refused)?;
+        Ok(stats)
+    }
+
+    /// An entry point that only some classes have.
+    fn entry<F>(&self, name: &str, find: impl Fn(&Exports) -> Option<F>) -> Result<F, HostError> {
+        let class = self.function.description().class.as_str();
+        find(&self.exports).ok_or_else(|| HostError::argument(name, format!("a function of class {class} has none")))
     }
 
     /// Maps the windows of a call, makes it, and unmaps them.
@@ -159,6 +225,24 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         self.function.runtime().counters().instance_dropped();
+    }
+}
+
+/// Writes bytes where the function makes room for them.
+fn write_room(
+    runtime: &Runtime,
+    sandbox: &mut Sandbox,
+    exports: &Exports,
+    call: &'static str,
+    bytes: &[u8],
+) -> Result<(), FunctionError> {
+    let address = guarded(runtime, sandbox, call, &exports.room, bytes.len() as u32)? as usize;
+    match sandbox.memory_mut().get_mut(address..).and_then(|rest| rest.get_mut(..bytes.len())) {
+        Some(room) => {
+            room.copy_from_slice(bytes);
+            Ok(())
+        }
+        None => Err(HostError::Contract(format!("its room for {} bytes is at {address}, outside", bytes.len())).into()),
     }
 }
 

@@ -22,24 +22,53 @@ pub struct Exports {
     pub abi: TypedFunc<(), u32>,
     pub describe: TypedFunc<(), u64>,
     pub args: TypedFunc<(), u32>,
-    pub config: TypedFunc<u32, u32>,
+    pub room: TypedFunc<u32, u32>,
     pub init: TypedFunc<(), u64>,
-    pub fold: TypedFunc<(), ()>,
-    pub merge: TypedFunc<(), ()>,
-    pub finalize: TypedFunc<(), u64>,
+    /// Those of its class are there, others may be.
+    pub fold: Option<TypedFunc<(), ()>>,
+    pub merge: Option<TypedFunc<(), ()>>,
+    pub finalize: Option<TypedFunc<(), u64>>,
+    pub combine: Option<TypedFunc<(), u64>>,
+    pub scalars: Option<TypedFunc<u32, u32>>,
+    pub measure: Option<TypedFunc<(), ()>>,
+    pub choose: Option<TypedFunc<(), u64>>,
+    pub make: Option<TypedFunc<(), u64>>,
 }
 
-/// Every function export, with its type in words and in wasm's terms.
-const EXPORTS: [(&str, &str, &[ValType], &[ValType]); 8] = [
+/// An export, with its type in words and in wasm's terms.
+type Export = (&'static str, &'static str, &'static [ValType], &'static [ValType]);
+
+/// What every function exports.
+const EXPORTS: [Export; 5] = [
     (name::ABI, "a function () -> i32", &[], &[ValType::I32]),
     (name::DESCRIBE, "a function () -> i64", &[], &[ValType::I64]),
     (name::ARGS, "a function () -> i32", &[], &[ValType::I32]),
-    (name::CONFIG, "a function (i32) -> i32", &[ValType::I32], &[ValType::I32]),
+    (name::ROOM, "a function (i32) -> i32", &[ValType::I32], &[ValType::I32]),
     (name::INIT, "a function () -> i64", &[], &[ValType::I64]),
-    (name::FOLD, "a function () -> ()", &[], &[]),
-    (name::MERGE, "a function () -> ()", &[], &[]),
-    (name::FINALIZE, "a function () -> i64", &[], &[ValType::I64]),
 ];
+
+const fn work(name: &'static str) -> Export {
+    (name, "a function () -> ()", &[], &[])
+}
+
+const fn consent(name: &'static str) -> Export {
+    (name, "a function () -> i64", &[], &[ValType::I64])
+}
+
+/// What functions of a class export besides.
+const fn exports_of(class: Class) -> &'static [Export] {
+    const SCALARS: Export = (name::SCALARS, "a function (i32) -> i32", &[ValType::I32], &[ValType::I32]);
+    const ADDITIVE: &[Export] = &[work(name::FOLD), work(name::MERGE), consent(name::FINALIZE)];
+    const COORDINATE_WISE: &[Export] = &[consent(name::COMBINE)];
+    const TWO_PHASE: &[Export] = &[SCALARS, work(name::MEASURE), consent(name::CHOOSE), consent(name::COMBINE)];
+    const WHOLE: &[Export] = &[consent(name::MAKE)];
+    match class {
+        Class::Additive => ADDITIVE,
+        Class::CoordinateWise => COORDINATE_WISE,
+        Class::TwoPhase => TWO_PHASE,
+        Class::Whole => WHOLE,
+    }
+}
 
 /// Compiles and checks a module, and asks it who it is.
 pub fn load(runtime: &Runtime, wasm: &[u8]) -> Result<Function, LoadError> {
@@ -49,12 +78,10 @@ pub fn load(runtime: &Runtime, wasm: &[u8]) -> Result<Function, LoadError> {
     }
     let module = Module::from_binary(runtime.engine(), wasm).map_err(|e| LoadError::Invalid(chain(&e)))?;
     check_imports(&module)?;
-    check_exports(&module)?;
+    check_exports(&module, &EXPORTS)?;
     let pre = runtime.linker().instantiate_pre(&module).map_err(|e| LoadError::Invalid(chain(&e)))?;
     let description = describe(runtime, &pre)?;
-    if description.class != Class::Additive {
-        return Err(LoadError::Class { class: description.class.as_str() });
-    }
+    check_exports(&module, exports_of(description.class))?;
     Ok(Function::new(runtime.clone(), pre, description, blake3::hash(wasm).to_hex().to_string()))
 }
 
@@ -76,7 +103,7 @@ fn check_imports(module: &Module) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn check_exports(module: &Module) -> Result<(), LoadError> {
+fn check_exports(module: &Module, expected: &'static [Export]) -> Result<(), LoadError> {
     let wrong = |name, expected, found: Option<ExternType>| LoadError::Export {
         name,
         expected,
@@ -89,7 +116,7 @@ fn check_exports(module: &Module) -> Result<(), LoadError> {
         Some(ExternType::Memory(ty)) if !ty.is_64() && !ty.is_shared() && ty.page_size() == 65_536 => {}
         other => return Err(wrong(name::MEMORY, "a 32-bit memory", other)),
     }
-    for (name, expected, params, results) in EXPORTS {
+    for &(name, expected, params, results) in expected {
         match module.get_export(name) {
             Some(ExternType::Func(ty)) if same(ty.params(), params) && same(ty.results(), results) => {}
             other => return Err(wrong(name, expected, other)),
@@ -133,11 +160,16 @@ fn exports(store: &mut StoreContextMut<'_, Host>, instance: &wasmtime::Instance)
         abi: get(store, instance, name::ABI)?,
         describe: get(store, instance, name::DESCRIBE)?,
         args: get(store, instance, name::ARGS)?,
-        config: get(store, instance, name::CONFIG)?,
+        room: get(store, instance, name::ROOM)?,
         init: get(store, instance, name::INIT)?,
-        fold: get(store, instance, name::FOLD)?,
-        merge: get(store, instance, name::MERGE)?,
-        finalize: get(store, instance, name::FINALIZE)?,
+        fold: get(store, instance, name::FOLD),
+        merge: get(store, instance, name::MERGE),
+        finalize: get(store, instance, name::FINALIZE),
+        combine: get(store, instance, name::COMBINE),
+        scalars: get(store, instance, name::SCALARS),
+        measure: get(store, instance, name::MEASURE),
+        choose: get(store, instance, name::CHOOSE),
+        make: get(store, instance, name::MAKE),
     })
 }
 
@@ -152,6 +184,7 @@ struct RawDescription {
     config: Vec<ConfigField>,
     needs_previous: bool,
     exact: bool,
+    update_layout: serde_json::Value,
 }
 
 fn describe(runtime: &Runtime, pre: &InstancePre<Host>) -> Result<Description, LoadError> {
@@ -183,8 +216,8 @@ fn read_description(text: &str) -> Result<Description, String> {
         return Err(format!("its partials are {:?}; this host keeps them as F64", raw.partial));
     }
     let class = Class::from_name(&raw.class).ok_or_else(|| format!("its class {:?} is unknown", raw.class))?;
-    let RawDescription { name, version, summary, config, needs_previous, exact, .. } = raw;
-    Ok(Description { name, version, class, summary, config, needs_previous, exact })
+    let RawDescription { name, version, summary, config, needs_previous, exact, update_layout, .. } = raw;
+    Ok(Description { name, version, class, summary, config, needs_previous, exact, update_layout })
 }
 
 fn is_label(name: &str) -> bool {

@@ -8,7 +8,8 @@ pub const GUEST_BYTES: u64 = 4 << 30;
 const WINDOW_BYTES_MAX: u64 = i32::MAX as u64;
 /// Windows from this size on are placed so that the kernel can map huge pages.
 const HUGE_BYTES: u64 = 2 << 20;
-/// Windows of one call at most: a batch, `acc_in` and `acc_out`.
+/// Windows of one fold at most: a batch, `acc_in` and `acc_out`. (Calls that take a whole round have more, and small
+/// ones.)
 const WINDOWS_MAX: u64 = catchment_sdk::abi::BATCH_MAX as u64 + 2;
 
 /// Bytes that the windows of one call may have together, whatever their sizes and offsets, for instances whose heap is

@@ -7,7 +7,7 @@ use catchment_runtime::{
     BATCH_MAX, Dtype, Exact, FinalizeArgs, FoldArgs, FunctionError, Instance, Kind, Limits, MergeArgs, Rule,
     TypedWindow, UpdateWindow,
 };
-use catchment_sdk::{self as sdk, Aggregator, Partial, PartialMut, Values, ValuesMut};
+use catchment_sdk::{self as sdk, Additive, Partial, PartialMut, Values, ValuesMut};
 use common::{Memory, fedavg, numbers, runtime};
 use proptest::prelude::*;
 use serde_json::json;

@@ -6,7 +6,7 @@ use catchment_fedavg::FedAvg;
 use catchment_runtime::{
     Dtype, FinalizeArgs, FoldArgs, FunctionError, Kind, Limits, MergeArgs, Rule, TypedWindow, UpdateWindow,
 };
-use catchment_sdk::{self as sdk, Aggregator, Element, Values, ValuesMut};
+use catchment_sdk::{self as sdk, Additive, Element, Values, ValuesMut};
 use common::{Memory, fedavg, numbers, runtime};
 use proptest::prelude::*;
 use serde_json::json;

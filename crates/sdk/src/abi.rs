@@ -8,13 +8,16 @@ use crate::{EXPONENT_MAX, Exact, Kind, Rule};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this contract. The host loads functions of exactly this version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// Updates or partials of one call at most.
+/// Updates or partials of one fold or merge at most.
 pub const BATCH_MAX: usize = 16;
 
+/// Updates of one call that takes a whole round at most.
+pub const UPDATES_MAX: usize = 256;
+
 /// Bytes of the argument buffer: room for any record.
-pub const ARGS_BYTES: usize = 1024;
+pub const ARGS_BYTES: usize = 9 << 10;
 
 /// Text a function hands back is cut at this length.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
@@ -27,8 +30,9 @@ pub mod name {
     pub const DESCRIBE: &str = "catchment_describe";
     /// `() -> i32`: address of the argument buffer, [`super::ARGS_BYTES`] long, at a multiple of 8.
     pub const ARGS: &str = "catchment_args";
-    /// `(i32) -> i32`: makes room for that many bytes of configuration and says where.
-    pub const CONFIG: &str = "catchment_config";
+    /// `(i32) -> i32`: makes room for that many bytes and says where: for the configuration, and for the tables of calls
+    /// that name tensors.
+    pub const ROOM: &str = "catchment_room";
     /// `() -> i64`: reads the configuration, and the [`super::InitCall`] in the argument buffer; 0, or packed text of
     /// the refusal.
     pub const INIT: &str = "catchment_init";
@@ -38,6 +42,16 @@ pub mod name {
     pub const MERGE: &str = "catchment_merge";
     /// `() -> i64`: finalises as the [`super::FinalizeCall`] in the argument buffer says; 0, or packed text.
     pub const FINALIZE: &str = "catchment_finalize";
+    /// `() -> i64`: combines as the [`super::CombineCall`] in the argument buffer says; 0, or packed text.
+    pub const COMBINE: &str = "catchment_combine";
+    /// `(i32) -> i32`: how many numbers a round of so many updates is measured by.
+    pub const SCALARS: &str = "catchment_scalars";
+    /// `()`: measures as the [`super::MeasureCall`] in the argument buffer says.
+    pub const MEASURE: &str = "catchment_measure";
+    /// `() -> i64`: chooses as the [`super::ChooseCall`] in the argument buffer says; 0, or packed text.
+    pub const CHOOSE: &str = "catchment_choose";
+    /// `() -> i64`: makes a tensor as the [`super::MakeCall`] in the argument buffer says; 0, or packed text.
+    pub const MAKE: &str = "catchment_make";
     /// The linear memory.
     pub const MEMORY: &str = "memory";
     /// Module of the only import.
@@ -123,6 +137,124 @@ pub struct FoldCall {
     pub update: [UpdateRef; BATCH_MAX],
 }
 
+/// Arguments of a call that combines updates. Address 0 stands for "none".
+#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CombineCall {
+    /// Numbers in every window.
+    pub elements: u32,
+    /// See [`rule_code`].
+    pub rule: u32,
+    /// See [`kind_code`].
+    pub kind: u32,
+    /// How many of `update` count.
+    pub updates: u32,
+    /// The model before, or 0.
+    pub previous: u32,
+    /// Number of its dtype.
+    pub previous_dtype: u32,
+    /// Where the new model goes.
+    pub out: u32,
+    /// Number of its dtype.
+    pub out_dtype: u32,
+    /// The round's seed.
+    pub seed: u64,
+    /// The updates.
+    pub update: [UpdateRef; UPDATES_MAX],
+}
+
+/// Arguments of a call that measures updates. Address 0 stands for "none".
+#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MeasureCall {
+    /// Numbers in every update's window.
+    pub elements: u32,
+    /// See [`rule_code`].
+    pub rule: u32,
+    /// See [`kind_code`].
+    pub kind: u32,
+    /// How many of `update` count.
+    pub updates: u32,
+    /// The model before, or 0.
+    pub previous: u32,
+    /// Number of its dtype.
+    pub previous_dtype: u32,
+    /// The numbers that are added to.
+    pub sums: u32,
+    /// How many.
+    pub scalars: u32,
+    /// The updates.
+    pub update: [UpdateRef; UPDATES_MAX],
+}
+
+/// Arguments of a choice.
+#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChooseCall {
+    /// How many of `update` count.
+    pub updates: u32,
+    /// What was measured.
+    pub sums: u32,
+    /// How many lists there are.
+    pub lists: u32,
+    /// Numbers of each.
+    pub scalars: u32,
+    /// Where a weight for each update goes.
+    pub weights: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// The round's seed.
+    pub seed: u64,
+    /// The updates, without addresses.
+    pub update: [UpdateRef; UPDATES_MAX],
+}
+
+/// Arguments of a call that makes a tensor out of whole updates.
+#[derive(Debug, Clone, Copy, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MakeCall {
+    /// How many of `update` count.
+    pub updates: u32,
+    /// How many [`TensorRef`]s the table in the room begins with. The last one is the model's tensor before the round.
+    pub tensors: u32,
+    /// Numbers of shapes that follow them, four bytes each. The rest of the room is names.
+    pub dimensions: u32,
+    /// Where the new tensor goes.
+    pub out: u32,
+    /// Number of its dtype.
+    pub out_dtype: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Sum of weights.
+    pub total_weight: f64,
+    /// The round's seed.
+    pub seed: u64,
+    /// The updates, without addresses.
+    pub update: [UpdateRef; UPDATES_MAX],
+}
+
+/// A tensor in the table of a [`MakeCall`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TensorRef {
+    /// Number of its update.
+    pub update: u32,
+    /// Number of its dtype.
+    pub dtype: u32,
+    /// First byte; 0 when it has no elements.
+    pub address: u32,
+    /// Numbers of it.
+    pub elements: u32,
+    /// First byte of its name, within the names.
+    pub name: u32,
+    /// Length of its name.
+    pub name_len: u32,
+    /// First of its dimensions, within the shapes.
+    pub shape: u32,
+    /// How many dimensions.
+    pub rank: u32,
+}
+
 /// Arguments of a merge. Address 0 stands for "none".
 #[derive(Debug, Clone, Copy, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -173,6 +305,8 @@ pub struct FinalizeCall {
 
 const _: () = assert!(size_of::<FoldCall>() <= ARGS_BYTES && size_of::<UpdateRef>() == 32);
 const _: () = assert!(size_of::<MergeCall>() <= ARGS_BYTES && size_of::<FinalizeCall>() <= ARGS_BYTES);
+const _: () = assert!(size_of::<CombineCall>() <= ARGS_BYTES && size_of::<MeasureCall>() <= ARGS_BYTES);
+const _: () = assert!(size_of::<ChooseCall>() <= ARGS_BYTES && size_of::<MakeCall>() <= ARGS_BYTES);
 
 /// A rule's number.
 pub const fn rule_code(rule: Rule) -> u32 {
@@ -240,6 +374,11 @@ mod tests {
         assert_eq!(core::mem::offset_of!(MergeCall, partial), 24);
         assert_eq!(core::mem::offset_of!(FinalizeCall, total_weight), 32);
         assert_eq!((size_of::<FoldCall>(), size_of::<MergeCall>(), size_of::<FinalizeCall>()), (536, 88, 56));
+        assert_eq!(core::mem::offset_of!(CombineCall, update), 40);
+        assert_eq!(core::mem::offset_of!(MeasureCall, update), 32);
+        assert_eq!(core::mem::offset_of!(ChooseCall, update), 32);
+        assert_eq!(core::mem::offset_of!(MakeCall, update), 40);
+        assert_eq!(size_of::<TensorRef>(), 32);
         assert_eq!((size_of::<InitCall>(), core::mem::offset_of!(InitCall, weight_max)), (16, 8));
     }
 }

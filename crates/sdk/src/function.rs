@@ -1,13 +1,13 @@
-//! The trait a function implements, and what its calls carry.
+//! What an additive function implements, what every function says about itself, and what calls carry.
 //!
 //! These types are the whole contract between a function and the platform. They hold typed slices only, so a function
 //! cannot tell whether it runs as wasm over shared memory or natively over vectors in a test.
 
-use crate::{Config, Partial, PartialMut, Values, ValuesMut};
+use crate::{Config, Partial, PartialMut, UpdateLayout, Values, ValuesMut};
 use alloc::string::String;
 
-/// An aggregation function.
-pub trait Aggregator: Sized {
+/// A function whose partials add up: weighted sums and the like. Updates are folded as they arrive, in any tree.
+pub trait Additive: Sized {
     /// What the function is. Read once, when the host loads it.
     const DESCRIPTION: Description;
 
@@ -37,17 +37,30 @@ pub struct Description {
     pub name: &'static str,
     /// The function's own version, as semver text.
     pub version: &'static str,
-    /// How its work may be cut.
-    pub class: Class,
     /// One line for lists.
     pub summary: &'static str,
-    /// The configuration it takes. Fields that are not listed are refused before [`Aggregator::init`] runs.
+    /// The configuration it takes. Fields that are not listed are refused before `init` runs.
     pub config: &'static [ConfigField],
-    /// Whether [`Finalize::previous`] must be there even when updates are whole weights.
+    /// Whether the model before the round must be there even when updates are whole weights.
     pub needs_previous: bool,
-    /// Whether jobs may ask for exact sums: every partial comes from [`crate::kernels`], and [`Aggregator::finalize`]
-    /// gives the same bits for the same arguments.
+    /// Whether jobs may ask for exact sums: every partial comes from [`crate::kernels`], and
+    /// [`Additive::finalize`] gives the same bits for the same arguments.
     pub exact: bool,
+    /// What its updates look like.
+    pub update_layout: UpdateLayout,
+}
+
+impl Description {
+    /// What most functions say of themselves; name, version and summary are still to be filled in.
+    pub const DEFAULT: Self = Self {
+        name: "",
+        version: "",
+        summary: "",
+        config: &[],
+        needs_previous: false,
+        exact: false,
+        update_layout: UpdateLayout::AsModel,
+    };
 }
 
 /// One field of a function's configuration, for help texts.

@@ -5,16 +5,20 @@
 //! by the machine (a wrong one traps; it cannot reach outside the sandbox).
 #![allow(unsafe_code, reason = "the one place where addresses from the host become slices")]
 
-use crate::abi::{self, ARGS_BYTES, BATCH_MAX, FinalizeCall, FoldCall, InitCall, MergeCall, pack};
+use crate::abi::{
+    self, ARGS_BYTES, BATCH_MAX, ChooseCall, CombineCall, FinalizeCall, FoldCall, InitCall, MakeCall, MeasureCall,
+    MergeCall, TensorRef, UPDATES_MAX, UpdateRef, pack,
+};
 use crate::{
-    Aggregator, Config, Dtype, Exact, Finalize, Fold, Merge, Partial, PartialMut, Rule, Update, Values, ValuesMut,
+    Additive, Bag, Choose, Class, Combine, Config, Description, Dtype, Exact, Finalize, Fold, Make, Measure, Merge,
+    Partial, PartialMut, Rule, Tensor, TensorTemplate, TwoPhase, Update, UpdateLayout, Values, ValuesMut, Whole,
 };
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::fmt::Write;
 use serde_json::json;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 #[global_allocator]
 static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
@@ -56,7 +60,9 @@ struct Args(UnsafeCell<[u8; ARGS_BYTES]>);
 unsafe impl Sync for Args {}
 
 static ARGS: Args = Args(UnsafeCell::new([0; ARGS_BYTES]));
-static CONFIG: Slot<Vec<u8>> = Slot::new();
+/// Words, so that tables of numbers may begin anywhere in it that is a multiple of 8.
+static ROOM: Slot<Vec<u64>> = Slot::new();
+static ROOM_LEN: Slot<usize> = Slot::new();
 static EXACT: Slot<Exact> = Slot::new();
 static TEXT: Slot<String> = Slot::new();
 
@@ -65,9 +71,16 @@ pub fn args() -> u32 {
     ARGS.0.get() as u32
 }
 
-/// Makes room for a configuration of `len` bytes.
-pub fn config(len: u32) -> u32 {
-    CONFIG.set(alloc::vec![0; len as usize]).as_ptr() as u32
+/// Makes room for `len` bytes.
+pub fn room(len: u32) -> u32 {
+    ROOM_LEN.set(len as usize);
+    ROOM.set(alloc::vec![0; (len as usize).div_ceil(8)]).as_ptr() as u32
+}
+
+/// What the host has written into the room.
+fn written() -> &'static [u8] {
+    let bytes = ROOM.get().map_or(&[][..], |words| words.as_bytes());
+    &bytes[..ROOM_LEN.get().copied().unwrap_or(0)]
 }
 
 /// Leaves text for the host to read until the next text.
@@ -77,31 +90,43 @@ fn text(text: String) -> u64 {
 }
 
 /// The description as JSON.
-pub fn describe<A: Aggregator>() -> u64 {
-    let d = A::DESCRIPTION;
+pub fn describe(d: &Description, class: Class) -> u64 {
     let config: Vec<_> = d.config.iter().map(|f| json!({"name": f.name, "help": f.help})).collect();
     let description = json!({
         "name": d.name,
         "version": d.version,
-        "class": d.class.as_str(),
+        "class": class.as_str(),
         "partial": "F64",
         "summary": d.summary,
         "config": config,
         "needs_previous": d.needs_previous,
         "exact": d.exact,
+        "update_layout": layout(&d.update_layout),
     });
     text(description.to_string())
 }
 
+fn layout(layout: &UpdateLayout) -> serde_json::Value {
+    let tensor = |t: &TensorTemplate| json!({"name": t.name, "shape": t.shape});
+    match layout {
+        UpdateLayout::AsModel => json!("as_model"),
+        UpdateLayout::Subset(patterns) => json!({"subset": patterns}),
+        UpdateLayout::Template { of, tensors, prefix, dimension_max } => {
+            let tensors: Vec<_> = tensors.iter().map(tensor).collect();
+            json!({"template": {"of": tensor(of), "tensors": tensors, "prefix": prefix, "dimension_max": dimension_max}})
+        }
+        UpdateLayout::Free { bytes_max } => json!({"free": {"bytes_max": bytes_max}}),
+    }
+}
+
 /// Reads the configuration that the host has written.
-pub fn init<A: Aggregator>(function: &Slot<A>) -> u64 {
-    let json = CONFIG.get().map_or(&[][..], Vec::as_slice);
-    let made = Config::parse(json).and_then(|config| {
-        let known: Vec<&str> = A::DESCRIPTION.config.iter().map(|field| field.name).collect();
+pub fn init<F>(function: &Slot<F>, description: &Description, make: fn(&Config) -> Result<F, String>) -> u64 {
+    let made = Config::parse(written()).and_then(|config| {
+        let known: Vec<&str> = description.config.iter().map(|field| field.name).collect();
         config.only(&known)?;
         let exact = call::<InitCall>().exact()?;
         exact.inspect(|exact| _ = EXACT.set(*exact));
-        A::init(&config.with_exact(exact))
+        make(&config.with_exact(exact))
     });
     match made {
         Ok(made) => {
@@ -113,19 +138,12 @@ pub fn init<A: Aggregator>(function: &Slot<A>) -> u64 {
 }
 
 /// Folds.
-pub fn fold<A: Aggregator>(function: &Slot<A>) {
+pub fn fold<A: Additive>(function: &Slot<A>) {
     let call: FoldCall = call();
     let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
     let mut list = [Update { values: Values::F64(&[]), weight: 0.0, num_samples: 0.0, staleness: 0 }; BATCH_MAX];
     let updates = &mut list[..call.updates as usize];
-    for (update, from) in updates.iter_mut().zip(&call.update) {
-        *update = Update {
-            values: values(from.address, from.dtype, count),
-            weight: from.weight,
-            num_samples: from.num_samples,
-            staleness: from.staleness,
-        };
-    }
+    fill(updates, &call.update, count);
     made(function).fold(Fold {
         rule,
         acc_in: (call.acc_in != 0).then(|| partial(rule, call.acc_in, count)),
@@ -135,7 +153,7 @@ pub fn fold<A: Aggregator>(function: &Slot<A>) {
 }
 
 /// Merges.
-pub fn merge<A: Aggregator>(function: &Slot<A>) {
+pub fn merge<A: Additive>(function: &Slot<A>) {
     let call: MergeCall = call();
     let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
     let mut list = [Partial::F64(&[]); BATCH_MAX];
@@ -152,7 +170,7 @@ pub fn merge<A: Aggregator>(function: &Slot<A>) {
 }
 
 /// Finalises.
-pub fn finalize<A: Aggregator>(function: &Slot<A>) -> u64 {
+pub fn finalize<A: Additive>(function: &Slot<A>) -> u64 {
     let call: FinalizeCall = call();
     let (count, rule) = (call.elements as usize, abi::rule_from(call.rule).expect("known rule"));
     let done = made(function).finalize(Finalize {
@@ -165,12 +183,125 @@ pub fn finalize<A: Aggregator>(function: &Slot<A>) -> u64 {
         updates: call.updates,
         seed: call.seed,
     });
+    answer(done)
+}
+
+/// 0, or where the host finds the reason.
+fn answer(done: Result<(), String>) -> u64 {
     match done {
         Ok(()) => 0,
         Err(reason) if reason.is_empty() => text("refused without a reason".to_string()),
         Err(reason) => text(reason),
     }
 }
+
+/// Updates with their windows of `count` numbers.
+fn fill(updates: &mut [Update<'_>], from: &[UpdateRef], count: usize) {
+    for (update, from) in updates.iter_mut().zip(from) {
+        *update = Update {
+            values: if from.address == 0 { NONE } else { values(from.address, from.dtype, count) },
+            weight: from.weight,
+            num_samples: from.num_samples,
+            staleness: from.staleness,
+        };
+    }
+}
+
+/// The updates of a call that takes a whole round.
+fn gathered(from: &[UpdateRef], updates: u32, count: usize) -> Vec<Update<'static>> {
+    assert!(updates as usize <= UPDATES_MAX);
+    let none = Update { values: NONE, weight: 0.0, num_samples: 0.0, staleness: 0 };
+    let mut list = alloc::vec![none; updates as usize];
+    fill(&mut list, from, count);
+    list
+}
+
+/// Combines.
+pub fn combine<F>(function: &Slot<F>, combine: fn(&F, Combine<'_>) -> Result<(), String>) -> u64 {
+    let call: CombineCall = call();
+    let count = call.elements as usize;
+    let updates = gathered(&call.update, call.updates, count);
+    let done = combine(
+        made(function),
+        Combine {
+            rule: abi::rule_from(call.rule).expect("known rule"),
+            kind: abi::kind_from(call.kind).expect("known kind"),
+            updates: &updates,
+            previous: (call.previous != 0).then(|| values(call.previous, call.previous_dtype, count)),
+            out: values_mut(call.out, call.out_dtype, count),
+            seed: call.seed,
+        },
+    );
+    answer(done)
+}
+
+/// How many numbers measure a round.
+pub fn scalars<F: TwoPhase>(function: &Slot<F>, updates: u32) -> u32 {
+    made(function).scalars(updates as usize) as u32
+}
+
+/// Measures.
+pub fn measure<F: TwoPhase>(function: &Slot<F>) {
+    let call: MeasureCall = call();
+    let count = call.elements as usize;
+    let updates = gathered(&call.update, call.updates, count);
+    made(function).measure(Measure {
+        rule: abi::rule_from(call.rule).expect("known rule"),
+        kind: abi::kind_from(call.kind).expect("known kind"),
+        elements: count,
+        updates: &updates,
+        previous: (call.previous != 0).then(|| values(call.previous, call.previous_dtype, count)),
+        sums: slice_mut(call.sums, call.scalars as usize),
+    });
+}
+
+/// Chooses.
+pub fn choose<F: TwoPhase>(function: &Slot<F>) -> u64 {
+    let call: ChooseCall = call();
+    let updates = gathered(&call.update, call.updates, 0);
+    answer(made(function).choose(Choose {
+        updates: &updates,
+        sums: slice(call.sums, call.lists as usize * call.scalars as usize),
+        scalars: call.scalars as usize,
+        weights: slice_mut(call.weights, updates.len()),
+        seed: call.seed,
+    }))
+}
+
+/// Makes a tensor of the model.
+pub fn make<F: Whole>(function: &Slot<F>) -> u64 {
+    let call: MakeCall = call();
+    let count = call.tensors as usize;
+    let (refs, rest) = <[TensorRef]>::ref_from_prefix_with_elems(written(), count).expect("a table of tensors");
+    let (shapes, names) = <[u32]>::ref_from_prefix_with_elems(rest, call.dimensions as usize).expect("shapes");
+    let names = core::str::from_utf8(names).expect("names in UTF-8");
+    let tensor = |from: &TensorRef| Tensor {
+        name: &names[from.name as usize..][..from.name_len as usize],
+        shape: &shapes[from.shape as usize..][..from.rank as usize],
+        values: values(from.address, from.dtype, from.elements as usize),
+    };
+    let (previous, refs) = refs.split_last().expect("the model's tensor");
+    let bag = |from: &UpdateRef| Bag {
+        tensors: Vec::new(),
+        weight: from.weight,
+        num_samples: from.num_samples,
+        staleness: from.staleness,
+    };
+    let mut updates: Vec<Bag<'_>> = call.update[..call.updates as usize].iter().map(bag).collect();
+    for from in refs {
+        updates[from.update as usize].tensors.push(tensor(from));
+    }
+    answer(made(function).make(Make {
+        previous: tensor(previous),
+        out: values_mut(call.out, call.out_dtype, previous.elements as usize),
+        updates: &updates,
+        total_weight: call.total_weight,
+        seed: call.seed,
+    }))
+}
+
+/// No numbers.
+const NONE: Values<'static> = Values::F64(&[]);
 
 fn made<A>(function: &Slot<A>) -> &A {
     function.get().expect("the host initialises a function before it calls it")
@@ -207,15 +338,21 @@ fn partial_mut<'a>(rule: Rule, address: u32, count: usize) -> PartialMut<'a> {
 
 /// Numbers of a window.
 fn slice<'a, T: FromBytes>(address: u32, count: usize) -> &'a [T] {
+    if count == 0 {
+        return &[];
+    }
     assert!(address as usize % align_of::<T>() == 0 && count <= isize::MAX as usize / size_of::<T>());
     // SAFETY: the host has mapped `count` numbers at `address` for the time of this call, nobody writes to them
     // meanwhile, `T: FromBytes` makes every content valid, and the lifetime ends with the call that the slice is for:
-    // `Aggregator`'s methods cannot keep it.
+    // no method of a function can keep it.
     unsafe { core::slice::from_raw_parts(address as *const T, count) }
 }
 
 /// Writable numbers of a window.
 fn slice_mut<'a, T: FromBytes>(address: u32, count: usize) -> &'a mut [T] {
+    if count == 0 {
+        return &mut [];
+    }
     assert!(address as usize % align_of::<T>() == 0 && count <= isize::MAX as usize / size_of::<T>());
     // SAFETY: as in `slice`, and the host maps a writable window apart from every other window of the call.
     unsafe { core::slice::from_raw_parts_mut(address as *mut T, count) }

@@ -16,6 +16,9 @@ use crate::pair::{LANES, Longs, Pair};
 use crate::{Element, Exact, Partial, PartialMut, Values, ValuesMut};
 use core::array::from_fn;
 
+mod rows;
+pub use rows::{largest, sort_rows, squared_distance, weighted_mean};
+
 /// Terms of one call at most.
 pub const TERMS_MAX: usize = 16;
 

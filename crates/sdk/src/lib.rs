@@ -1,25 +1,30 @@
 //! What the author of an aggregation function uses.
 //!
-//! A function implements [`Aggregator`] and names itself in [`export!`]; everything else (how the host hands over
+//! A function implements the trait of its class and names itself in [`export!`]; everything else (how the host hands over
 //! memory, how panics become readable reasons) is hidden here. Without this crate every function would carry its own
 //! pointer arithmetic, and every mistake in it would be a wrong model instead of a compile error.
+//!
+//! | class | trait | for |
+//! |---|---|---|
+//! | additive | [`Additive`] | sums: updates are folded as they arrive, partials merge in any order |
+//! | coordinate-wise | [`CoordinateWise`] | every update for each coordinate: medians |
+//! | two-phase | [`TwoPhase`] | a look at all updates, a choice, the chosen combined: Krum |
+//! | whole | [`Whole`] | updates without the model's coordinates: stacks of low-rank factors |
 //!
 //! The crate is `no_std` on wasm32 and an ordinary library elsewhere, so the same function runs in native tests:
 //!
 //! ```
-//! use catchment_sdk::{kernels, Aggregator, Class, Config, Description, Finalize, Fold, Merge};
+//! use catchment_sdk::{kernels, Additive, Config, Description, Finalize, Fold, Merge};
 //!
 //! struct Mean;
 //!
-//! impl Aggregator for Mean {
+//! impl Additive for Mean {
 //!     const DESCRIPTION: Description = Description {
 //!         name: "plain-mean",
 //!         version: "1.0.0",
-//!         class: Class::Additive,
 //!         summary: "The unweighted mean.",
-//!         config: &[],
-//!         needs_previous: false,
 //!         exact: true,
+//!         ..Description::DEFAULT
 //!     };
 //!     fn init(_: &Config) -> Result<Self, String> {
 //!         Ok(Self)
@@ -36,7 +41,7 @@
 //!     }
 //! }
 //!
-//! catchment_sdk::export!(Mean);
+//! catchment_sdk::export!(Mean: Additive);
 //! ```
 //!
 //! # What a function may rely on
@@ -65,10 +70,12 @@ mod config;
 mod element;
 mod exact;
 mod function;
+mod gather;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod guest;
 pub mod kernels;
+mod layout;
 mod pair;
 mod small_float;
 mod values;
@@ -76,16 +83,18 @@ mod values;
 pub use config::{CONFIG_BYTES_MAX, Config};
 pub use element::{Bool, Element};
 pub use exact::{EXPONENT_MAX, Exact, Partial, PartialMut};
-pub use function::{Aggregator, Class, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update};
+pub use function::{Additive, Class, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update};
+pub use gather::{Bag, Choose, Combine, CoordinateWise, Make, Measure, SCALARS_MAX, Tensor, TwoPhase, Whole};
+pub use layout::{TensorTemplate, UpdateLayout};
 pub use small_float::{Bf16, F8E4M3, F8E5M2, F16};
 pub use values::{Dtype, Values, ValuesMut};
 
-/// Exports a function's entry points. Call it once, at the root of the function's crate, with its [`Aggregator`].
+/// Exports a function's entry points: `export!(Name: Trait)`, once, at the root of the function's crate.
 ///
 /// It expands to nothing except on wasm32, where the host calls what it defines.
 #[macro_export]
 macro_rules! export {
-    ($aggregator:ty) => {
+    ($function:ty: $class:ident) => {
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "exported names are what the host calls; each forwards to the SDK")]
         #[doc(hidden)]
@@ -93,7 +102,7 @@ macro_rules! export {
             use super::*;
             use $crate::guest::{self, Slot};
 
-            static FUNCTION: Slot<$aggregator> = Slot::new();
+            static FUNCTION: Slot<$function> = Slot::new();
 
             #[unsafe(no_mangle)]
             extern "C" fn catchment_abi() -> u32 {
@@ -101,32 +110,72 @@ macro_rules! export {
             }
             #[unsafe(no_mangle)]
             extern "C" fn catchment_describe() -> u64 {
-                guest::describe::<$aggregator>()
+                guest::describe(&<$function as $crate::$class>::DESCRIPTION, $crate::Class::$class)
             }
             #[unsafe(no_mangle)]
             extern "C" fn catchment_args() -> u32 {
                 guest::args()
             }
             #[unsafe(no_mangle)]
-            extern "C" fn catchment_config(len: u32) -> u32 {
-                guest::config(len)
+            extern "C" fn catchment_room(len: u32) -> u32 {
+                guest::room(len)
             }
             #[unsafe(no_mangle)]
             extern "C" fn catchment_init() -> u64 {
-                guest::init(&FUNCTION)
+                let description = &<$function as $crate::$class>::DESCRIPTION;
+                guest::init(&FUNCTION, description, <$function as $crate::$class>::init)
             }
-            #[unsafe(no_mangle)]
-            extern "C" fn catchment_fold() {
-                guest::fold(&FUNCTION)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn catchment_merge() {
-                guest::merge(&FUNCTION)
-            }
-            #[unsafe(no_mangle)]
-            extern "C" fn catchment_finalize() -> u64 {
-                guest::finalize(&FUNCTION)
-            }
+            $crate::export_calls!($class);
+        }
+    };
+}
+
+/// The entry points that only functions of one class have.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_calls {
+    (Additive) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_fold() {
+            guest::fold(&FUNCTION)
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_merge() {
+            guest::merge(&FUNCTION)
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_finalize() -> u64 {
+            guest::finalize(&FUNCTION)
+        }
+    };
+    (CoordinateWise) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_combine() -> u64 {
+            guest::combine(&FUNCTION, $crate::CoordinateWise::combine)
+        }
+    };
+    (TwoPhase) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_scalars(updates: u32) -> u32 {
+            guest::scalars(&FUNCTION, updates)
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_measure() {
+            guest::measure(&FUNCTION)
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_choose() -> u64 {
+            guest::choose(&FUNCTION)
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_combine() -> u64 {
+            guest::combine(&FUNCTION, $crate::TwoPhase::combine)
+        }
+    };
+    (Whole) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn catchment_make() -> u64 {
+            guest::make(&FUNCTION)
         }
     };
 }

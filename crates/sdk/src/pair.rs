@@ -37,6 +37,17 @@ impl Pair {
         Self(f64x2_mul(self.0, other.0))
     }
 
+    #[inline(always)]
+    pub fn sub(self, other: Self) -> Self {
+        Self(f64x2_sub(self.0, other.0))
+    }
+
+    /// `other` where it is smaller, else `self`.
+    #[inline(always)]
+    pub fn min(self, other: Self) -> Self {
+        Self(f64x2_pmin(self.0, other.0))
+    }
+
     /// `other` where it is larger, else `self`; so NaN in `other` counts for nothing.
     #[inline(always)]
     pub fn max(self, other: Self) -> Self {
@@ -74,6 +85,18 @@ impl Pair {
     #[inline(always)]
     pub fn mul(self, other: Self) -> Self {
         Self([self.0[0] * other.0[0], self.0[1] * other.0[1]])
+    }
+
+    #[inline(always)]
+    pub fn sub(self, other: Self) -> Self {
+        Self([self.0[0] - other.0[0], self.0[1] - other.0[1]])
+    }
+
+    /// `other` where it is smaller, else `self`.
+    #[inline(always)]
+    pub fn min(self, other: Self) -> Self {
+        let min = |a, b| if b < a { b } else { a };
+        Self([min(self.0[0], other.0[0]), min(self.0[1], other.0[1])])
     }
 
     /// `other` where it is larger, else `self`; so NaN in `other` counts for nothing.

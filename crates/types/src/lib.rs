@@ -28,7 +28,7 @@ pub use spec::{
 };
 pub use tensors::{
     ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
-    SpecRuleError, TensorInfo, TensorRule,
+    SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
     CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, Task,

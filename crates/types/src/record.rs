@@ -77,6 +77,9 @@ pub struct ModelCommit {
     pub contributors: u64,
     /// Digest of its contribution set (receipts in order); `None` for the initial model.
     pub contribution: Option<Digest>,
+    /// Whether it was made from the updates in their slabs, all at once, rather than from accumulators. The log does not
+    /// know a function's class; this says which guard the commit has to pass.
+    pub gathered: bool,
     /// Sample-weighted means of what the contributors reported.
     pub metrics: BTreeMap<String, f64>,
 }

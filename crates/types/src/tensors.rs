@@ -7,7 +7,9 @@
 mod fit;
 mod header;
 mod layout;
+mod update_layout;
 
 pub use fit::{Fit, LayoutError, Placed, Section};
 pub use header::{Header, HeaderError, Limits, TensorInfo};
 pub use layout::{ALIGN_ELEMENTS, Layout, Rule, Segment, SpecRuleError, TensorRule};
+pub use update_layout::{Template, TensorTemplate, UpdateLayout};

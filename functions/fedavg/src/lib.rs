@@ -19,9 +19,7 @@ extern crate alloc;
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use catchment_sdk::{
-    Aggregator, Class, Config, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update, kernels,
-};
+use catchment_sdk::{Additive, Config, ConfigField, Description, Finalize, Fold, Kind, Merge, Rule, Update, kernels};
 
 /// Federated averaging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,18 +45,17 @@ impl FedAvg {
     }
 }
 
-impl Aggregator for FedAvg {
+impl Additive for FedAvg {
     const DESCRIPTION: Description = Description {
         name: "fedavg",
         version: env!("CARGO_PKG_VERSION"),
-        class: Class::Additive,
         summary: "Weighted mean of the clients' models (McMahan et al. 2017)",
         config: &[ConfigField {
             name: "weighting",
             help: "\"weight\" (default): by the weight each update was submitted with; \"uniform\": all alike",
         }],
-        needs_previous: false,
         exact: true,
+        ..Description::DEFAULT
     };
 
     fn init(config: &Config) -> Result<Self, String> {
@@ -108,4 +105,4 @@ impl Aggregator for FedAvg {
     }
 }
 
-catchment_sdk::export!(FedAvg);
+catchment_sdk::export!(FedAvg: Additive);

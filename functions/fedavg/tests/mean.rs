@@ -2,7 +2,7 @@
 
 use catchment_fedavg::FedAvg;
 use catchment_sdk::{
-    Aggregator, Bf16, Config, Element, Exact, F8E4M3, F16, Finalize, Fold, Kind, Merge, Partial, PartialMut, Rule,
+    Additive, Bf16, Config, Element, Exact, F8E4M3, F16, Finalize, Fold, Kind, Merge, Partial, PartialMut, Rule,
     Update, Values, ValuesMut,
 };
 use proptest::prelude::*;

@@ -78,6 +78,7 @@ impl Node {
                 function: None,
                 contributors: folded.len() as u64,
                 contribution: Some(round.contribution()),
+                gathered: false,
                 metrics: round.metrics(),
             }
         });

@@ -203,6 +203,7 @@ impl World {
                 function: None,
                 contributors: 0,
                 contribution: None,
+                gathered: false,
                 metrics: BTreeMap::new(),
             };
             self.after(0..=500, Event::Append(Record::ModelPut { uid, model, at_ms: self.now_ms }));

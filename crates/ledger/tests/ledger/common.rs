@@ -54,6 +54,7 @@ pub fn initial_model() -> ModelCommit {
         function: None,
         contributors: 0,
         contribution: None,
+        gathered: false,
         metrics: BTreeMap::new(),
     }
 }
@@ -67,6 +68,7 @@ pub fn commit_of(job: &Job, round: &Round) -> ModelCommit {
         function: Some(digest(202)),
         contributors: round.received(),
         contribution: Some(round.contribution()),
+        gathered: false,
         metrics: round.metrics(),
     }
 }

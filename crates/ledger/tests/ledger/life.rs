@@ -67,6 +67,25 @@ fn a_commit_of_something_else_is_ignored() {
     assert_eq!(fixture.job().models.len(), 2);
 }
 
+/// A model made from the slabs needs no fold, only a closed round.
+#[test]
+fn a_gathered_commit_takes_accepted_updates() {
+    let mut fixture = Fixture::running(GOAL_3);
+    let mut receipts: Vec<_> = [1, 2].map(|number| fixture.accepted(1, number)).to_vec();
+    let gathered = |fixture: &Fixture| {
+        let commit = commit_of(fixture.job(), fixture.round());
+        catchment_types::ModelCommit { gathered: true, ..commit }
+    };
+    let early = gathered(&fixture);
+    assert!(is_ignored(&fixture.commit_as(early)), "the round is open");
+    receipts.push(fixture.accepted(1, 3));
+    let right = gathered(&fixture);
+    let wrong = catchment_types::ModelCommit { contribution: Some(digest(3)), ..right.clone() };
+    assert!(is_ignored(&fixture.commit_as(wrong)));
+    assert_eq!(fixture.commit_as(right), Outcome::Done);
+    assert_eq!(states(&fixture, &receipts), [ReceiptState::Committed; 3]);
+}
+
 #[test]
 fn a_commit_made_before_a_loss_is_ignored_after_it() {
     let mut fixture = Fixture::running(GOAL_3);

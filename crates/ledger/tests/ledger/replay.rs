@@ -156,6 +156,7 @@ fn model() -> impl Strategy<Value = ModelCommit> {
     (0..3u64, proptest::option::of(any::<[u8; 32]>())).prop_map(|(version, digest)| ModelCommit {
         version,
         contribution: digest.map(Digest::from_bytes),
+        gathered: false,
         ..initial_model()
     })
 }

@@ -1,16 +1,17 @@
-//! From the leaves of a ready round to its committed model.
+//! From the leaves of a ready round, or from its updates, to its committed model.
 //!
 //! The leaves are the truth; middles, the top and the new model are worked out from them and thrown away again, so a
 //! crash anywhere here only costs the time to do it once more.
 
-use super::job::{JobAggregation, StepError, blocking, is_outside, rule, unreadable};
+use super::gather::{Gather, is_failure};
+use super::job::{Input, JobAggregation, StepError, blocking, is_outside, rule, unreadable};
 use super::lanes::Level;
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, block_bytes};
 use super::ranges::Range;
 use super::total::exact_sum;
 use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
-use catchment_ledger::{Outcome, Round};
+use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab};
 use catchment_types::{Digest, Dtype, ModelCommit, Record, Topology, UpdateKind};
@@ -22,10 +23,13 @@ use std::sync::Arc;
 const COPY_BYTES: usize = 1 << 20;
 
 /// What the model is made of, read from the ledger in one look.
-struct Facts {
+pub struct Facts {
     round: u64,
     leaves: Vec<u32>,
-    total_weight: f64,
+    /// The updates, in the order of their clients' names.
+    gathered: Vec<Update>,
+    /// The sum of weights.
+    pub total_weight: f64,
     updates: u64,
     previous_version: u64,
     previous_etag: Digest,
@@ -56,9 +60,24 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
         ranges: job.ranges.clone(),
         lanes: job.lanes.clone(),
     };
-    let (commit, facts) = blocking(move || worker.make(round, &leaves, facts)).await?;
+    let made = blocking(move || worker.make(round, &leaves, facts)).await?;
     drop(lanes);
-    commit_model(job, round, commit, facts).await
+    match made {
+        Made::Model(commit, facts) => commit_model(job, round, *commit, *facts).await,
+        Made::Culprits(culprits) => {
+            for (update, error) in &culprits {
+                job.discard(LeafKey { uid: job.uid, round, leaf: 0 }, update, error).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What came of a round.
+enum Made {
+    Model(Box<ModelCommit>, Box<Facts>),
+    /// The function fails on these, and the rest goes on without them.
+    Culprits(Vec<(Update, FunctionError)>),
 }
 
 async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, facts: Facts) -> Result<(), StepError> {
@@ -105,13 +124,18 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
 fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
     job.context.ledger.read(|state| {
         let found = state.job(job.uid)?;
-        let round: &Round = found.active_round().filter(|round| round.number == number && round.is_ready())?;
-        let mut leaves: Vec<u32> = round.contributors().map(|update| update.leaf).collect();
+        let gathers = job.model.takes.gathers();
+        let is_ready = |round: &&Round| if gathers { round.is_complete() } else { round.is_ready() };
+        let round: &Round = found.active_round().filter(|round| round.number == number).filter(is_ready)?;
+        let mut gathered: Vec<Update> = round.contributors().filter(|_| gathers).cloned().collect();
+        gathered.sort_by(|a, b| a.accept.client.cmp(&b.accept.client));
+        let mut leaves: Vec<u32> = round.contributors().filter(|_| !gathers).map(|update| update.leaf).collect();
         leaves.sort_unstable();
         leaves.dedup();
         Some(Facts {
             round: number,
             leaves,
+            gathered,
             total_weight: exact_sum(round.contributors().map(|update| update.accept.weight)),
             updates: round.received(),
             previous_version: round.model_version,
@@ -126,9 +150,10 @@ fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
 }
 
 /// Shared memory that is given back when it is no longer needed.
-struct Scratch {
+pub struct Scratch {
     context: Arc<crate::context::Context>,
-    accumulator: Accumulator,
+    /// The memory.
+    pub accumulator: Accumulator,
 }
 
 impl Drop for Scratch {
@@ -138,7 +163,7 @@ impl Drop for Scratch {
 }
 
 /// The same for a frozen slab.
-struct ScratchSlab {
+pub struct ScratchSlab {
     context: Arc<crate::context::Context>,
     slab: Slab,
 }
@@ -146,6 +171,14 @@ struct ScratchSlab {
 impl Drop for ScratchSlab {
     fn drop(&mut self) {
         self.context.release([self.slab.id()]);
+    }
+}
+
+impl ScratchSlab {
+    /// A stretch of it.
+    pub fn window(&self, offset: u64, len_bytes: u64) -> Result<Window<'_>, FunctionError> {
+        let fd = self.slab.fd().map_err(unreadable)?;
+        Ok(Window { fd, offset_bytes: self.slab.data_offset() + offset, len_bytes })
     }
 }
 
@@ -172,22 +205,33 @@ fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &
     }
 }
 
-struct Worker {
+/// What makes a model.
+pub struct Worker {
     context: Arc<crate::context::Context>,
     uid: catchment_types::JobUid,
     spec: Arc<catchment_types::JobSpec>,
-    model: Arc<crate::layouts::ModelLayout>,
-    ranges: Arc<[Range]>,
-    lanes: Arc<super::lanes::Lanes>,
+    /// The job's model.
+    pub model: Arc<crate::layouts::ModelLayout>,
+    /// The cut.
+    pub ranges: Arc<[Range]>,
+    /// The job's instances.
+    pub lanes: Arc<super::lanes::Lanes>,
 }
 
 impl Worker {
-    fn make(&self, round: u64, leaves: &[Leaf], facts: Facts) -> Result<(ModelCommit, Facts), StepError> {
-        let top = self.climb(leaves)?;
+    fn make(&self, round: u64, leaves: &[Leaf], facts: Facts) -> Result<Made, StepError> {
         let out = self.scratch(self.model.own.slab_bytes)?;
         let previous = self.previous(&facts)?;
-        self.finalize(round, &top, &out, previous.as_ref(), &facts)?;
-        drop((top, previous));
+        if self.model.takes.gathers() {
+            let culprits = self.gather(round, &out, previous.as_ref(), &facts)?;
+            if !culprits.is_empty() {
+                return Ok(Made::Culprits(culprits));
+            }
+        } else {
+            let top = self.climb(leaves)?;
+            self.finalize(round, &top, &out, previous.as_ref(), &facts)?;
+        }
+        drop(previous);
         let (etag, bytes) = self.write(&out, &facts)?;
         let function = self.context.functions.digest(&self.spec.function);
         let commit = ModelCommit {
@@ -197,16 +241,64 @@ impl Worker {
             function,
             contributors: facts.updates,
             contribution: Some(facts.contribution),
+            gathered: self.model.takes.gathers(),
             metrics: facts.metrics.clone(),
         };
-        Ok((commit, facts))
+        Ok(Made::Model(Box::new(commit), Box::new(facts)))
     }
 
-    fn every_range(&self) -> Vec<usize> {
+    /// Makes the model out of all updates at once. Gives those that the function fails on, when they are known.
+    fn gather(
+        &self,
+        round: u64,
+        out: &Scratch,
+        previous: Option<&ScratchSlab>,
+        facts: &Facts,
+    ) -> Result<Vec<(Update, FunctionError)>, StepError> {
+        let inputs = facts.gathered.iter().map(|update| Input::find(&self.context, update));
+        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+        let gather = Gather { worker: self, facts, seed: self.seed(round), previous, out };
+        let error = match gather.run(&inputs) {
+            Ok(()) => return Ok(Vec::new()),
+            Err(error) => error,
+        };
+        let culprits = if is_failure(&error) { gather.culprits(&inputs) } else { Vec::new() };
+        // When it fails on every single one, the function is to blame.
+        if culprits.is_empty() || (culprits.len() == inputs.len() && inputs.len() > 1) {
+            return Err(self.failure("combine", error));
+        }
+        Ok(culprits.into_iter().map(|(i, error)| (facts.gathered[i].clone(), error)).collect())
+    }
+
+    /// The round's only randomness.
+    fn seed(&self, round: u64) -> u64 {
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&blake3::hash(&[&self.uid.as_bytes()[..], &round.to_le_bytes()].concat()).as_bytes()[..8]);
+        u64::from_le_bytes(seed)
+    }
+
+    /// What updates are, as the function is told.
+    pub fn kind(&self) -> catchment_runtime::Kind {
+        match self.spec.update {
+            UpdateKind::Weights => catchment_runtime::Kind::Weights,
+            UpdateKind::Delta => catchment_runtime::Kind::Delta,
+        }
+    }
+
+    /// Offset, length and dtype of a range in the model's canonical layout.
+    pub fn canonical(&self, range: &Range) -> (u64, u64, catchment_runtime::Dtype) {
+        let section = &self.model.own.sections[range.segment];
+        let width = section.dtype.bits() / 8;
+        (section.offset + range.first * width, range.elements * width, function_dtype(section.dtype))
+    }
+
+    /// Every range.
+    pub fn every_range(&self) -> Vec<usize> {
         (0..self.ranges.len()).collect()
     }
 
-    fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
+    /// Memory for a while.
+    pub fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
         let accumulator = self.context.store.grant_accumulator(1, bytes.max(1), b"scratch")?;
         Ok(Scratch { context: self.context.clone(), accumulator })
     }
@@ -282,41 +374,24 @@ impl Worker {
         previous: Option<&ScratchSlab>,
         facts: &Facts,
     ) -> Result<(), StepError> {
-        let mut seed = [0; 8];
-        seed.copy_from_slice(&blake3::hash(&[&self.uid.as_bytes()[..], &round.to_le_bytes()].concat()).as_bytes()[..8]);
         let finalized = self.lanes.run(Level::Top, &self.every_range(), |instance, index| {
             let range = &self.ranges[index];
-            let section = &self.model.own.sections[range.segment];
-            let width = section.dtype.bits() / 8;
-            let (offset, len_bytes) = (section.offset + range.first * width, range.elements * width);
-            let dtype = function_dtype(section.dtype);
+            let (offset, len_bytes, dtype) = self.canonical(range);
             let partial = top.window(index, range);
             let empty = HostError::Contract("a ready round has an empty range".to_owned());
             let previous = previous.map(|previous| {
-                let fd = previous.slab.fd().map_err(unreadable)?;
-                let window = Window { fd, offset_bytes: previous.slab.data_offset() + offset, len_bytes };
-                Ok::<_, FunctionError>(TypedWindow { window, dtype })
+                Ok::<_, FunctionError>(TypedWindow { window: previous.window(offset, len_bytes)?, dtype })
             });
             instance.finalize(FinalizeArgs {
                 elements: range.elements,
                 rule: rule(range),
-                kind: match self.spec.update {
-                    UpdateKind::Weights => catchment_runtime::Kind::Weights,
-                    UpdateKind::Delta => catchment_runtime::Kind::Delta,
-                },
+                kind: self.kind(),
                 partial: partial.ok_or(empty)?,
                 previous: previous.transpose()?,
-                out: TypedWindow {
-                    window: Window {
-                        fd: out.accumulator.fd(),
-                        offset_bytes: out.accumulator.data_offset() + offset,
-                        len_bytes,
-                    },
-                    dtype,
-                },
+                out: TypedWindow { window: out.window(offset, len_bytes), dtype },
                 total_weight: facts.total_weight,
                 updates: facts.updates,
-                seed: u64::from_le_bytes(seed),
+                seed: self.seed(round),
             })?;
             Ok(())
         });

@@ -8,9 +8,9 @@ use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{LedgerError, State, Update};
-use catchment_runtime::{FoldArgs, FunctionError, HostError, UpdateWindow, Window};
+use catchment_runtime::{FoldArgs, FunctionError, HostError, TensorPlace, UpdateFacts, UpdateWindow, Window};
 use catchment_slab::{Slab, SlabError};
-use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId};
+use catchment_types::{Header, JobSpec, JobUid, Limits, NodeId, Placed, ReceiptId, Record, SlabId, TensorInfo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,8 +35,15 @@ pub enum Work {
 }
 
 /// Looks for work that this node can do.
-pub fn next_work(state: &State, uid: JobUid, node: NodeId) -> Work {
-    let Some(round) = state.job(uid).and_then(|job| job.active_round()) else { return Work::Nothing };
+///
+/// `gathers` says whether a spec's function takes a round's updates all at once: then there is nothing to do before the
+/// round is closed.
+pub fn next_work(state: &State, uid: JobUid, node: NodeId, gathers: impl Fn(&JobSpec) -> bool) -> Work {
+    let Some(job) = state.job(uid) else { return Work::Nothing };
+    let Some(round) = job.active_round() else { return Work::Nothing };
+    if gathers(&job.spec) {
+        return if round.is_complete() { Work::Finish(round.number) } else { Work::Nothing };
+    }
     let mut leaves: BTreeMap<u32, Vec<&Update>> = BTreeMap::new();
     for update in round.pending().map(|(update, _)| update).filter(|update| update.accept.node == node) {
         leaves.entry(update.leaf).or_default().push(update);
@@ -104,9 +111,10 @@ pub struct JobAggregation {
 pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
+        let gathers = |spec: &JobSpec| context.functions.gathers(&spec.function);
         let work = context.ledger.read(|state| {
             count_queue(&context, state, uid);
-            next_work(state, uid, context.node)
+            next_work(state, uid, context.node, gathers)
         });
         if matches!(work, Work::Nothing) {
             match tokio::time::timeout(IDLE, waker.notified()).await {
@@ -116,7 +124,9 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         }
         let step = async {
             if aggregation.is_none() {
+                // The function is compiled now, and its class known: look again.
                 aggregation = Some(JobAggregation::begin(&context, uid).await?);
+                return Ok(());
             }
             match &aggregation {
                 Some(aggregation) => aggregation.step(work).await,
@@ -176,8 +186,10 @@ impl JobAggregation {
         let (spec, etag) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
         let context = context.clone();
         blocking(move || {
-            let model =
-                context.layouts.get(&context.models, uid, &spec, etag).map_err(|e| StepError::Again(e.to_string()))?;
+            let model = context
+                .layouts
+                .get(&context.models, &context.functions, uid, &spec, etag)
+                .map_err(|e| StepError::Again(e.to_string()))?;
             let lanes = Lanes::new(&context, &spec).map_err(|problem| StepError::Job(problem.detail))?;
             let ranges = cut(&model.layout).into();
             Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes), folding_ns: AtomicU64::new(0) })
@@ -318,7 +330,7 @@ impl JobAggregation {
         Ok(())
     }
 
-    async fn discard(&self, key: LeafKey, update: &Update, error: &FunctionError) -> Result<(), StepError> {
+    pub async fn discard(&self, key: LeafKey, update: &Update, error: &FunctionError) -> Result<(), StepError> {
         tracing::warn!(job = %self.spec.name, round = key.round, client = %update.accept.client, %error, "discard an update");
         let reason = format!("function `{}` failed on this update: {error}", self.spec.function);
         let record = Record::Discarded { uid: key.uid, round: key.round, receipt: update.receipt, reason };
@@ -353,7 +365,7 @@ pub fn unreadable(error: SlabError) -> FunctionError {
 }
 
 /// One update of a batch.
-struct Input {
+pub struct Input {
     slab: Slab,
     meta: SlabMeta,
     weight: f64,
@@ -361,7 +373,8 @@ struct Input {
 }
 
 impl Input {
-    fn find(context: &Context, update: &Update) -> Result<Self, StepError> {
+    /// The update in its slab.
+    pub fn find(context: &Context, update: &Update) -> Result<Self, StepError> {
         let missing = || StepError::Missing { round: update.accept.round, receipt: update.receipt };
         let slab = context.store.get(update.accept.slab).ok_or_else(missing)?;
         let meta =
@@ -369,7 +382,37 @@ impl Input {
         Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
     }
 
-    fn window(&self, range: &Range) -> Result<UpdateWindow<'_>, FunctionError> {
+    /// What is known of it beside its numbers.
+    pub fn facts(&self) -> UpdateFacts {
+        UpdateFacts { weight: self.weight, num_samples: self.num_samples, staleness: 0 }
+    }
+
+    /// All of its bytes.
+    pub fn whole(&self) -> Result<Window<'_>, FunctionError> {
+        let fd = self.slab.fd().map_err(unreadable)?;
+        Ok(Window { fd, offset_bytes: self.slab.data_offset(), len_bytes: self.slab.len() })
+    }
+
+    /// Where its tensors are, when they have no coordinates: read from the head of its file again.
+    pub fn tensors(&self, model: &ModelLayout) -> Result<Vec<TensorPlace>, FunctionError> {
+        let broken = |reason: String| HostError::argument_of("the head of an update", reason);
+        let (at, len) = self.meta.head.ok_or_else(|| broken("it was not kept".to_owned()))?;
+        let bytes = self.slab.bytes().map_err(unreadable)?;
+        let text = bytes.get(at as usize..(at + len) as usize).and_then(|head| head.get(Header::PREFIX_BYTES..));
+        let text = text.ok_or_else(|| broken("it is cut off".to_owned()))?;
+        let header = Header::parse(text, &Limits::default()).map_err(|error| broken(error.to_string()))?;
+        let fit = model.takes.layout.place(&model.header, &header).map_err(|error| broken(error.to_string()))?;
+        let place = |(info, placed): (&TensorInfo, &Placed)| TensorPlace {
+            name: info.name.clone(),
+            shape: info.shape.clone(),
+            dtype: finish::function_dtype(info.dtype),
+            offset: placed.slab_offset.unwrap_or_default(),
+        };
+        Ok(header.tensors.iter().zip(&fit.tensors).map(place).collect())
+    }
+
+    /// Its numbers of a range.
+    pub fn window(&self, range: &Range) -> Result<UpdateWindow<'_>, FunctionError> {
         let section = &self.meta.sections[range.segment];
         let width = section.dtype.bits() / 8;
         let window = Window {

@@ -4,7 +4,7 @@
 //! trapped is dropped, never used again.
 
 use crate::context::Context;
-use catchment_runtime::{Function, FunctionError, Instance};
+use catchment_runtime::{Class, Function, FunctionError, Instance};
 use catchment_types::{JobSpec, Problem};
 use serde_json::Value;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,9 +52,14 @@ impl Lanes {
         Ok(Self { context: context.clone(), spec: spec.clone(), function, idle: Mutex::default(), lanes })
     }
 
+    /// How the function's work may be cut.
+    pub fn class(&self) -> Class {
+        self.function.description().class
+    }
+
     /// Whether the function reads the model before the round.
     pub fn needs_previous(&self) -> bool {
-        self.function.description().needs_previous
+        self.function.description().needs_previous || self.class() == Class::Whole
     }
 
     /// Runs `work` once for each of `ranges`, on as many threads as help. Blocks.

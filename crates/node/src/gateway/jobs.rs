@@ -110,7 +110,8 @@ pub async fn patch(State(context): State<Arc<Context>>, at: At, Text(body): Text
         Failure(Problem::new(Code::InvalidSpec, detail))
     })?;
     let (uid, spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
-    spec.patched(&patch).map_err(|errors| Failure::fields(&errors))?;
+    let patched = spec.patched(&patch).map_err(|errors| Failure::fields(&errors))?;
+    context.functions.check_counts(&patched)?;
     changed(&context, uid, Record::JobPatched { uid, patch, at_ms: context.clock.now_ms() }).await
 }
 

@@ -107,9 +107,9 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
     if header.data_begin + header.data_bytes > spec.limits.update_bytes {
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
-    let (text, rules) = (head.bytes().to_vec(), spec.clone());
+    let (text, rules, takes) = (head.bytes().to_vec(), spec.clone(), context.functions.takes(&spec.function)?);
     // Many tensors and many rules take a while.
-    let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules)).await;
+    let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules, takes)).await;
     let layout = layout.map_err(|error| Failure::internal("lay the model out", error))?;
     let layout = layout.map_err(|error| Problem::new(Code::Layout, error))?;
     check_room(context, spec, &layout)?;
@@ -130,7 +130,16 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
     scatter.finish(scratch.bytes_mut())?;
     let (etag, bytes) = context.models.keep(draft, uid, 0).map_err(disk)?;
     let metrics = BTreeMap::new();
-    Ok(ModelCommit { version: 0, etag, bytes, function: None, contributors: 0, contribution: None, metrics })
+    Ok(ModelCommit {
+        version: 0,
+        etag,
+        bytes,
+        function: None,
+        contributors: 0,
+        contribution: None,
+        gathered: false,
+        metrics,
+    })
 }
 
 /// Refuses a model whose rounds could never be aggregated in the shared memory that this node may use.
@@ -142,7 +151,8 @@ fn check_room(context: &Context, spec: &JobSpec, layout: &ModelLayout) -> Result
     }
     let detail = format!(
         "aggregating this model takes {needed} bytes of shared memory, this node may use {budget}: start it with a \
-         larger --slab-mib, or choose a topology with fewer accumulators"
+         larger --slab-mib, or choose a topology with fewer accumulators (or, where the function takes all updates at \
+         once, a smaller goal)"
     );
     Err(Problem::new(Code::InvalidSpec, detail))
 }

@@ -130,8 +130,8 @@ impl Default for Guest<'_> {
         Self {
             header: "(import \"catchment\" \"panic\" (func $panic (param i32 i32))) (memory (export \"memory\") 2)",
             description: r#"{"name":"by-hand","version":"1","class":"additive","partial":"F64","summary":"a test",
-                "config":[],"needs_previous":false,"exact":false}"#,
-            abi: "(i32.const 2)",
+                "config":[],"needs_previous":false,"exact":false,"update_layout":"as_model"}"#,
+            abi: "(i32.const 3)",
             args: "(i32.const 4096)",
             config: "(i32.const 16384)",
             init: "(i64.const 0)",
@@ -156,7 +156,7 @@ impl Guest<'_> {
                 (func (export "catchment_abi") (result i32) {abi})
                 (func (export "catchment_describe") (result i64) (i64.const {packed}))
                 (func (export "catchment_args") (result i32) {args})
-                (func (export "catchment_config") (param i32) (result i32) {config})
+                (func (export "catchment_room") (param i32) (result i32) {config})
                 (func (export "catchment_init") (result i64) {init})
                 (func (export "catchment_fold") {fold})
                 (func (export "catchment_merge") {merge})

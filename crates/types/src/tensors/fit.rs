@@ -59,6 +59,8 @@ pub struct Fit {
     pub tensors: Vec<Placed>,
     /// Bytes the slab needs.
     pub slab_bytes: u64,
+    /// Where the file's head is kept in the slab, when its tensors have no coordinates.
+    pub head_at: Option<u64>,
 }
 
 impl Fit {
@@ -79,7 +81,7 @@ impl Fit {
             })
             .collect();
         let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
-        Ok(Self { sections, tensors, slab_bytes })
+        Ok(Self { sections, tensors, slab_bytes, head_at: None })
     }
 
     /// The same fit with a bound on the elements of averaged tensors.

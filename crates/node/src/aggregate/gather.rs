@@ -1,0 +1,241 @@
+//! From the updates of a closed round to its model, for functions that need them all at once.
+//!
+//! Until then they lie in their slabs, accepted and not folded; nothing else is kept, so after a crash the round is
+//! simply gathered again. Updates go in the order of their clients' names, which no arrival and no restart changes.
+//! Work is cut by coordinate, or by tensor where updates have no coordinates, and spread over the job's instances.
+
+use super::finish::{Facts, Scratch, ScratchSlab, Worker, function_dtype};
+use super::job::{Input, rule};
+use super::lanes::Level;
+use super::ranges::Range;
+use catchment_runtime::{
+    BagWindow, ChooseArgs, Class, CombineArgs, FunctionError, HostError, MakeArgs, MeasureArgs, TensorPlace,
+    TypedWindow, UpdateFacts, UpdateWindow, Window,
+};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+
+/// Lists that measurements are added up in: so many instances can measure at one time. The cut depends on the model
+/// alone, so sums do not depend on how many there are.
+const LISTS_MAX: usize = 64;
+/// Where lists begin, so that no two share a page.
+const PAGE_BYTES: u64 = 4096;
+
+/// What the calls of one round have in common.
+pub struct Gather<'a> {
+    /// Who works.
+    pub worker: &'a Worker,
+    /// What is known of the round.
+    pub facts: &'a Facts,
+    /// Its seed.
+    pub seed: u64,
+    /// The model before it, when the function reads it.
+    pub previous: Option<&'a ScratchSlab>,
+    /// Where the model goes, in canonical layout.
+    pub out: &'a Scratch,
+}
+
+impl Gather<'_> {
+    /// Makes the model out of every update.
+    pub fn run(&self, inputs: &[Input]) -> Result<(), FunctionError> {
+        match self.worker.lanes.class() {
+            Class::TwoPhase => {
+                let weights = self.choose(inputs, &self.measure(inputs)?)?;
+                let chosen = inputs.iter().zip(&weights).filter(|(_, weight)| **weight > 0.0);
+                self.combine(&chosen.map(|(input, weight)| (input, *weight)).collect::<Vec<_>>())
+            }
+            Class::Whole => self.make(inputs),
+            _ => self.combine(&all(inputs)),
+        }
+    }
+
+    /// The updates that the function fails on even when each is alone: the culprits, when there are others.
+    pub fn culprits(&self, inputs: &[Input]) -> Vec<(usize, FunctionError)> {
+        let alone = |input: &Input| {
+            let one = std::slice::from_ref(input);
+            match self.worker.lanes.class() {
+                Class::TwoPhase => self.measure(one).and_then(|_| self.combine(&all(one))),
+                Class::Whole => self.make(one),
+                _ => self.combine(&all(one)),
+            }
+        };
+        let failed = |(i, input)| alone(input).err().filter(is_failure).map(|error| (i, error));
+        inputs.iter().enumerate().filter_map(failed).collect()
+    }
+
+    fn previous(&self, range: &Range) -> Result<Option<TypedWindow<'_>>, FunctionError> {
+        let Some(previous) = self.previous else { return Ok(None) };
+        let (offset_bytes, len_bytes, dtype) = self.worker.canonical(range);
+        Ok(Some(TypedWindow { window: previous.window(offset_bytes, len_bytes)?, dtype }))
+    }
+
+    fn combine(&self, updates: &[(&Input, f64)]) -> Result<(), FunctionError> {
+        let worker = self.worker;
+        worker.lanes.run(Level::Top, &worker.every_range(), |instance, index| {
+            let range = &worker.ranges[index];
+            let (offset_bytes, len_bytes, dtype) = worker.canonical(range);
+            instance.combine(CombineArgs {
+                elements: range.elements,
+                rule: rule(range),
+                kind: worker.kind(),
+                updates: &windows(updates, range)?,
+                previous: self.previous(range)?,
+                out: TypedWindow { window: self.out.window(offset_bytes, len_bytes), dtype },
+                seed: self.seed,
+            })?;
+            Ok(())
+        })
+    }
+
+    /// Measures every range; gives the lists of sums.
+    fn measure(&self, inputs: &[Input]) -> Result<Sums, FunctionError> {
+        let worker = self.worker;
+        let scalars = Mutex::new(0);
+        worker.lanes.run(Level::Leaf, &[0], |instance, _| {
+            *scalars.lock().expect("nobody panics here") = instance.scalars(inputs.len())?;
+            Ok(())
+        })?;
+        let scalars = u64::from(scalars.into_inner().expect("nobody panics here"));
+        let step = worker.ranges.len().div_ceil(LISTS_MAX).max(1);
+        let stripes: Vec<&[Range]> = worker.ranges.chunks(step).collect();
+        let lists = stripes.len().max(1) as u64;
+        let list_bytes = (scalars * 8).next_multiple_of(PAGE_BYTES);
+        let memory = worker.scratch(lists * list_bytes).map_err(|error| HostError::argument_of("sums", error))?;
+        memory.zero(lists * list_bytes)?;
+        let updates = all(inputs);
+        worker.lanes.run(Level::Leaf, &(0..stripes.len()).collect::<Vec<_>>(), |instance, stripe| {
+            for range in stripes[stripe] {
+                instance.measure(MeasureArgs {
+                    elements: range.elements,
+                    rule: rule(range),
+                    kind: worker.kind(),
+                    updates: &windows(&updates, range)?,
+                    previous: self.previous(range)?,
+                    sums: memory.window(stripe as u64 * list_bytes, scalars * 8),
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(Sums { memory, lists, scalars, list_bytes })
+    }
+
+    /// Asks the function for a weight for each update.
+    fn choose(&self, inputs: &[Input], sums: &Sums) -> Result<Vec<f64>, FunctionError> {
+        let worker = self.worker;
+        // The lists one after the other, then the weights on a page of their own.
+        let (bytes, weights) = (sums.lists * sums.scalars * 8, inputs.len() as u64 * 8);
+        let at = bytes.next_multiple_of(PAGE_BYTES);
+        let memory = worker.scratch(at + weights).map_err(|error| HostError::argument_of("weights", error))?;
+        memory.zero(at + weights)?;
+        for list in 0..sums.lists {
+            let numbers = sums.memory.read(list * sums.list_bytes, sums.scalars * 8)?;
+            memory.write(list * sums.scalars * 8, &numbers)?;
+        }
+        let facts: Vec<UpdateFacts> = inputs.iter().map(Input::facts).collect();
+        worker.lanes.run(Level::Top, &[0], |instance, _| {
+            instance.choose(ChooseArgs {
+                updates: &facts,
+                sums: memory.window(0, bytes),
+                lists: sums.lists,
+                weights: memory.window(at, weights),
+                seed: self.seed,
+            })?;
+            Ok(())
+        })?;
+        let chosen = memory.read(at, weights)?;
+        let chosen: Vec<f64> = chosen.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        let are_weights = chosen.iter().all(|weight| weight.is_finite() && *weight >= 0.0);
+        if !are_weights || chosen.iter().all(|weight| *weight == 0.0) {
+            let reason = "it chose no update, or gave one a weight that is no finite number from 0 on".to_owned();
+            return Err(HostError::Contract(reason).into());
+        }
+        Ok(chosen)
+    }
+
+    /// Makes the model tensor by tensor.
+    fn make(&self, inputs: &[Input]) -> Result<(), FunctionError> {
+        let worker = self.worker;
+        let model = &worker.model;
+        let previous = self.previous.ok_or_else(|| HostError::argument_of("previous", "it is always read here"))?;
+        let tensors = model.own.tensors.iter().zip(&model.header.tensors);
+        let made: Vec<(TensorPlace, u64, u64)> = tensors
+            .filter_map(|(placed, info)| Some((placed, info, placed.slab_offset?)))
+            .filter(|(placed, ..)| placed.end > placed.begin)
+            .map(|(placed, info, at)| {
+                let (name, shape) = (info.name.clone(), info.shape.clone());
+                let dtype = function_dtype(info.dtype);
+                (TensorPlace { name, shape, dtype, offset: 0 }, at, placed.end - placed.begin)
+            })
+            .collect();
+        let places = inputs.iter().map(|input| input.tensors(model)).collect::<Result<Vec<_>, _>>()?;
+        let bags = inputs.iter().zip(&places);
+        let bags = bags
+            .map(|(input, tensors)| Ok(BagWindow { window: input.whole()?, tensors, facts: input.facts() }))
+            .collect::<Result<Vec<_>, FunctionError>>()?;
+        worker.lanes.run(Level::Top, &(0..made.len()).collect::<Vec<_>>(), |instance, index| {
+            let (tensor, at, len_bytes) = &made[index];
+            instance.make(MakeArgs {
+                tensor,
+                previous: previous.window(*at, *len_bytes)?,
+                out: self.out.window(*at, *len_bytes),
+                updates: &bags,
+                total_weight: self.facts.total_weight,
+                seed: self.seed,
+            })?;
+            Ok(())
+        })
+    }
+}
+
+/// What was measured.
+struct Sums {
+    memory: Scratch,
+    lists: u64,
+    scalars: u64,
+    list_bytes: u64,
+}
+
+/// Whether the function failed, rather than refused or was never asked.
+pub fn is_failure(error: &FunctionError) -> bool {
+    matches!(error, FunctionError::Trap { .. } | FunctionError::TimedOut { .. } | FunctionError::OutOfMemory { .. })
+}
+
+fn all(inputs: &[Input]) -> Vec<(&Input, f64)> {
+    inputs.iter().map(|input| (input, input.facts().weight)).collect()
+}
+
+fn windows<'a>(updates: &[(&'a Input, f64)], range: &Range) -> Result<Vec<UpdateWindow<'a>>, FunctionError> {
+    let window = |(input, weight): &(&'a Input, f64)| Ok(UpdateWindow { weight: *weight, ..input.window(range)? });
+    updates.iter().map(window).collect()
+}
+
+impl Scratch {
+    /// A stretch of it.
+    pub fn window(&self, offset: u64, len_bytes: u64) -> Window<'_> {
+        Window { fd: self.accumulator.fd(), offset_bytes: self.accumulator.data_offset() + offset, len_bytes }
+    }
+
+    fn file(&self) -> Result<File, FunctionError> {
+        let file =
+            self.accumulator.fd().try_clone_to_owned().map_err(|error| HostError::argument_of("scratch", error))?;
+        Ok(file.into())
+    }
+
+    /// Writes zeros: shared memory is recycled.
+    fn zero(&self, bytes: u64) -> Result<(), FunctionError> {
+        self.write(0, &vec![0; bytes as usize])
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), FunctionError> {
+        let written = self.file()?.write_all_at(bytes, self.accumulator.data_offset() + offset);
+        Ok(written.map_err(|error| HostError::argument_of("scratch", error))?)
+    }
+
+    fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, FunctionError> {
+        let mut bytes = vec![0; len as usize];
+        let read = self.file()?.read_exact_at(&mut bytes, self.accumulator.data_offset() + offset);
+        read.map_err(|error| HostError::argument_of("scratch", error))?;
+        Ok(bytes)
+    }
+}
