@@ -45,6 +45,12 @@ pub struct Up {
     /// Threads that fold. Default: one per core.
     #[arg(long, value_name = "N", env = "CATCHMENT_LANES")]
     lanes: Option<usize>,
+    /// Processes of their own that fold. Only 0 yet: functions run in this process.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=0), env = "CATCHMENT_RUNNERS")]
+    runners: u32,
+    /// Whether the kernel routes descriptors. Nothing does yet, so `on` is refused and `auto` means `off`.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "off"], env = "CATCHMENT_EBPF")]
+    ebpf: String,
     /// Connections served at one time.
     #[arg(long, default_value_t = 16_384, env = "CATCHMENT_CONNECTIONS")]
     connections: usize,
