@@ -119,6 +119,40 @@ on_both_buses! {
         lives_on(&server.api()).await;
     }
 
+    async fn a_patch_is_checked_like_a_spec(bus: Bus) {
+        let server = Server::start(bus).await;
+        let job = server.api().begin("a", json!({"goal": 4, "rounds": 2, "deadline": "1h"}), &update(0.0)).await;
+        for (patch, field) in [
+            (json!({"rounds": 99_999_999_999_999_999u64}), "rounds"),
+            (json!({"goal": 0}), "goal"),
+            (json!({"deadline": "0s"}), "deadline"),
+        ] {
+            let problem = server.api().patch(&job.path, &patch).await.problem(422, "invalid_spec");
+            assert_eq!(problem["fields"][0]["field"], field, "{problem}");
+        }
+        assert_eq!(job.view().await["spec"]["goal"], 4);
+        let patched = server.api().patch(&job.path, &json!({"goal": 3})).await.expect(200).json();
+        assert_eq!(patched["spec"]["goal"], 3);
+    }
+
+    /// Files that a kill left behind go at the next start; those of the jobs stay.
+    async fn left_over_files_go_at_the_next_start(bus: Bus) {
+        let mut server = Server::start(bus).await;
+        let job = server.api().begin("a", json!({"goal": 1, "rounds": 1}), &update(0.0)).await;
+        let uid = job.view().await["uid"].as_str().expect("a uid").to_owned();
+        server.kill9();
+        let models = server.data().join("models");
+        let draft = models.join(&uid).join("version-1.draft");
+        std::fs::write(&draft, "half a model").expect("write a draft");
+        let gone = models.join("f".repeat(uid.len()));
+        std::fs::create_dir(&gone).expect("make the folder of a job that is gone");
+        let foreign = models.join("notes.txt");
+        std::fs::write(&foreign, "not ours").expect("write a file");
+        server.start_again().await;
+        assert!(!draft.exists() && !gone.exists() && foreign.exists());
+        assert_eq!(job.through(&server.api()).model(0).await, update(0.0));
+    }
+
     async fn compressed_updates_count_like_plain_ones(bus: Bus) {
         let server = Server::start(bus).await;
         let limits = json!({"update_bytes": 20_000});
