@@ -38,11 +38,6 @@ impl Scatter {
         Self { fit: fit.into(), current: 0, position: 0, screened: 0 }
     }
 
-    /// How the body fits its layout.
-    pub fn fit(&self) -> &Fit {
-        &self.fit
-    }
-
     /// Writes the next bytes of the data.
     ///
     /// # Errors

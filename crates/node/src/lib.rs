@@ -10,6 +10,7 @@ mod checkin;
 mod context;
 mod functions;
 pub mod gateway;
+mod head;
 mod layouts;
 mod metrics;
 mod models;

@@ -7,8 +7,7 @@ use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::submit::HEADS_KIB;
-use crate::{gateway, small};
+use crate::{gateway, head, small};
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
 use catchment_slab::{SlabStore, StoreConfig};
@@ -77,7 +76,7 @@ impl Node {
             desk: Desk::default(),
             holdings,
             lanes: Arc::new(Semaphore::new(config.lanes)),
-            heads: Arc::new(Semaphore::new(HEADS_KIB as usize)),
+            heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
             room: Notify::new(),
             clock,
             entropy,

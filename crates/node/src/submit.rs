@@ -6,10 +6,11 @@
 use crate::aggregate;
 use crate::context::Context;
 use crate::gateway::body::Body;
+use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use bytes::Bytes;
-use catchment_ingest::{Head, Scatter, UpdateDigest, layout_problem};
+use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{
@@ -19,7 +20,6 @@ use catchment_types::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
@@ -31,10 +31,6 @@ const BLOCKING_BYTES: u64 = 1 << 20;
 
 /// How long an update waits for its round to open.
 const ROUND_WAIT: Duration = Duration::from_secs(5);
-/// Bytes of a safetensors head that every body may have; larger ones wait until there is room for them.
-const HEAD_BYTES: u64 = 64 << 10;
-/// KiB that the larger heads being received may take together.
-pub const HEADS_KIB: u32 = 64 << 10;
 /// Smallest weight: with less, an update's numbers could vanish in the sum.
 const WEIGHT_MIN: f64 = 1e-30;
 
@@ -217,11 +213,7 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
 
 /// Reads the body for its digest alone.
 async fn read_digest(submission: &Submission, body: &mut Body) -> Result<Digest, Problem> {
-    let mut digest = UpdateDigest::default();
-    while let Some(chunk) = body.next().await? {
-        digest.feed(&chunk);
-    }
-    finish_digest(submission, &digest)
+    finish_digest(submission, &body.digest().await?)
 }
 
 fn finish_digest(submission: &Submission, digest: &UpdateDigest) -> Result<Digest, Problem> {
@@ -266,30 +258,14 @@ async fn receive(
 ) -> Result<(Digest, HeldSlab), Problem> {
     body.check_length(submission.spec.limits.update_bytes)?;
     let model = model_layout(context, submission).await?;
+    let ReadHead { head, header, rest, room } = read_head(context, body).await?;
     let mut digest = UpdateDigest::default();
-    let mut head = Head::new(body.length());
-    let mut large = None;
-    let (header, rest) = loop {
-        let Some(chunk) = body.next().await? else {
-            return Err(Problem::new(
-                Code::Truncated,
-                format!("the body ended after {} bytes, within its safetensors header", head.bytes().len()),
-            ));
-        };
-        let (taken, header) = head.feed(&chunk)?;
-        if head.declared_bytes().is_some_and(|bytes| bytes > HEAD_BYTES) && large.is_none() {
-            large = Some(with_head_room(context, head.declared_bytes().unwrap_or_default()).await?);
-        }
-        if let Some(header) = header {
-            break (header, chunk.slice(taken..));
-        }
-    };
     digest.feed(head.bytes());
     let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
     if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
         return Err(body.too_large(submission.spec.limits.update_bytes));
     }
-    drop(large);
+    drop(room);
     let waited = Instant::now();
     let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
     let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
@@ -351,16 +327,6 @@ async fn with_room<T: Send + 'static>(
             }
             Err(error) => return Err(internal(error)),
         }
-    }
-}
-
-/// Takes room for a large head, waiting a while for it.
-async fn with_head_room(context: &Context, bytes: u64) -> Result<OwnedSemaphorePermit, Problem> {
-    let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(HEADS_KIB);
-    let room = context.heads.clone().acquire_many_owned(kib);
-    match tokio::time::timeout(context.config.room_wait, room).await {
-        Ok(room) => room.map_err(internal),
-        Err(_) => Err(Problem::new(Code::NoRoom, format!("no room for a header of {bytes} bytes; try again"))),
     }
 }
 

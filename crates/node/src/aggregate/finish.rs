@@ -60,7 +60,7 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
         ranges: job.ranges.clone(),
         lanes: job.lanes.clone(),
     };
-    let made = blocking(move || worker.make(round, &leaves, facts)).await?;
+    let made = blocking(move || worker.make(&leaves, facts)).await?;
     drop(lanes);
     match made {
         Made::Model(commit, facts) => commit_model(job, round, *commit, *facts).await,
@@ -198,11 +198,7 @@ impl Partial {
 }
 
 fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &Range) -> Window<'a> {
-    Window {
-        fd: memory.accumulator.fd(),
-        offset_bytes: memory.accumulator.data_offset() + block * block_bytes + range.base * 8,
-        len_bytes: range.elements * 8,
-    }
+    memory.window(block * block_bytes + range.base * 8, range.elements * 8)
 }
 
 /// What makes a model.
@@ -219,17 +215,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn make(&self, round: u64, leaves: &[Leaf], facts: Facts) -> Result<Made, StepError> {
+    fn make(&self, leaves: &[Leaf], facts: Facts) -> Result<Made, StepError> {
         let out = self.scratch(self.model.own.slab_bytes)?;
         let previous = self.previous(&facts)?;
         if self.model.takes.gathers() {
-            let culprits = self.gather(round, &out, previous.as_ref(), &facts)?;
+            let culprits = self.gather(&out, previous.as_ref(), &facts)?;
             if !culprits.is_empty() {
                 return Ok(Made::Culprits(culprits));
             }
         } else {
             let top = self.climb(leaves)?;
-            self.finalize(round, &top, &out, previous.as_ref(), &facts)?;
+            self.finalize(&top, &out, previous.as_ref(), &facts)?;
         }
         drop(previous);
         let (etag, bytes) = self.write(&out, &facts)?;
@@ -250,14 +246,13 @@ impl Worker {
     /// Makes the model out of all updates at once. Gives those that the function fails on, when they are known.
     fn gather(
         &self,
-        round: u64,
         out: &Scratch,
         previous: Option<&ScratchSlab>,
         facts: &Facts,
     ) -> Result<Vec<(Update, FunctionError)>, StepError> {
         let inputs = facts.gathered.iter().map(|update| Input::find(&self.context, update));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-        let gather = Gather { worker: self, facts, seed: self.seed(round), previous, out };
+        let gather = Gather { worker: self, facts, seed: self.seed(facts.round), previous, out };
         let error = match gather.run(&inputs) {
             Ok(()) => return Ok(Vec::new()),
             Err(error) => error,
@@ -368,12 +363,12 @@ impl Worker {
 
     fn finalize(
         &self,
-        round: u64,
         top: &Partial,
         out: &Scratch,
         previous: Option<&ScratchSlab>,
         facts: &Facts,
     ) -> Result<(), StepError> {
+        let seed = self.seed(facts.round);
         let finalized = self.lanes.run(Level::Top, &self.every_range(), |instance, index| {
             let range = &self.ranges[index];
             let (offset, len_bytes, dtype) = self.canonical(range);
@@ -391,7 +386,7 @@ impl Worker {
                 out: TypedWindow { window: out.window(offset, len_bytes), dtype },
                 total_weight: facts.total_weight,
                 updates: facts.updates,
-                seed: self.seed(round),
+                seed,
             })?;
             Ok(())
         });

@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// A refused body of at most this many bytes is read to its end, so that a client which writes before it reads gets
 /// its answer instead of a broken connection.
-const DRAIN_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DRAIN_BYTES_MAX: u64 = 16 << 20;
 /// How long that may take.
-const DRAIN_TIME: Duration = Duration::from_secs(3);
+pub(super) const DRAIN_TIME: Duration = Duration::from_secs(3);
 
 enum Source {
     Stream(BodyDataStream),
@@ -103,6 +103,15 @@ impl Body {
         digest.feed(&chunk);
         scatter.feed(&chunk, memory)?;
         Ok(true)
+    }
+
+    /// Reads all of it for its digest alone.
+    pub async fn digest(&mut self) -> Result<UpdateDigest, Problem> {
+        let mut digest = UpdateDigest::default();
+        while let Some(chunk) = self.next().await? {
+            digest.feed(&chunk);
+        }
+        Ok(digest)
     }
 
     /// Does not count time that the sender had no part in.

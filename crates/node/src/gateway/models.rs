@@ -7,13 +7,14 @@ use super::jobs::propose;
 use super::path::At;
 use super::problem::Failure;
 use crate::context::Context;
+use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use catchment_ingest::{Head, Scatter, UpdateDigest};
+use catchment_ingest::Scatter;
 use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -55,8 +56,8 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<M
     let view = stored.ok_or_else(|| Failure(Problem::new(Code::NotFound, "the job was deleted meanwhile")));
     if !view.as_ref().is_ok_and(|view| view.etag == etag) {
         // Another model was first, or the job is gone: this file is nobody's.
-        let mine = |version, found| version != 0 || found != etag;
-        if let Err(error) = context.models.prune(uid, mine) {
+        let is_another = |version, found| version != 0 || found != etag;
+        if let Err(error) = context.models.prune(uid, is_another) {
             tracing::debug!(%error, "remove a model that came too late");
         }
     }
@@ -72,11 +73,7 @@ async fn same_again(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut I
         return Err(has_its_model(spec, state));
     };
     body.check_length(spec.limits.update_bytes)?;
-    let mut digest = UpdateDigest::default();
-    while let Some(chunk) = body.next().await? {
-        digest.feed(&chunk);
-    }
-    if digest.body() == known.etag { Ok(known) } else { Err(has_its_model(spec, state)) }
+    if body.digest().await?.body() == known.etag { Ok(known) } else { Err(has_its_model(spec, state)) }
 }
 
 fn initial(state: &catchment_ledger::State, uid: JobUid) -> Option<ModelView> {
@@ -93,17 +90,7 @@ fn has_its_model(spec: &JobSpec, state: JobState) -> Failure {
 async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelCommit, Failure> {
     let disk = |error: std::io::Error| Failure::internal("write the model", error);
     body.check_length(spec.limits.update_bytes)?;
-    let mut head = Head::new(body.length());
-    let (header, rest) = loop {
-        let Some(chunk) = body.next().await? else {
-            let detail = format!("the body ended after {} bytes, within its safetensors header", head.bytes().len());
-            return Err(Problem::new(Code::Truncated, detail).into());
-        };
-        let (taken, header) = head.feed(&chunk)?;
-        if let Some(header) = header {
-            break (header, chunk.slice(taken..));
-        }
-    };
+    let ReadHead { head, header, rest, room } = read_head(context, body).await?;
     if header.data_begin + header.data_bytes > spec.limits.update_bytes {
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
@@ -112,6 +99,7 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
     let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules, takes)).await;
     let layout = layout.map_err(|error| Failure::internal("lay the model out", error))?;
     let layout = layout.map_err(|error| Problem::new(Code::Layout, error))?;
+    drop(room);
     check_room(context, spec, &layout)?;
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;

@@ -1,11 +1,11 @@
 //! A body that is still on its socket, lent to the handler that wants it.
 
+use crate::gateway::body::{DRAIN_BYTES_MAX, DRAIN_TIME};
 use bytes::{Bytes, BytesMut};
 use catchment_ingest::{Scatter, UpdateDigest};
 use catchment_types::Problem;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
@@ -15,11 +15,6 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const CHUNK_BYTES: usize = 64 << 10;
 /// Bytes of tensors that nobody stores, at one time.
 const SINK_BYTES: usize = 16 << 10;
-/// A refused body of at most this many bytes is read to its end, so that the connection can go on and a client which
-/// writes before it reads gets its answer.
-const DRAIN_BYTES_MAX: u64 = 16 << 20;
-/// How long that may take.
-const DRAIN_TIME: Duration = Duration::from_secs(3);
 
 /// A request's body on its socket.
 #[derive(Debug)]
