@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("catchment-ingest", &["catchment-types"]),
     ("catchment-sdk", &[]),
     ("catchment-runtime", &["catchment-sdk"]),
+    ("catchment-proxy", &["catchment-types"]),
     (
         "catchment-node",
         &[
@@ -63,7 +64,7 @@ const WRAPPED: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may hold unsafe code; every other forbids it.
-const UNSAFE: [&str; 3] = ["catchment-slab", "catchment-runtime", "catchment-sdk"];
+const UNSAFE: [&str; 4] = ["catchment-slab", "catchment-runtime", "catchment-sdk", "catchment-proxy"];
 /// Files of `catchment-sdk` that may: the two sides of its contract, and the macro that exports a function.
 const UNSAFE_IN_SDK: [&str; 3] = ["abi.rs", "guest.rs", "lib.rs"];
 

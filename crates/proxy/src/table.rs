@@ -1,0 +1,88 @@
+//! Which runner serves which route, as this process knows it.
+
+use crate::link::{LinkError, Route, RouteCount, RunnerId};
+use crate::runner::Runner;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Attached runners and placed routes.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) runners: HashMap<RunnerId, Arc<Runner>>,
+    pub(crate) routes: HashMap<Route, Placed>,
+}
+
+/// Where a route goes and what this process sent along it.
+#[derive(Debug, Default)]
+pub(crate) struct Placed {
+    pub(crate) runner: Option<Arc<Runner>>,
+    pub(crate) counts: Counts,
+}
+
+/// What user space counts. Each is a sum that nobody orders anything by.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) socket: AtomicU64,
+    pub(crate) slow: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) payload_bytes: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Table {
+    pub(crate) fn attach(&mut self, runner: Runner) -> Result<(), LinkError> {
+        let id = runner.id;
+        if self.runners.contains_key(&id) {
+            return Err(LinkError::Attached(id));
+        }
+        self.runners.insert(id, Arc::new(runner));
+        Ok(())
+    }
+
+    /// Takes the runner out of everything.
+    pub(crate) fn detach(&mut self, runner: RunnerId) {
+        self.runners.remove(&runner);
+        for placed in self.routes.values_mut() {
+            placed.runner.take_if(|placed| placed.id == runner);
+        }
+    }
+
+    pub(crate) fn runner(&self, runner: RunnerId) -> Result<&Arc<Runner>, LinkError> {
+        self.runners.get(&runner).ok_or(LinkError::Unknown(runner))
+    }
+
+    /// Where a route's descriptor goes now, with one of the runner's credits taken for it.
+    pub(crate) fn target(&self, route: Route) -> Result<(&Placed, &Arc<Runner>), LinkError> {
+        let placed = self.routes.get(&route).ok_or(LinkError::Unplaced(route))?;
+        let runner = placed.runner.as_ref().ok_or(LinkError::Unplaced(route))?;
+        if runner.is_gone() {
+            return Err(LinkError::Gone(runner.id));
+        }
+        if !runner.credits.take() {
+            return Err(LinkError::Full(runner.id));
+        }
+        Ok((placed, runner))
+    }
+}
+
+impl Placed {
+    /// What this process counted.
+    pub(crate) fn count(&self, route: Route) -> RouteCount {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RouteCount {
+            route,
+            runner: self.runner.as_ref().map(|runner| runner.id),
+            kernel: 0,
+            socket: read(&self.counts.socket),
+            slow: read(&self.counts.slow),
+            dropped: read(&self.counts.dropped),
+            payload_bytes: read(&self.counts.payload_bytes),
+        }
+    }
+}
