@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("catchment-sdk", &[]),
     ("catchment-runtime", &["catchment-sdk"]),
     ("catchment-proxy", &["catchment-types"]),
+    ("catchment-runner", &["catchment-types", "catchment-codec", "catchment-runtime", "catchment-proxy"]),
     (
         "catchment-node",
         &[
@@ -30,6 +31,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-ledger",
             "catchment-ingest",
             "catchment-runtime",
+            "catchment-proxy",
+            "catchment-runner",
         ],
     ),
     ("catchment-coordinator", &["catchment-types", "catchment-ledger"]),
@@ -41,6 +44,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-bus",
             "catchment-ledger",
             "catchment-runtime",
+            "catchment-proxy",
+            "catchment-runner",
             "catchment-node",
             "catchment-coordinator",
             "catchment-client",

@@ -66,6 +66,9 @@ pub enum Command {
     Up(Box<Up>),
     /// Print the description of the HTTP interface (OpenAPI).
     Openapi,
+    /// Make the calls of functions for the node that started this process. (Nodes start it; people do not.)
+    #[command(hide = true)]
+    Runner,
     #[command(flatten)]
     Client(ClientCommand),
 }

@@ -11,8 +11,11 @@ mod system;
 mod text;
 mod up;
 
+use catchment_runner::{ServeError, serve};
 use cli::{Arguments, Command};
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -23,6 +26,9 @@ const STOP_TIME: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let arguments = Arguments::read();
     log_to_stderr(&arguments);
+    if matches!(arguments.command, Command::Runner) {
+        return runner();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start threads")),
@@ -34,6 +40,7 @@ fn main() -> ExitCode {
             runtime.shutdown_timeout(STOP_TIME);
             outcome
         }
+        Command::Runner => unreachable!("it runs without this runtime"),
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
         Command::Client(command) => {
             return runtime.block_on(commands::run_until_signal(command, &arguments.connection));
@@ -42,10 +49,20 @@ fn main() -> ExitCode {
     outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS)
 }
 
+/// A process that makes the calls of functions for the node that started it. Alone in the process: it gives up rights
+/// for the threads it starts, and ends without waiting for them.
+fn runner() -> ExitCode {
+    let control = std::io::stdin().as_fd().try_clone_to_owned();
+    match control.map_err(ServeError::from).and_then(|control| serve(UnixStream::from(control))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&anyhow::Error::new(error).context("serve as a runner")),
+    }
+}
+
 /// Logs go to standard error; `RUST_LOG` chooses which. Commands that call a server say in their results what
 /// happened, so they log warnings only.
 fn log_to_stderr(arguments: &Arguments) {
-    let level = if matches!(arguments.command, Command::Up(_)) { "info" } else { "warn" };
+    let level = if matches!(arguments.command, Command::Up(_) | Command::Runner) { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());

@@ -4,7 +4,9 @@ use crate::system::{SystemClock, SystemEntropy, default_slab_budget_bytes, defau
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_ledger::Ledger;
-use catchment_node::{Functions, Node, NodeConfig, Pace};
+use catchment_node::{Functions, Node, NodeConfig, Pace, RunnersConfig};
+use catchment_proxy::Mode;
+use catchment_runner::Setup;
 use catchment_runtime::{Runtime, RuntimeConfig};
 use catchment_types::{Clock, DurationText, Entropy};
 use std::net::SocketAddr;
@@ -45,12 +47,15 @@ pub struct Up {
     /// Threads that fold. Default: one per core.
     #[arg(long, value_name = "N", env = "CATCHMENT_LANES")]
     lanes: Option<usize>,
-    /// Processes of their own that fold. Only 0 yet: functions run in this process.
-    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=0), env = "CATCHMENT_RUNNERS")]
+    /// Runner processes, which make the calls of functions and can reach nothing else. 0: functions run in this process.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=256), env = "CATCHMENT_RUNNERS")]
     runners: u32,
-    /// Whether the kernel routes descriptors. Nothing does yet, so `on` is refused and `auto` means `off`.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "off"], env = "CATCHMENT_EBPF")]
-    ebpf: String,
+    /// User and group (UID:GID) of runners. Default: 65534:65534 when this process runs as root, else its own.
+    #[arg(long, value_name = "UID:GID", value_parser = user_and_group, env = "CATCHMENT_RUNNER_USER")]
+    runner_user: Option<(u32, u32)>,
+    /// Whether the kernel routes descriptors to runners: if it can, or refuse to start, or never.
+    #[arg(long, default_value = "auto", env = "CATCHMENT_EBPF", value_name = "auto|on|off")]
+    ebpf: Mode,
     /// Connections served at one time.
     #[arg(long, default_value_t = 16_384, env = "CATCHMENT_CONNECTIONS")]
     connections: usize,
@@ -76,13 +81,7 @@ impl Up {
             .with_context(|| format!("create data directory {}", self.data.display()))?;
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
         let config = self.node_config()?;
-        let runtime = Runtime::new(RuntimeConfig {
-            instances_max: 256,
-            heap_bytes_max: 64 << 20,
-            cpu_ms_max: 3_600_000,
-            ..RuntimeConfig::default()
-        })
-        .context("start the wasm runtime")?;
+        let runtime = Runtime::new(runtime_config()).context("start the wasm runtime")?;
         let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
         let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read --functions")?;
         if EMBEDDED.is_empty() && dirs.is_empty() {
@@ -127,17 +126,47 @@ impl Up {
             None => default_slab_budget_bytes(&slab_dir),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let lanes = self.lanes.unwrap_or(cores).clamp(1, 256);
         Ok(NodeConfig {
             data_dir: self.data.clone(),
             slab_dir,
             slab_budget_bytes,
-            lanes: self.lanes.unwrap_or(cores).clamp(1, 256),
+            lanes,
             pace: Pace { grace: duration(self.body_grace), rate_min: self.body_rate_min.max(1) },
             room_wait: duration(self.room_wait),
             accept_wait: duration(self.accept_wait),
             connections_max: self.connections.max(1),
+            runners: self.runners_config(lanes)?,
         })
     }
+
+    fn runners_config(&self, lanes: usize) -> Result<Option<RunnersConfig>> {
+        if self.runners == 0 {
+            if self.ebpf == Mode::On {
+                bail!("--ebpf on routes descriptors to runner processes, and there are none: add --runners N");
+            }
+            return Ok(None);
+        }
+        let nobody = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
+        let setup = Setup {
+            workers: (lanes as u32).div_ceil(self.runners),
+            runtime: runtime_config(),
+            user: self.runner_user.or(nobody),
+        };
+        let program = std::env::current_exe().context("find this program, to start runners")?;
+        let arguments = vec!["runner".into()];
+        Ok(Some(RunnersConfig { program, arguments, count: self.runners, setup, routing: self.ebpf }))
+    }
+}
+
+/// The same for all processes: what one has compiled, another runs.
+fn runtime_config() -> RuntimeConfig {
+    RuntimeConfig { instances_max: 256, heap_bytes_max: 64 << 20, cpu_ms_max: 3_600_000, ..RuntimeConfig::default() }
+}
+
+fn user_and_group(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+    parsed.ok_or_else(|| format!("`{text}` is not UID:GID, two numbers"))
 }
 
 /// Every connection and every update being received holds descriptors; the default limit is made for other programs.

@@ -8,8 +8,11 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
+use catchment_proxy::Mode;
+use catchment_runner::{Runners, Setup};
 use catchment_slab::SlabStore;
 use catchment_types::{Clock, Entropy, NodeId};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,23 @@ pub struct NodeConfig {
     pub accept_wait: Duration,
     /// Connections served at one time; more wait.
     pub connections_max: usize,
+    /// The processes that make the calls of functions; `None`: this one.
+    pub runners: Option<RunnersConfig>,
+}
+
+/// Processes that make the calls of functions.
+#[derive(Debug, Clone)]
+pub struct RunnersConfig {
+    /// The program to start for each, with its arguments; it calls `catchment_runner::serve`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// How many.
+    pub count: u32,
+    /// How each is set up.
+    pub setup: Setup,
+    /// Whether the kernel routes descriptors to them.
+    pub routing: Mode,
 }
 
 /// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second on average.
@@ -63,6 +83,8 @@ pub struct Context {
     pub layouts: Layouts,
     /// Its functions.
     pub functions: Functions,
+    /// Who makes their calls.
+    pub runners: Arc<dyn Runners>,
     /// What it counts.
     pub metrics: Metrics,
     /// Who trains what.

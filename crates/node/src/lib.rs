@@ -20,6 +20,6 @@ mod small;
 mod subjects;
 mod submit;
 
-pub use context::{NodeConfig, Pace};
+pub use context::{NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;
 pub use node::{Node, NodeError};

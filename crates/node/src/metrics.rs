@@ -3,7 +3,7 @@
 
 use catchment_types::{Code, JobSpec};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,6 +38,8 @@ pub struct Metrics {
     pub instances: IntGaugeVec,
     /// Instances created.
     pub cold_starts: IntCounterVec,
+    /// CPU time of functions.
+    pub function_cpu: CounterVec,
     /// Time to create one.
     pub cold_start_seconds: Histogram,
     /// Accepted updates that no accumulator has yet.
@@ -93,6 +95,11 @@ impl Metrics {
             last_commit: gauge("catchment_last_commit_timestamp_seconds", "When a job last committed.", &JOB),
             instances: gauge("catchment_function_instances", "Function instances, by level and state.", &level),
             cold_starts: counter("catchment_cold_starts_total", "Function instances created.", &JOB),
+            function_cpu: register(
+                &registry,
+                CounterVec::new(Opts::new("catchment_function_cpu_seconds_total", "CPU time of functions."), &JOB)
+                    .expect("valid names"),
+            ),
             cold_start_seconds: register(&registry, Histogram::with_opts(cold).expect("valid names")),
             queue_depth: gauge("catchment_queue_depth", "Accepted updates that wait to be folded.", &JOB),
             slab_bytes: gauge("catchment_slab_bytes", "Shared memory, by state.", &["state"]),
@@ -141,6 +148,7 @@ impl Metrics {
         {
             remove(counter, of_job);
         }
+        remove(&self.function_cpu, of_job);
         for histogram in [&self.round_duration, &self.aggregation, &self.accept_to_commit] {
             remove(histogram, of_job);
         }

@@ -2,7 +2,7 @@
 
 use crate::aggregate::{self, Holdings};
 use crate::checkin::Desk;
-use crate::context::{Context, NodeConfig};
+use crate::context::{Context, NodeConfig, RunnersConfig};
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -10,13 +10,19 @@ use crate::models::Models;
 use crate::{gateway, head, small};
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
-use catchment_slab::{SlabStore, StoreConfig};
+use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
+use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
 use catchment_types::{Clock, Entropy, JobUid, NodeId};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+/// How often, and after which pauses, a store that another process holds is tried again.
+const STORE_TRIES: usize = 50;
+const STORE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A node that could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +37,10 @@ pub enum NodeError {
          the log belongs to another data directory"
     )]
     Foreign { job: String, version: u64, path: String },
+    #[error("connect to runner processes: {0}")]
+    Link(#[from] catchment_proxy::LinkError),
+    #[error(transparent)]
+    Runners(#[from] catchment_runner::StartError),
     #[error("record what was lost: {0}")]
     Ledger(#[from] catchment_ledger::LedgerError),
     #[error(transparent)]
@@ -61,7 +71,8 @@ impl Node {
         check_models(&ledger, &models)?;
         models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
-        let (store, recovered) = SlabStore::open(slabs)?;
+        let (store, recovered) = open_slabs(slabs).await?;
+        let runners = start_runners(config.runners.clone(), &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
         let context = Arc::new(Context {
@@ -72,6 +83,7 @@ impl Node {
             models,
             layouts: Layouts::default(),
             functions,
+            runners,
             metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
             desk: Desk::default(),
             holdings,
@@ -101,6 +113,29 @@ impl Node {
         context.store.trim();
         Ok(())
     }
+}
+
+/// Opens the store. Runners of a node that was killed end by themselves, and hold the store until they have.
+async fn open_slabs(config: StoreConfig) -> Result<(SlabStore, Recovered), SlabError> {
+    for _ in 0..STORE_TRIES {
+        match SlabStore::open(config.clone()) {
+            Err(SlabError::InUse { .. }) => tokio::time::sleep(STORE_PAUSE).await,
+            other => return other,
+        }
+    }
+    SlabStore::open(config)
+}
+
+async fn start_runners(config: Option<RunnersConfig>, store: &SlabStore) -> Result<Arc<dyn Runners>, NodeError> {
+    let Some(RunnersConfig { program, arguments, count, setup, routing }) = config else {
+        return Ok(Arc::new(InProcess::default()));
+    };
+    let (link, report) = catchment_proxy::open(routing, &catchment_proxy::Options::default())?;
+    tracing::info!("{report}");
+    let lock = store.lock()?;
+    let config = ProcessesConfig { program, arguments, count, setup, lock };
+    let started = tokio::task::spawn_blocking(move || Processes::start(config, link)).await;
+    Ok(Arc::new(started.expect("starting processes does not panic")?))
 }
 
 async fn cancel_on_error<E>(part: impl Future<Output = Result<(), E>>, stop: &CancellationToken) -> Result<(), E> {

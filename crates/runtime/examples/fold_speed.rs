@@ -10,7 +10,7 @@ use catchment_runtime::{Dtype, Exact, FoldArgs, Function, Limits, Rule, Runtime,
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use std::fs::File;
 use std::hint::black_box;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -52,8 +52,8 @@ impl Slab {
         Ok(Self { file, map })
     }
 
-    fn window(&self, offset_bytes: u64, len_bytes: u64) -> Window<'_> {
-        Window { fd: self.file.as_fd(), offset_bytes, len_bytes }
+    fn window(&self, offset_bytes: u64, len_bytes: u64) -> Window<BorrowedFd<'_>> {
+        Window { file: self.file.as_fd(), offset_bytes, len_bytes }
     }
 }
 
@@ -137,8 +137,9 @@ fn starts(runtime: &Runtime) -> Result<Function> {
             for _ in 0..1000 {
                 let acc_in = Some(slabs[0].window(0, 4096));
                 let acc_out = slabs[1].window(0, 4096);
-                let args = FoldArgs { elements: 512, rule: Rule::Mean, acc_in, acc_out, updates: &updates[..k] };
-                instance.fold(args).expect("folds");
+                let args =
+                    FoldArgs { elements: 512, rule: Rule::Mean, acc_in, acc_out, updates: updates[..k].to_vec() };
+                instance.fold(&args).expect("folds");
             }
         }) / 1000
     };
@@ -207,7 +208,7 @@ fn thread_cpu_ns() -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-fn update(slab: &Slab, dtype: Dtype, start: u64, count: u64) -> UpdateWindow<'_> {
+fn update(slab: &Slab, dtype: Dtype, start: u64, count: u64) -> UpdateWindow<BorrowedFd<'_>> {
     let bytes = dtype.bytes() as u64;
     let window = slab.window(start * bytes, count * bytes);
     UpdateWindow { window, dtype, weight: 0.5, num_samples: 1.0, staleness: 0 }
@@ -240,9 +241,9 @@ fn fold_all(
                         rule: Rule::Mean,
                         acc_in: Some(accs[0].window(start * 8, count * 8)),
                         acc_out: accs[1].window(start * 8, count * 8),
-                        updates: &updates,
+                        updates: updates.clone(),
                     };
-                    cpu.fetch_add(instance.fold(args).expect("folds").cpu_ns, Relaxed);
+                    cpu.fetch_add(instance.fold(&args).expect("folds").cpu_ns, Relaxed);
                     start += count;
                 }
             });

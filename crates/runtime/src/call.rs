@@ -1,22 +1,25 @@
 //! The arguments of calls, and how they become records and windows.
 
+use crate::codes;
 use crate::error::HostError;
 use crate::place::{self, Area};
 use crate::sandbox::{Access, Mapping, identify};
 use catchment_sdk::abi::{self, BATCH_MAX, FinalizeCall, FoldCall, MergeCall, UpdateRef};
 use catchment_sdk::{Dtype, Kind, Rule};
+use serde::{Deserialize, Serialize};
 use std::os::fd::BorrowedFd;
 
-/// A range of bytes of a file in shared memory.
+/// A range of bytes of a file in shared memory. `F` is the file: a descriptor when a call is made, and whatever stands
+/// for one (an index, say) while a call is on its way to another process.
 ///
 /// For the time of a call it is visible to the guest. Who owns the file must not shorten it meanwhile, and must not
 /// hold Rust references to bytes the guest may write. Mapping works in whole pages: a guest can also read the
 /// neighbours on a window's first and last page (and write them, next to an output), so what shares a page must belong
 /// to one job.
-#[derive(Debug, Clone, Copy)]
-pub struct Window<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Window<F> {
     /// The file: a memfd or a file on a tmpfs. Open for reading, and for writing too when it is an output.
-    pub fd: BorrowedFd<'a>,
+    pub file: F,
     /// First byte: a multiple of 8.
     pub offset_bytes: u64,
     /// Length in bytes.
@@ -24,20 +27,22 @@ pub struct Window<'a> {
 }
 
 /// A window of numbers of one dtype.
-#[derive(Debug, Clone, Copy)]
-pub struct TypedWindow<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TypedWindow<F> {
     /// Where they are.
-    pub window: Window<'a>,
+    pub window: Window<F>,
     /// What they are.
+    #[serde(with = "codes::dtype")]
     pub dtype: Dtype,
 }
 
 /// One update of a fold.
-#[derive(Debug, Clone, Copy)]
-pub struct UpdateWindow<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct UpdateWindow<F> {
     /// Its numbers.
-    pub window: Window<'a>,
+    pub window: Window<F>,
     /// Their dtype.
+    #[serde(with = "codes::dtype")]
     pub dtype: Dtype,
     /// Its weight: finite and positive.
     pub weight: f64,
@@ -48,50 +53,54 @@ pub struct UpdateWindow<'a> {
 }
 
 /// Arguments of a fold over one range of coordinates.
-#[derive(Debug, Clone, Copy)]
-pub struct FoldArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FoldArgs<F> {
     /// Coordinates in the range; every window holds as many numbers.
     pub elements: u64,
     /// What the spec asks of the tensor.
+    #[serde(with = "codes::rule")]
     pub rule: Rule,
     /// The partial so far, as `f64` (in exact sums as `i64`, here and below); `None` at first.
-    pub acc_in: Option<Window<'a>>,
+    pub acc_in: Option<Window<F>>,
     /// Where the new partial goes, as `f64`. It must not overlap any other window.
-    pub acc_out: Window<'a>,
+    pub acc_out: Window<F>,
     /// 1 to 16 updates.
-    pub updates: &'a [UpdateWindow<'a>],
+    pub updates: Vec<UpdateWindow<F>>,
 }
 
 /// Arguments of a merge over one range of coordinates.
-#[derive(Debug, Clone, Copy)]
-pub struct MergeArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergeArgs<F> {
     /// Coordinates in the range; every window holds as many `f64`.
     pub elements: u64,
     /// What the spec asks of the tensor.
+    #[serde(with = "codes::rule")]
     pub rule: Rule,
     /// The partial so far, if any.
-    pub acc_in: Option<Window<'a>>,
+    pub acc_in: Option<Window<F>>,
     /// Where the joint partial goes. It must not overlap any other window.
-    pub acc_out: Window<'a>,
+    pub acc_out: Window<F>,
     /// 1 to 16 partials.
-    pub partials: &'a [Window<'a>],
+    pub partials: Vec<Window<F>>,
 }
 
 /// Arguments of a finalise over one range of coordinates.
-#[derive(Debug, Clone, Copy)]
-pub struct FinalizeArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinalizeArgs<F> {
     /// Coordinates in the range.
     pub elements: u64,
     /// What the spec asks of the tensor.
+    #[serde(with = "codes::rule")]
     pub rule: Rule,
     /// What the updates were.
+    #[serde(with = "codes::kind")]
     pub kind: Kind,
     /// The partial of all updates, as `f64`.
-    pub partial: Window<'a>,
+    pub partial: Window<F>,
     /// The model before the round.
-    pub previous: Option<TypedWindow<'a>>,
+    pub previous: Option<TypedWindow<F>>,
     /// Where the new model goes. It must not overlap any other window.
-    pub out: TypedWindow<'a>,
+    pub out: TypedWindow<F>,
     /// Sum of the updates' weights.
     pub total_weight: f64,
     /// Updates in the partial.
@@ -118,7 +127,7 @@ pub struct Planned<'a, Record> {
 /// Collects the windows of one call.
 pub struct Plan<'a> {
     elements: u64,
-    windows: Vec<(String, Window<'a>, Access)>,
+    windows: Vec<(String, Window<BorrowedFd<'a>>, Access)>,
 }
 
 impl<'a> Plan<'a> {
@@ -133,7 +142,7 @@ impl<'a> Plan<'a> {
     fn add(
         &mut self,
         what: String,
-        window: Window<'a>,
+        window: Window<BorrowedFd<'a>>,
         elements: u64,
         dtype: Dtype,
         access: Access,
@@ -148,16 +157,26 @@ impl<'a> Plan<'a> {
         Ok(self.windows.len() - 1)
     }
 
-    pub fn read(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
+    pub fn read(
+        &mut self,
+        what: impl ToString,
+        window: Window<BorrowedFd<'a>>,
+        dtype: Dtype,
+    ) -> Result<usize, HostError> {
         self.add(what.to_string(), window, self.elements, dtype, Access::Read)
     }
 
     /// Adds a window of any length.
-    pub fn read_bytes(&mut self, what: impl ToString, window: Window<'a>) -> Result<usize, HostError> {
+    pub fn read_bytes(&mut self, what: impl ToString, window: Window<BorrowedFd<'a>>) -> Result<usize, HostError> {
         self.add(what.to_string(), window, window.len_bytes, Dtype::U8, Access::Read)
     }
 
-    pub fn write(&mut self, what: impl ToString, window: Window<'a>, dtype: Dtype) -> Result<usize, HostError> {
+    pub fn write(
+        &mut self,
+        what: impl ToString,
+        window: Window<BorrowedFd<'a>>,
+        dtype: Dtype,
+    ) -> Result<usize, HostError> {
         self.write_of(what, window, self.elements, dtype)
     }
 
@@ -165,7 +184,7 @@ impl<'a> Plan<'a> {
     pub fn write_of(
         &mut self,
         what: impl ToString,
-        window: Window<'a>,
+        window: Window<BorrowedFd<'a>>,
         elements: u64,
         dtype: Dtype,
     ) -> Result<usize, HostError> {
@@ -176,14 +195,14 @@ impl<'a> Plan<'a> {
         self.check_files()?;
         let places = place::place(area, self.windows.iter().map(|(_, w, _)| (w.offset_bytes, w.len_bytes)))?;
         let mappings = self.windows.into_iter().zip(places);
-        Ok(mappings.map(|((what, w, access), place)| Mapping { fd: w.fd, place, access, what }).collect())
+        Ok(mappings.map(|((what, w, access), place)| Mapping { fd: w.file, place, access, what }).collect())
     }
 
     /// Every window lies within its file, and none shares a byte with one that is written.
     fn check_files(&self) -> Result<(), HostError> {
         let mut files = Vec::with_capacity(self.windows.len());
         for (what, window, _) in &self.windows {
-            let (len, file) = identify(window.fd).map_err(|error| HostError::argument(what, error))?;
+            let (len, file) = identify(window.file).map_err(|error| HostError::argument(what, error))?;
             if window.offset_bytes.checked_add(window.len_bytes).is_none_or(|end| end > len) {
                 let reason = format!("bytes {}..+{} of a file of {len}", window.offset_bytes, window.len_bytes);
                 return Err(HostError::argument(what, reason));
@@ -214,7 +233,7 @@ fn batch(what: &'static str, count: usize) -> Result<u32, HostError> {
     }
 }
 
-impl UpdateWindow<'_> {
+impl<F> UpdateWindow<F> {
     /// Its record, once it is mapped.
     pub(crate) fn record(&self, address: u32) -> UpdateRef {
         UpdateRef {
@@ -228,7 +247,7 @@ impl UpdateWindow<'_> {
     }
 }
 
-impl<'a> FoldArgs<'a> {
+impl<'a> FoldArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area) -> Result<Planned<'a, FoldCall>, HostError> {
         let count = batch("updates", self.updates.len())?;
         let mut plan = Plan::new(self.elements)?;
@@ -249,14 +268,14 @@ impl<'a> FoldArgs<'a> {
             updates: count,
             ..FoldCall::default()
         };
-        for ((to, update), mapping) in record.update.iter_mut().zip(self.updates).zip(&mappings) {
+        for ((to, update), mapping) in record.update.iter_mut().zip(&self.updates).zip(&mappings) {
             *to = update.record(mapping.place.guest);
         }
         Ok(Planned { record, mappings })
     }
 }
 
-impl<'a> MergeArgs<'a> {
+impl<'a> MergeArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area) -> Result<Planned<'a, MergeCall>, HostError> {
         let count = batch("partials", self.partials.len())?;
         let mut plan = Plan::new(self.elements)?;
@@ -281,7 +300,7 @@ impl<'a> MergeArgs<'a> {
     }
 }
 
-impl<'a> FinalizeArgs<'a> {
+impl<'a> FinalizeArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area) -> Result<Planned<'a, FinalizeCall>, HostError> {
         let mut plan = Plan::new(self.elements)?;
         let partial = plan.read("partial", self.partial, Dtype::F64)?;

@@ -1,7 +1,9 @@
 //! What a runtime may use, and what one instance may.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits of a whole runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeConfig {
     /// Instances alive at once. Each reserves 4 GiB of address space, and no memory before it is used.
     pub instances_max: u32,
@@ -22,7 +24,7 @@ impl Default for RuntimeConfig {
 }
 
 /// Limits of one instance. Those of the [`RuntimeConfig`] hold besides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// The instance's own memory.
     pub heap_bytes: u64,

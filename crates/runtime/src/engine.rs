@@ -1,5 +1,6 @@
 //! The runtime: one wasm engine with its pool of instances.
 
+use crate::compiled::Compiled;
 use crate::error::{LoadError, RuntimeError};
 use crate::function::Function;
 use crate::host::{self, Host};
@@ -44,6 +45,16 @@ impl Runtime {
     /// # Errors
     /// See [`RuntimeError`].
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        let runtime = Self::proven(config)?;
+        probe::run(&runtime).map_err(RuntimeError::Probe)?;
+        Ok(runtime)
+    }
+
+    /// The same without the proof, for a process whose parent has made it and that may not read its own maps.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    pub fn proven(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         check(&config)?;
         let failed = |reason: String| RuntimeError::Engine { instances_max: config.instances_max, reason };
         let engine = Engine::new(&engine_config(&config)).map_err(|e| failed(host::chain(&e)))?;
@@ -51,9 +62,7 @@ impl Runtime {
         host::link(&mut linker).map_err(|e| failed(host::chain(&e)))?;
         let ticker = Ticker::start(engine, Duration::from_millis(config.tick_ms))
             .map_err(|e| failed(format!("start a thread: {e}")))?;
-        let runtime = Self { inner: Arc::new(Inner { config, linker, ticker, counters: Counters::default() }) };
-        probe::run(&runtime).map_err(RuntimeError::Probe)?;
-        Ok(runtime)
+        Ok(Self { inner: Arc::new(Inner { config, linker, ticker, counters: Counters::default() }) })
     }
 
     /// Compiles a function and checks that it keeps the contract.
@@ -62,6 +71,14 @@ impl Runtime {
     /// See [`LoadError`].
     pub fn load(&self, wasm: &[u8]) -> Result<Function, LoadError> {
         load::load(self, wasm)
+    }
+
+    /// Takes a function that another process has compiled; see [`compiled`](crate::compiled).
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load_compiled(&self, compiled: Compiled) -> Result<Function, LoadError> {
+        compiled.load(self)
     }
 
     /// The limits it was made with.

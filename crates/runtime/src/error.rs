@@ -1,5 +1,8 @@
 //! What can go wrong, by whose fault it is.
 
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
 /// No runtime on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuntimeError {
@@ -84,7 +87,7 @@ pub enum LoadError {
 ///
 /// After [`FunctionError::Trap`], [`FunctionError::TimedOut`] and [`FunctionError::OutOfMemory`] the instance is
 /// spent: drop it and take a fresh one. What it had written to its output window is undefined.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum FunctionError {
     /// The function itself said no, in `init` or `finalize`; the text is meant for the job's owner.
     #[error("{reason}")]
@@ -96,7 +99,7 @@ pub enum FunctionError {
     #[error("{call}: {reason}")]
     Trap {
         /// Which call.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// A panic's text, or the kind of trap.
         reason: String,
     },
@@ -104,7 +107,7 @@ pub enum FunctionError {
     #[error("{call}: stopped after {limit_ms} ms of CPU time")]
     TimedOut {
         /// Which call.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The limit.
         limit_ms: u64,
     },
@@ -112,7 +115,7 @@ pub enum FunctionError {
     #[error("{call}: wanted more than its {heap_bytes} bytes of memory")]
     OutOfMemory {
         /// Which call.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The limit.
         heap_bytes: u64,
     },
@@ -122,7 +125,7 @@ pub enum FunctionError {
 }
 
 /// A call that could not be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum HostError {
     /// An argument that no call may have.
     #[error("{what}: {reason}")]
@@ -165,6 +168,9 @@ pub enum HostError {
     /// The engine failed.
     #[error("wasm engine: {0}")]
     Engine(String),
+    /// The process that made the call ended; what it was doing can be done again.
+    #[error("the runner process ended: {0}")]
+    Lost(String),
 }
 
 impl HostError {

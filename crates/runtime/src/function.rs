@@ -1,5 +1,6 @@
 //! A loaded function: what it is, and how to get an instance of it.
 
+use crate::compiled::Compiled;
 use crate::engine::Runtime;
 use crate::error::{FunctionError, HostError};
 use crate::host::{Host, monotonic_ns};
@@ -80,6 +81,14 @@ impl Function {
     /// BLAKE3 of the module's bytes, in hex.
     pub fn digest(&self) -> &str {
         &self.inner.digest
+    }
+
+    /// Its machine code, in a sealed file in memory, for other processes with the same engine.
+    ///
+    /// # Errors
+    /// What the engine or the system says.
+    pub fn compiled(&self) -> std::io::Result<Compiled> {
+        Compiled::of(self.inner.pre.module(), &self.inner.digest)
     }
 
     pub(crate) fn runtime(&self) -> &Runtime {

@@ -1,50 +1,57 @@
 //! The arguments of calls that take a whole round, and how they become records, tables and windows.
 
 use crate::call::{Plan, Planned, TypedWindow, UpdateWindow, Window};
+use crate::codes;
 use crate::error::HostError;
 use crate::place::Area;
 use catchment_sdk::abi::{self, ChooseCall, CombineCall, MakeCall, MeasureCall, TensorRef, UPDATES_MAX, UpdateRef};
 use catchment_sdk::{Dtype, Kind, Rule};
+use serde::{Deserialize, Serialize};
+use std::os::fd::BorrowedFd;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Arguments of a call that makes a range of the model out of every update's numbers.
-#[derive(Debug, Clone, Copy)]
-pub struct CombineArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CombineArgs<F> {
     /// Coordinates in the range.
     pub elements: u64,
     /// What the spec asks of the tensor.
+    #[serde(with = "codes::rule")]
     pub rule: Rule,
     /// What the updates are.
+    #[serde(with = "codes::kind")]
     pub kind: Kind,
     /// 1 to 256 updates.
-    pub updates: &'a [UpdateWindow<'a>],
+    pub updates: Vec<UpdateWindow<F>>,
     /// The model before the round.
-    pub previous: Option<TypedWindow<'a>>,
+    pub previous: Option<TypedWindow<F>>,
     /// Where the new model goes. It must not overlap any other window.
-    pub out: TypedWindow<'a>,
+    pub out: TypedWindow<F>,
     /// The round's seed.
     pub seed: u64,
 }
 
 /// Arguments of a call that measures a range.
-#[derive(Debug, Clone, Copy)]
-pub struct MeasureArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeasureArgs<F> {
     /// Coordinates in the range.
     pub elements: u64,
     /// What the spec asks of the tensor.
+    #[serde(with = "codes::rule")]
     pub rule: Rule,
     /// What the updates are.
+    #[serde(with = "codes::kind")]
     pub kind: Kind,
     /// 1 to 256 updates.
-    pub updates: &'a [UpdateWindow<'a>],
+    pub updates: Vec<UpdateWindow<F>>,
     /// The model before the round.
-    pub previous: Option<TypedWindow<'a>>,
+    pub previous: Option<TypedWindow<F>>,
     /// The `f64` that are added to, as many as the function asks for. They must not overlap any other window.
-    pub sums: Window<'a>,
+    pub sums: Window<F>,
 }
 
 /// What is known of an update beside its numbers.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct UpdateFacts {
     /// Its weight: finite and positive.
     pub weight: f64,
@@ -55,28 +62,29 @@ pub struct UpdateFacts {
 }
 
 /// Arguments of a choice.
-#[derive(Debug, Clone, Copy)]
-pub struct ChooseArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChooseArgs<F> {
     /// 1 to 256 updates.
-    pub updates: &'a [UpdateFacts],
+    pub updates: Vec<UpdateFacts>,
     /// What was measured: so many lists of `f64`, one after the other.
-    pub sums: Window<'a>,
+    pub sums: Window<F>,
     /// How many lists.
     pub lists: u64,
     /// Where an `f64` for each update goes. Zeros before the call.
-    pub weights: Window<'a>,
+    pub weights: Window<F>,
     /// The round's seed.
     pub seed: u64,
 }
 
 /// A tensor within the bytes of an update.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorPlace {
     /// Its name.
     pub name: String,
     /// Its shape.
     pub shape: Vec<u64>,
     /// Its dtype.
+    #[serde(with = "codes::dtype")]
     pub dtype: Dtype,
     /// First byte within the update's window: a multiple of 8.
     pub offset: u64,
@@ -91,27 +99,27 @@ impl TensorPlace {
 }
 
 /// An update as a whole.
-#[derive(Debug, Clone, Copy)]
-pub struct BagWindow<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BagWindow<F> {
     /// Its bytes.
-    pub window: Window<'a>,
+    pub window: Window<F>,
     /// Its tensors.
-    pub tensors: &'a [TensorPlace],
+    pub tensors: Vec<TensorPlace>,
     /// What else is known of it.
     pub facts: UpdateFacts,
 }
 
 /// Arguments of a call that makes one tensor of the model.
-#[derive(Debug, Clone, Copy)]
-pub struct MakeArgs<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MakeArgs<F> {
     /// The tensor; its offset counts for nothing.
-    pub tensor: &'a TensorPlace,
+    pub tensor: TensorPlace,
     /// Its numbers before the round.
-    pub previous: Window<'a>,
+    pub previous: Window<F>,
     /// Where the new ones go, in the same dtype. They must not overlap any other window.
-    pub out: Window<'a>,
+    pub out: Window<F>,
     /// 1 to 256 updates.
-    pub updates: &'a [BagWindow<'a>],
+    pub updates: Vec<BagWindow<F>>,
     /// Sum of the updates' weights.
     pub total_weight: f64,
     /// The round's seed.
@@ -130,7 +138,7 @@ fn facts(facts: &UpdateFacts) -> UpdateRef {
     UpdateRef { weight, num_samples, staleness, ..UpdateRef::default() }
 }
 
-fn read_updates<'a>(plan: &mut Plan<'a>, updates: &[UpdateWindow<'a>]) -> Result<u32, HostError> {
+fn read_updates<'a>(plan: &mut Plan<'a>, updates: &[UpdateWindow<BorrowedFd<'a>>]) -> Result<u32, HostError> {
     let count = count(updates.len())?;
     for (i, update) in updates.iter().enumerate() {
         plan.read(format!("update {i}"), update.window, update.dtype)?;
@@ -138,10 +146,10 @@ fn read_updates<'a>(plan: &mut Plan<'a>, updates: &[UpdateWindow<'a>]) -> Result
     Ok(count)
 }
 
-impl<'a> CombineArgs<'a> {
+impl<'a> CombineArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area) -> Result<Planned<'a, CombineCall>, HostError> {
         let mut plan = Plan::new(self.elements)?;
-        let count = read_updates(&mut plan, self.updates)?;
+        let count = read_updates(&mut plan, &self.updates)?;
         let previous = self.previous.map(|p| plan.read("previous", p.window, p.dtype)).transpose()?;
         let out = plan.write("out", self.out.window, self.out.dtype)?;
         let mappings = plan.place(area)?;
@@ -157,17 +165,17 @@ impl<'a> CombineArgs<'a> {
             seed: self.seed,
             ..CombineCall::new_zeroed()
         };
-        for ((to, update), mapping) in record.update.iter_mut().zip(self.updates).zip(&mappings) {
+        for ((to, update), mapping) in record.update.iter_mut().zip(&self.updates).zip(&mappings) {
             *to = update.record(mapping.place.guest);
         }
         Ok(Planned { record, mappings })
     }
 }
 
-impl<'a> MeasureArgs<'a> {
+impl<'a> MeasureArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area, scalars: u32) -> Result<Planned<'a, MeasureCall>, HostError> {
         let mut plan = Plan::new(self.elements)?;
-        let count = read_updates(&mut plan, self.updates)?;
+        let count = read_updates(&mut plan, &self.updates)?;
         let previous = self.previous.map(|p| plan.read("previous", p.window, p.dtype)).transpose()?;
         let sums = plan.write_of("sums", self.sums, scalars.into(), Dtype::F64)?;
         let mappings = plan.place(area)?;
@@ -182,14 +190,14 @@ impl<'a> MeasureArgs<'a> {
             scalars,
             ..MeasureCall::new_zeroed()
         };
-        for ((to, update), mapping) in record.update.iter_mut().zip(self.updates).zip(&mappings) {
+        for ((to, update), mapping) in record.update.iter_mut().zip(&self.updates).zip(&mappings) {
             *to = update.record(mapping.place.guest);
         }
         Ok(Planned { record, mappings })
     }
 }
 
-impl<'a> ChooseArgs<'a> {
+impl<'a> ChooseArgs<BorrowedFd<'a>> {
     pub(crate) fn plan(&self, area: Area, scalars: u32) -> Result<Planned<'a, ChooseCall>, HostError> {
         let updates = count(self.updates.len())?;
         let mut plan = Plan::new(self.lists * u64::from(scalars))?;
@@ -205,7 +213,7 @@ impl<'a> ChooseArgs<'a> {
             seed: self.seed,
             ..ChooseCall::new_zeroed()
         };
-        for (to, from) in record.update.iter_mut().zip(self.updates) {
+        for (to, from) in record.update.iter_mut().zip(&self.updates) {
             *to = facts(from);
         }
         Ok(Planned { record, mappings })
@@ -245,7 +253,7 @@ impl Table {
     }
 }
 
-impl<'a> MakeArgs<'a> {
+impl<'a> MakeArgs<BorrowedFd<'a>> {
     /// The record and the table that goes with it.
     pub(crate) fn plan(&self, area: Area) -> Result<(Planned<'a, MakeCall>, Vec<u8>), HostError> {
         let updates = count(self.updates.len())?;
@@ -267,7 +275,7 @@ impl<'a> MakeArgs<'a> {
                 table.push(i, tensor, mapping.place.guest + tensor.offset as u32)?;
             }
         }
-        table.push(0, self.tensor, mappings[previous].place.guest)?;
+        table.push(0, &self.tensor, mappings[previous].place.guest)?;
         let mut record = MakeCall {
             updates,
             tensors: table.refs.len() as u32,
@@ -278,7 +286,7 @@ impl<'a> MakeArgs<'a> {
             seed: self.seed,
             ..MakeCall::new_zeroed()
         };
-        for (to, update) in record.update.iter_mut().zip(self.updates) {
+        for (to, update) in record.update.iter_mut().zip(&self.updates) {
             *to = facts(&update.facts);
         }
         Ok((Planned { record, mappings }, table.bytes()))

@@ -37,12 +37,12 @@ impl Host {
     /// Why a call ended early. `error` is what the engine reported.
     pub fn failure(&mut self, call: &'static str, error: &wasmtime::Error) -> FunctionError {
         if self.timed_out {
-            return FunctionError::TimedOut { call, limit_ms: self.limits.cpu_ms };
+            return FunctionError::TimedOut { call: call.into(), limit_ms: self.limits.cpu_ms };
         }
-        let out_of_memory = FunctionError::OutOfMemory { call, heap_bytes: self.limits.heap_bytes };
+        let out_of_memory = FunctionError::OutOfMemory { call: call.into(), heap_bytes: self.limits.heap_bytes };
         if let Some(text) = self.panic.take() {
             let about_memory = self.denied_memory && text.contains(ALLOCATION_FAILED);
-            return if about_memory { out_of_memory } else { FunctionError::Trap { call, reason: text } };
+            return if about_memory { out_of_memory } else { FunctionError::Trap { call: call.into(), reason: text } };
         }
         match error.downcast_ref::<Trap>() {
             Some(Trap::UnreachableCodeReached) if self.denied_memory => out_of_memory,
@@ -52,9 +52,9 @@ impl Host {
                      memory.fill refuse windows)",
                     chain(error)
                 );
-                FunctionError::Trap { call, reason }
+                FunctionError::Trap { call: call.into(), reason }
             }
-            Some(_) => FunctionError::Trap { call, reason: chain(error) },
+            Some(_) => FunctionError::Trap { call: call.into(), reason: chain(error) },
             None if self.denied_memory => out_of_memory,
             None => HostError::Engine(chain(error)).into(),
         }

@@ -11,6 +11,7 @@ use crate::place::Area;
 use crate::sandbox::Sandbox;
 use catchment_sdk::abi::{ARGS_BYTES, InitCall};
 use catchment_sdk::{CONFIG_BYTES_MAX, Exact, SCALARS_MAX};
+use std::os::fd::BorrowedFd;
 use wasmtime::{TypedFunc, WasmParams, WasmResults};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -24,6 +25,7 @@ pub struct Instance {
     args: usize,
     function: Function,
     spent: bool,
+    cpu_ns: u64,
 }
 
 impl std::fmt::Debug for Instance {
@@ -50,7 +52,7 @@ impl Instance {
             return Err(HostError::Contract(format!("its argument buffer is at {args}, with {size} bytes")).into());
         }
         function.runtime().counters().instance_created();
-        let mut instance = Self { sandbox, exports, args, function, spent: false };
+        let mut instance = Self { sandbox, exports, args, function, spent: false, cpu_ns: 0 };
         instance.init(config, exact)?;
         Ok(instance)
     }
@@ -79,11 +81,16 @@ impl Instance {
         self.spent
     }
 
+    /// CPU time of its calls so far.
+    pub fn cpu_ns(&self) -> u64 {
+        self.cpu_ns
+    }
+
     /// Adds updates to a partial.
     ///
     /// # Errors
     /// See [`FunctionError`]; a trap means that at least one of the updates is a culprit.
-    pub fn fold(&mut self, args: FoldArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn fold(&mut self, args: &FoldArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("fold", |exports| exports.fold.clone())?;
         self.call("fold", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
@@ -92,7 +99,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`].
-    pub fn merge(&mut self, args: MergeArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn merge(&mut self, args: &MergeArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("merge", |exports| exports.merge.clone())?;
         self.call("merge", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
@@ -101,7 +108,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
-    pub fn finalize(&mut self, args: FinalizeArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn finalize(&mut self, args: &FinalizeArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         if args.previous.is_none() && self.function.description().needs_previous {
             return Err(HostError::argument("previous", "this function needs the previous model").into());
         }
@@ -115,7 +122,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
-    pub fn combine(&mut self, args: CombineArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn combine(&mut self, args: &CombineArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("combine", |exports| exports.combine.clone())?;
         let (refused, stats) = self.call("combine", &entry, |area| args.plan(area))?;
         self.refusal(refused)?;
@@ -141,7 +148,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`].
-    pub fn measure(&mut self, args: MeasureArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn measure(&mut self, args: &MeasureArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("measure", |exports| exports.measure.clone())?;
         let scalars = self.scalars(args.updates.len())?;
         self.call("measure", &entry, |area| args.plan(area, scalars)).map(|((), stats)| stats)
@@ -151,7 +158,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
-    pub fn choose(&mut self, args: ChooseArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn choose(&mut self, args: &ChooseArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("choose", |exports| exports.choose.clone())?;
         let scalars = self.scalars(args.updates.len())?;
         let (refused, stats) = self.call("choose", &entry, |area| args.plan(area, scalars))?;
@@ -163,7 +170,7 @@ impl Instance {
     ///
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
-    pub fn make(&mut self, args: MakeArgs<'_>) -> Result<CallStats, FunctionError> {
+    pub fn make(&mut self, args: &MakeArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
         let entry = self.entry("make", |exports| exports.make.clone())?;
         if self.spent {
             return Err(HostError::Spent.into());
@@ -205,6 +212,7 @@ impl Instance {
             entry.call(&mut store, ()).map_err(|error| store.data_mut().failure(name, &error))
         });
         let stats = CallStats { cpu_ns: thread_cpu_ns() - cpu, wall_ns: monotonic_ns() - wall };
+        self.cpu_ns += stats.cpu_ns;
         // A window that could not be mapped leaves the instance as it was; a call that failed does not.
         self.spent |= matches!(outcome, Ok(Err(_)));
         let outcome = outcome.map_err(FunctionError::from).flatten();

@@ -22,7 +22,10 @@
 #![deny(unsafe_code)]
 
 mod call;
+mod codes;
+pub mod compiled;
 mod config;
+mod dispatch;
 mod engine;
 mod error;
 mod function;
@@ -39,7 +42,9 @@ mod ticker;
 pub use call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, TypedWindow, UpdateWindow, Window};
 pub use catchment_sdk::abi::{BATCH_MAX, UPDATES_MAX};
 pub use catchment_sdk::{Class, Dtype, Exact, Kind, Rule};
+pub use compiled::Compiled;
 pub use config::{Limits, RuntimeConfig};
+pub use dispatch::{Call, Reply};
 pub use engine::Runtime;
 pub use error::{FunctionError, HostError, LoadError, RuntimeError};
 pub use function::{ConfigField, Description, Function};

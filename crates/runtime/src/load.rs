@@ -77,12 +77,17 @@ pub fn load(runtime: &Runtime, wasm: &[u8]) -> Result<Function, LoadError> {
         return Err(LoadError::TooLarge { bytes, max });
     }
     let module = Module::from_binary(runtime.engine(), wasm).map_err(|e| LoadError::Invalid(chain(&e)))?;
-    check_imports(&module)?;
-    check_exports(&module, &EXPORTS)?;
-    let pre = runtime.linker().instantiate_pre(&module).map_err(|e| LoadError::Invalid(chain(&e)))?;
+    check(runtime, &module, blake3::hash(wasm).to_hex().to_string())
+}
+
+/// Checks a compiled module, and asks it who it is.
+pub fn check(runtime: &Runtime, module: &Module, digest: String) -> Result<Function, LoadError> {
+    check_imports(module)?;
+    check_exports(module, &EXPORTS)?;
+    let pre = runtime.linker().instantiate_pre(module).map_err(|e| LoadError::Invalid(chain(&e)))?;
     let description = describe(runtime, &pre)?;
-    check_exports(&module, exports_of(description.class))?;
-    Ok(Function::new(runtime.clone(), pre, description, blake3::hash(wasm).to_hex().to_string()))
+    check_exports(module, exports_of(description.class))?;
+    Ok(Function::new(runtime.clone(), pre, description, digest))
 }
 
 fn check_imports(module: &Module) -> Result<(), LoadError> {

@@ -11,6 +11,7 @@ use catchment_sdk::{self as sdk, Additive, Partial, PartialMut, Values, ValuesMu
 use common::{Memory, fedavg, numbers, runtime};
 use proptest::prelude::*;
 use serde_json::json;
+use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 fn function() -> &'static catchment_runtime::Function {
@@ -26,7 +27,7 @@ fn fold(instance: &mut Instance, updates: &[(&Memory, f64)], len: usize, cut: us
         let half = len / 2 / 8 * 8;
         for (start, count) in [(0, half), (half, len - half)].into_iter().filter(|(_, count)| *count > 0) {
             let window = |block: usize| blocks[block % 2].range((start * 8) as u64, (count * 8) as u64);
-            let updates: Vec<UpdateWindow<'_>> = batch
+            let updates: Vec<UpdateWindow<BorrowedFd<'_>>> = batch
                 .iter()
                 .map(|(memory, weight)| UpdateWindow {
                     window: memory.range((start * 4) as u64, (count * 4) as u64),
@@ -41,9 +42,9 @@ fn fold(instance: &mut Instance, updates: &[(&Memory, f64)], len: usize, cut: us
                 rule: Rule::Mean,
                 acc_in: (batches > 0).then(|| window(batches)),
                 acc_out: window(batches + 1),
-                updates: &updates,
+                updates: updates.clone(),
             };
-            instance.fold(args).unwrap();
+            instance.fold(&args).unwrap();
         }
         batches += 1;
     }
@@ -64,7 +65,7 @@ fn model(instance: &mut Instance, partial: &Memory, previous: &Memory, kind: Kin
         updates: 7,
         seed: 0,
     };
-    instance.finalize(args).unwrap();
+    instance.finalize(&args).unwrap();
     out.bytes()
 }
 
@@ -104,7 +105,7 @@ proptest! {
         let windows: Vec<_> = parts.iter().map(Memory::window).collect();
         let top = Memory::zeros(len * 8);
         let (elements, rule) = (len as u64, Rule::Mean);
-        instance.merge(MergeArgs { elements, rule, acc_in: None, acc_out: top.window(), partials: &windows }).unwrap();
+        instance.merge(&MergeArgs { elements, rule, acc_in: None, acc_out: top.window(), partials: windows.clone() }).unwrap();
         prop_assert_eq!(top.bytes(), flat.bytes(), "the tree's sums");
         prop_assert_eq!(&model(&mut instance, &top, &previous, kind, len, total), &expected, "the tree's model");
 
@@ -159,7 +160,8 @@ fn a_weight_beyond_the_bound_traps() {
     let mut instance = function().instantiate_with(&json!({}), Some(exact), Limits::default()).unwrap();
     let (update, out) = (Memory::f32s(&[1.0; 8]), Memory::zeros(64));
     let updates = [update.update(Dtype::F32, 2.5)];
-    let args = FoldArgs { elements: 8, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: &updates };
-    let FunctionError::Trap { reason, .. } = instance.fold(args).unwrap_err() else { panic!("a trap") };
+    let args =
+        FoldArgs { elements: 8, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: updates.to_vec() };
+    let FunctionError::Trap { reason, .. } = instance.fold(&args).unwrap_err() else { panic!("a trap") };
     assert!(reason.contains("weight 2.5: at most 2"), "{reason}");
 }

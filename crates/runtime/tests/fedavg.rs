@@ -10,6 +10,7 @@ use catchment_sdk::{self as sdk, Additive, Element, Values, ValuesMut};
 use common::{Memory, fedavg, numbers, runtime};
 use proptest::prelude::*;
 use serde_json::json;
+use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 /// One compiled function for all cases.
@@ -76,7 +77,7 @@ impl Numbers {
     }
 
     /// Numbers from `start` on.
-    fn window(&self, start: usize, count: usize) -> catchment_runtime::Window<'_> {
+    fn window(&self, start: usize, count: usize) -> catchment_runtime::Window<BorrowedFd<'_>> {
         let bytes = self.dtype.bytes() as u64;
         self.memory.range(start as u64 * bytes, count as u64 * bytes)
     }
@@ -142,7 +143,7 @@ proptest! {
         let mut instance = function().instantiate(&json!({}), Limits::default()).unwrap();
         for (start, count) in [(0, cut), (cut, len - cut)].into_iter().filter(|(_, count)| *count > 0) {
             let f64s = |memory| range_of(memory, start, count, 8);
-            let windows: Vec<UpdateWindow<'_>> = updates
+            let windows: Vec<UpdateWindow<BorrowedFd<'_>>> = updates
                 .iter()
                 .zip(&weights)
                 .map(|(u, &weight)| UpdateWindow {
@@ -153,21 +154,21 @@ proptest! {
                     staleness: 0,
                 })
                 .collect();
-            instance.fold(FoldArgs {
+            instance.fold(&FoldArgs {
                 elements: count as u64,
                 rule,
                 acc_in: Some(acc.window(start, count)),
                 acc_out: f64s(&wasm_folded),
-                updates: &windows,
+                updates: windows.clone(),
             }).unwrap();
-            instance.merge(MergeArgs {
+            instance.merge(&MergeArgs {
                 elements: count as u64,
                 rule,
                 acc_in: None,
                 acc_out: f64s(&wasm_merged),
-                partials: &[acc.window(start, count), f64s(&wasm_folded)],
+                partials: vec![acc.window(start, count), f64s(&wasm_folded)],
             }).unwrap();
-            instance.finalize(FinalizeArgs {
+            instance.finalize(&FinalizeArgs {
                 elements: count as u64,
                 rule,
                 kind,
@@ -185,7 +186,7 @@ proptest! {
     }
 }
 
-fn range_of(memory: &Memory, start: usize, count: usize, bytes: usize) -> catchment_runtime::Window<'_> {
+fn range_of(memory: &Memory, start: usize, count: usize, bytes: usize) -> catchment_runtime::Window<BorrowedFd<'_>> {
     memory.range((start * bytes) as u64, (count * bytes) as u64)
 }
 
@@ -237,9 +238,9 @@ fn instances_run_in_parallel_over_one_slab() {
                         rule: Rule::Mean,
                         acc_in: None,
                         acc_out: out.window(),
-                        updates: &updates,
+                        updates: updates.to_vec(),
                     };
-                    let stats = instance.fold(args).unwrap();
+                    let stats = instance.fold(&args).unwrap();
                     assert!(stats.cpu_ns > 0 && stats.wall_ns > 0);
                     assert_eq!(out.read_f64s(), expected);
                 }

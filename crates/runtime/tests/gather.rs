@@ -13,6 +13,7 @@ use catchment_sdk::{self as sdk, CoordinateWise, TwoPhase, Values, ValuesMut, Wh
 use common::{Memory, built, numbers, runtime};
 use proptest::prelude::*;
 use serde_json::json;
+use std::os::fd::BorrowedFd;
 
 fn instance(name: &str) -> Instance {
     let function = runtime().load(&built(name)).expect("loads");
@@ -28,18 +29,23 @@ fn native(values: &[Vec<f32>]) -> Vec<sdk::Update<'_>> {
     values.iter().map(|v| update(v)).collect()
 }
 
-fn combine(instance: &mut Instance, updates: &[UpdateWindow<'_>], previous: &Memory, len: usize) -> Vec<f32> {
+fn combine(
+    instance: &mut Instance,
+    updates: &[UpdateWindow<BorrowedFd<'_>>],
+    previous: &Memory,
+    len: usize,
+) -> Vec<f32> {
     let out = Memory::zeros(len * 4);
     let args = CombineArgs {
         elements: len as u64,
         rule: Rule::Mean,
         kind: Kind::Delta,
-        updates,
+        updates: updates.to_vec(),
         previous: Some(TypedWindow { window: previous.window(), dtype: Dtype::F32 }),
         out: TypedWindow { window: out.window(), dtype: Dtype::F32 },
         seed: 3,
     };
-    instance.combine(args).unwrap();
+    instance.combine(&args).unwrap();
     out.read_f32s()
 }
 
@@ -50,7 +56,7 @@ proptest! {
     fn the_median_is_native_to_the_bit(count in 1usize..60, len in 1usize..900, seed in any::<u64>()) {
         let (values, before) = (floats(count, len, seed), floats(1, len, !seed).remove(0));
         let memories: Vec<Memory> = values.iter().map(|v| Memory::f32s(v)).collect();
-        let windows: Vec<UpdateWindow<'_>> = memories.iter().map(|m| m.update(Dtype::F32, 1.0)).collect();
+        let windows: Vec<UpdateWindow<BorrowedFd<'_>>> = memories.iter().map(|m| m.update(Dtype::F32, 1.0)).collect();
         let wasm = combine(&mut instance("median"), &windows, &Memory::f32s(&before), len);
         let mut out = vec![0f32; len];
         Median::Median.combine(sdk::Combine {
@@ -64,17 +70,17 @@ proptest! {
     fn krum_is_native_to_the_bit(count in 3usize..40, len in 1usize..900, seed in any::<u64>()) {
         let (values, before) = (floats(count, len, seed), floats(1, len, !seed).remove(0));
         let memories: Vec<Memory> = values.iter().map(|v| Memory::f32s(v)).collect();
-        let windows: Vec<UpdateWindow<'_>> = memories.iter().map(|m| m.update(Dtype::F32, 1.0)).collect();
+        let windows: Vec<UpdateWindow<BorrowedFd<'_>>> = memories.iter().map(|m| m.update(Dtype::F32, 1.0)).collect();
         let mut instance = instance("krum");
         let scalars = instance.scalars(count).unwrap() as usize;
         prop_assert_eq!(scalars, count * count);
         let (sums, weights) = (Memory::zeros(scalars * 8), Memory::zeros(count * 8));
         let (elements, rule, kind) = (len as u64, Rule::Mean, Kind::Delta);
-        let args = MeasureArgs { elements, rule, kind, updates: &windows, previous: None, sums: sums.window() };
-        instance.measure(args).unwrap();
+        let args = MeasureArgs { elements, rule, kind, updates: windows.clone(), previous: None, sums: sums.window() };
+        instance.measure(&args).unwrap();
         let facts = vec![UpdateFacts { weight: 1.0, num_samples: 1.0, staleness: 0 }; count];
-        let args = ChooseArgs { updates: &facts, sums: sums.window(), lists: 1, weights: weights.window(), seed: 3 };
-        instance.choose(args).unwrap();
+        let args = ChooseArgs { updates: facts.clone(), sums: sums.window(), lists: 1, weights: weights.window(), seed: 3 };
+        instance.choose(&args).unwrap();
 
         let krum = Krum::init(&sdk::Config::default()).unwrap();
         let (updates, mut expected, mut chosen) = (native(&values), vec![0.0; scalars], vec![0.0; count]);
@@ -111,8 +117,8 @@ proptest! {
             (Memory::new(&bytes), places)
         }).collect();
         let facts = |k: usize| UpdateFacts { weight: k as f64 + 0.5, num_samples: 1.0, staleness: 0 };
-        let updates: Vec<BagWindow<'_>> = memories.iter().enumerate().map(|(k, (memory, places))| {
-            BagWindow { window: memory.window(), tensors: places, facts: facts(k) }
+        let updates: Vec<BagWindow<BorrowedFd<'_>>> = memories.iter().enumerate().map(|(k, (memory, places))| {
+            BagWindow { window: memory.window(), tensors: places.clone(), facts: facts(k) }
         }).collect();
         let tensor = TensorPlace {
             name: "q.weight".to_owned(), shape: vec![rows as u64, columns as u64], dtype: Dtype::F32, offset: 0,
@@ -121,8 +127,8 @@ proptest! {
         let mut instance = instance("flora");
         // Twice: the table of the second call takes the place of the first one's.
         for _ in 0..2 {
-            instance.make(MakeArgs {
-                tensor: &tensor, previous: previous.window(), out: out.window(), updates: &updates, total_weight: 7.0, seed: 3,
+            instance.make(&MakeArgs {
+                tensor: tensor.clone(), previous: previous.window(), out: out.window(), updates: updates.clone(), total_weight: 7.0, seed: 3,
             }).unwrap();
         }
 
@@ -158,12 +164,12 @@ fn a_call_takes_256_updates() {
         elements: LEN as u64,
         rule: Rule::Mean,
         kind: Kind::Weights,
-        updates: &more,
+        updates: more,
         previous: None,
         out,
         seed: 0,
     };
-    let error = median.combine(args).unwrap_err();
+    let error = median.combine(&args).unwrap_err();
     assert!(matches!(error, FunctionError::Host(HostError::Argument { .. })), "{error}");
 }
 
@@ -175,20 +181,20 @@ fn a_class_has_its_own_calls_only() {
     let mut krum = instance("krum");
     let tensor = TensorPlace { name: "w".to_owned(), shape: vec![8], dtype: Dtype::F32, offset: 0 };
     let args = MakeArgs {
-        tensor: &tensor,
+        tensor: tensor.clone(),
         previous: memory.window(),
         out: out.window(),
-        updates: &[],
+        updates: vec![],
         total_weight: 1.0,
         seed: 0,
     };
-    assert!(krum.make(args).unwrap_err().to_string().contains("class two-phase has none"));
+    assert!(krum.make(&args).unwrap_err().to_string().contains("class two-phase has none"));
     let args = catchment_runtime::FoldArgs {
         elements: 8,
         rule: Rule::Mean,
         acc_in: None,
         acc_out: out.window(),
-        updates: &updates,
+        updates: updates.to_vec(),
     };
-    assert!(krum.fold(args).unwrap_err().to_string().contains("class two-phase has none"));
+    assert!(krum.fold(&args).unwrap_err().to_string().contains("class two-phase has none"));
 }

@@ -14,8 +14,9 @@ fn fold(runtime: &Runtime, guest: Guest<'_>, limits: Limits) -> Result<(), Funct
     let mut instance = runtime.load(&guest.wasm()).expect("loads").instantiate(&json!({}), limits)?;
     let (update, out) = (Memory::f64s(&[1.0]), Memory::f64s(&[0.0]));
     let updates = [update.update(Dtype::F64, 1.0)];
-    let args = FoldArgs { elements: 1, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: &updates };
-    instance.fold(args).map(drop)
+    let args =
+        FoldArgs { elements: 1, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: updates.to_vec() };
+    instance.fold(&args).map(drop)
 }
 
 #[test]
@@ -25,15 +26,15 @@ fn an_endless_loop_is_stopped_in_time() {
     let endless = "(loop $on (br $on))";
     let started = Instant::now();
     let error = fold(&runtime, Guest { fold: endless, ..Guest::default() }, limits).unwrap_err();
-    assert_eq!(error, FunctionError::TimedOut { call: "fold", limit_ms: 100 });
+    assert_eq!(error, FunctionError::TimedOut { call: "fold".into(), limit_ms: 100 });
     assert_eq!(error.to_string(), "fold: stopped after 100 ms of CPU time");
     // Also before the first call: in init, and in a start function.
     let init = format!("{endless} (i64.const 0)");
     let error = fold(&runtime, Guest { init: &init, ..Guest::default() }, limits).unwrap_err();
-    assert_eq!(error, FunctionError::TimedOut { call: "init", limit_ms: 100 });
+    assert_eq!(error, FunctionError::TimedOut { call: "init".into(), limit_ms: 100 });
     let start = "(memory (export \"memory\") 1) (func $go (loop $on (br $on))) (start $go)";
     let error = runtime.load(&Guest { header: start, ..Guest::default() }.wasm()).unwrap_err();
-    assert_eq!(error, LoadError::Describe(FunctionError::TimedOut { call: "start", limit_ms: 1000 }));
+    assert_eq!(error, LoadError::Describe(FunctionError::TimedOut { call: "start".into(), limit_ms: 1000 }));
     // CPU time, so a busy machine may take longer; but not without end.
     assert!(started.elapsed().as_secs() < 60);
 }
@@ -47,17 +48,17 @@ fn memory_is_capped() {
     assert_eq!(fold(&runtime, Guest { fold: copes, ..Guest::default() }, limits), Ok(()));
     let dies = "(if (i32.eq (memory.grow (i32.const 64)) (i32.const -1)) (then unreachable))";
     let error = fold(&runtime, Guest { fold: dies, ..Guest::default() }, limits).unwrap_err();
-    assert_eq!(error, FunctionError::OutOfMemory { call: "fold", heap_bytes: 4 << 20 });
+    assert_eq!(error, FunctionError::OutOfMemory { call: "fold".into(), heap_bytes: 4 << 20 });
     // The runtime's own cap holds whatever the limits say.
     let limits = Limits { heap_bytes: 1 << 40, ..Limits::default() };
     let dies = "(if (i32.eq (memory.grow (i32.const 255)) (i32.const -1)) (then unreachable))";
     let error = fold(&runtime, Guest { fold: dies, ..Guest::default() }, limits).unwrap_err();
-    assert_eq!(error, FunctionError::OutOfMemory { call: "fold", heap_bytes: 16 << 20 });
+    assert_eq!(error, FunctionError::OutOfMemory { call: "fold".into(), heap_bytes: 16 << 20 });
     // Too large from the start.
     let large = "(memory (export \"memory\") 80)";
     let function = runtime.load(&Guest { header: large, ..Guest::default() }.wasm()).unwrap();
     let error = function.instantiate(&json!({}), Limits { heap_bytes: 4 << 20, ..Limits::default() }).unwrap_err();
-    assert_eq!(error, FunctionError::OutOfMemory { call: "start", heap_bytes: 4 << 20 });
+    assert_eq!(error, FunctionError::OutOfMemory { call: "start".into(), heap_bytes: 4 << 20 });
     let larger = "(memory (export \"memory\") 300)";
     let error = runtime.load(&Guest { header: larger, ..Guest::default() }.wasm()).unwrap_err();
     assert!(matches!(&error, LoadError::Invalid(text) if text.contains("minimum byte size")), "{error}");
@@ -70,7 +71,7 @@ fn a_rust_function_out_of_memory_says_so() {
     let limits = Limits { heap_bytes: 18 * 65_536, ..Limits::default() };
     let config = json!({ "weighting": "w".repeat(200_000) });
     let error = fedavg(&runtime).instantiate(&config, limits).unwrap_err();
-    assert_eq!(error, FunctionError::OutOfMemory { call: "init", heap_bytes: 18 * 65_536 });
+    assert_eq!(error, FunctionError::OutOfMemory { call: "init".into(), heap_bytes: 18 * 65_536 });
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn a_panic_text_reaches_the_error() {
     let runtime = runtime();
     let panics = "(call $panic (i32.const 64) (i32.const 4)) unreachable";
     let error = fold(&runtime, Guest { fold: panics, ..Guest::default() }, Limits::default()).unwrap_err();
-    assert_eq!(error, FunctionError::Trap { call: "fold", reason: "boom".to_string() });
+    assert_eq!(error, FunctionError::Trap { call: "fold".into(), reason: "boom".to_string() });
     // A text outside the memory, or endless, hurts nobody.
     for (address, len) in [(-1, 4), (64, -1), (131_070, 4)] {
         let panics = format!("(call $panic (i32.const {address}) (i32.const {len})) unreachable");
@@ -193,7 +194,7 @@ fn a_refusal_in_finalize_is_no_trap() {
         seed: 0,
     };
     for _ in 0..2 {
-        assert_eq!(instance.finalize(args), Err(FunctionError::Refused { reason: "boom".to_string() }));
+        assert_eq!(instance.finalize(&args), Err(FunctionError::Refused { reason: "boom".to_string() }));
     }
     assert!(!instance.is_spent());
 }

@@ -23,14 +23,14 @@ fn ten_thousand_folds_leak_neither_maps_nor_files() {
         rule: Rule::Mean,
         acc_in: Some(acc.window()),
         acc_out: out.window(),
-        updates: &windows[..k],
+        updates: windows[..k].to_vec(),
     };
     for k in 1..=16 {
-        instance.fold(args(k)).unwrap();
+        instance.fold(&args(k)).unwrap();
     }
     let before = count();
     for i in 0..10_000 {
-        instance.fold(args(1 + i % 16)).unwrap();
+        instance.fold(&args(1 + i % 16)).unwrap();
         if i % 1000 == 0 {
             instance = function.instantiate(&json!({}), Limits::default()).unwrap();
         }

@@ -6,6 +6,7 @@ mod common;
 use catchment_runtime::{Dtype, FoldArgs, Function, FunctionError, HostError, Instance, Limits, Rule, Runtime, Window};
 use common::{ACC_OUT, Guest, Memory, UPDATE, fedavg, runtime};
 use serde_json::json;
+use std::os::fd::BorrowedFd;
 
 const PAGE: u64 = 4096;
 
@@ -16,8 +17,8 @@ fn instance(runtime: &Runtime, guest: Guest<'_>) -> Instance {
 /// Folds one update of `elements` numbers into a fresh output.
 fn fold_once(instance: &mut Instance, update: &Memory, out: &Memory, elements: u64) -> Result<(), FunctionError> {
     let updates = [update.update(Dtype::F64, 1.0)];
-    let args = FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: &updates };
-    instance.fold(args).map(drop)
+    let args = FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out.window(), updates: updates.to_vec() };
+    instance.fold(&args).map(drop)
 }
 
 /// Runs a guest's fold over windows of one page and expects a clean trap that left the update alone.
@@ -26,7 +27,7 @@ fn expect_trap(runtime: &Runtime, fedavg: &Function, body: &str) {
     let update = Memory::f64s(&[1.5; 512]);
     let out = Memory::zeros(4096);
     match fold_once(&mut instance, &update, &out, 512) {
-        Err(FunctionError::Trap { call: "fold", reason }) => {
+        Err(FunctionError::Trap { call, reason }) if call == "fold" => {
             assert!(reason.contains("out of bounds memory access"), "{body}: {reason}");
         }
         other => panic!("{body}: expected a trap, got {other:?}"),
@@ -140,7 +141,7 @@ fn a_later_tenant_sees_nothing() {
     let look = format!("(drop (i32.load (i32.const {}))) (i64.const 0)", address as i32 + 4092);
     let third = runtime.load(&Guest { init: &look, ..Guest::default() }.wasm()).expect("loads");
     let error = third.instantiate(&json!({}), Limits::default()).expect_err("the window is gone");
-    assert!(matches!(error, FunctionError::Trap { call: "init", .. }), "{error}");
+    assert!(matches!(&error, FunctionError::Trap { call, .. } if call == "init"), "{error}");
 }
 
 #[test]
@@ -166,7 +167,7 @@ fn bad_windows_are_refused_before_anything_is_mapped() {
     let runtime = runtime();
     let mut instance = fedavg(&runtime).instantiate(&json!({}), Limits::default()).expect("starts");
     let file = Memory::zeros(3 * PAGE as usize);
-    let mut fold = |elements: u64, out: Window<'_>, updates: &[Window<'_>], weight: f64| {
+    let mut fold = |elements: u64, out: Window<BorrowedFd<'_>>, updates: &[Window<BorrowedFd<'_>>], weight: f64| {
         let updates: Vec<_> = updates
             .iter()
             .map(|&window| catchment_runtime::UpdateWindow {
@@ -177,8 +178,8 @@ fn bad_windows_are_refused_before_anything_is_mapped() {
                 staleness: 0,
             })
             .collect();
-        let args = FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out, updates: &updates };
-        instance.fold(args).map(drop).map_err(|e| e.to_string())
+        let args = FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out, updates: updates.to_vec() };
+        instance.fold(&args).map(drop).map_err(|e| e.to_string())
     };
     let (first, second) = (file.range(0, PAGE), file.range(PAGE, PAGE));
     let refused = |outcome: Result<(), String>, text: &str| {
@@ -201,7 +202,7 @@ fn bad_windows_are_refused_before_anything_is_mapped() {
     let read_only = file.read_only();
     refused(fold(512, read_only.range(0, PAGE), &[second], 1.0), "map acc_out: ");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let device = Window { fd: std::os::fd::AsFd::as_fd(&null), offset_bytes: 0, len_bytes: PAGE };
+    let device = Window { file: std::os::fd::AsFd::as_fd(&null), offset_bytes: 0, len_bytes: PAGE };
     refused(fold(512, first, &[device], 1.0), "update 0: ");
     assert_eq!(fold(512, first, &[file.read_only().range(PAGE, PAGE)], 1.0), Ok(()), "and it still works");
 }
@@ -215,7 +216,7 @@ fn windows_that_do_not_fit_together_say_so() {
     // Nothing is ever touched, so these files take no memory.
     let sparse = |len| {
         let file = Memory::zeros(0);
-        rustix::fs::ftruncate(file.window().fd, len).unwrap();
+        rustix::fs::ftruncate(file.window().file, len).unwrap();
         file
     };
     let (out, a) = (sparse(bytes), sparse(bytes));
@@ -226,9 +227,14 @@ fn windows_that_do_not_fit_together_say_so() {
         num_samples: 1.0,
         staleness: 0,
     };
-    let args =
-        FoldArgs { elements, rule: Rule::Mean, acc_in: None, acc_out: out.range(0, bytes), updates: &[update, update] };
-    let error = instance.fold(args).unwrap_err();
+    let args = FoldArgs {
+        elements,
+        rule: Rule::Mean,
+        acc_in: None,
+        acc_out: out.range(0, bytes),
+        updates: vec![update, update],
+    };
+    let error = instance.fold(&args).unwrap_err();
     assert!(matches!(error, FunctionError::Host(HostError::TooLarge { .. })), "{error}");
     assert!(!instance.is_spent());
 }

@@ -7,7 +7,7 @@ use crate::error::SlabError;
 use crate::extent::{HUGE_BYTES, HUGE_FROM_BYTES, PAGE_BYTES};
 use crate::header::{Header, Page, STATE_OFFSET, State};
 use crate::map::collapse;
-use crate::record::{RECORD_NAME, Record};
+use crate::record::{RECORD_NAME, Record, SHARED_NAME};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -188,7 +188,7 @@ impl Directory {
         for item in std::fs::read_dir(&self.path).map_err(SlabError::doing("list", &self.path))? {
             let item = item.map_err(SlabError::doing("list", &self.path))?;
             let name = item.file_name();
-            if name == RECORD_NAME {
+            if name == RECORD_NAME || name == SHARED_NAME {
                 continue;
             }
             let is_file = item.file_type().is_ok_and(|kind| kind.is_file());

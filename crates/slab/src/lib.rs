@@ -46,6 +46,7 @@
 //! # What is in the directory
 //!
 //! * `store`: the lock, the incarnation, and how far indexes have been used.
+//! * `in-use`: the lock that is handed to other processes ([`SlabStore::lock`]).
 //! * `<index, 8 hex digits>.slab`: a header page, then an accumulator's control words, then the data; each part
 //!   begins on a page. The header page ends with up to [`META_BYTES_MAX`] bytes of the owner's metadata and is
 //!   covered by a checksum, but for its state word.

@@ -5,6 +5,7 @@
 
 use crate::error::SlabError;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The record's name in the store's directory.
 pub(crate) const RECORD_NAME: &str = "store";
+/// The name of the lock that processes share which work on the store's files. It is empty, and they cannot write it.
+pub(crate) const SHARED_NAME: &str = "in-use";
 
 const MAGIC: [u8; 8] = *b"CTCHSTOR";
 const VERSION: u32 = 1;
@@ -54,6 +57,7 @@ impl Fixed {
 pub(crate) struct Record {
     path: PathBuf,
     file: File,
+    shared: File,
     incarnation: u64,
     next_index: Mutex<u64>,
 }
@@ -76,15 +80,36 @@ impl Record {
             TryLockError::WouldBlock => SlabError::InUse { dir: dir.to_owned() },
             TryLockError::Error(error) => SlabError::doing("lock", &path)(error),
         })?;
+        let shared = Self::lock_shared(dir)?;
         let (incarnation, next_index, fresh) = match Self::read(&file, &path)? {
             Some((incarnation, next_index)) => (incarnation, next_index, false),
             None => (Self::draw_incarnation(&path)?, 0, true),
         };
-        let record = Self { path, file, incarnation, next_index: Mutex::new(next_index) };
+        let record = Self { path, file, shared, incarnation, next_index: Mutex::new(next_index) };
         if fresh {
             record.write(0)?;
         }
         Ok(record)
+    }
+
+    fn lock_shared(dir: &Path) -> Result<File, SlabError> {
+        let path = dir.join(SHARED_NAME);
+        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(no_follow)
+            .open(&path)
+            .map_err(SlabError::doing("create", &path))?;
+        let file = OpenOptions::new().read(true).custom_flags(no_follow).open(&path);
+        let file = file.map_err(SlabError::doing("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(SlabError::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(SlabError::doing("lock", &path)(error)),
+        }
     }
 
     /// The incarnation and the next index, or nothing where no process has come as far as writing them.
@@ -127,6 +152,11 @@ impl Record {
         self.file.write_all_at(fixed.as_bytes(), 0).map_err(SlabError::doing("write", &self.path))
     }
 
+    /// Another hold on the lock: the store stays locked until this is closed too.
+    pub(crate) fn lock(&self) -> Result<OwnedFd, SlabError> {
+        Ok(self.shared.try_clone().map_err(SlabError::doing("duplicate the lock beside", &self.path))?.into())
+    }
+
     /// Drawn when the directory was first used; see [`SlabStore::incarnation`](crate::SlabStore::incarnation).
     pub(crate) fn incarnation(&self) -> u64 {
         self.incarnation
@@ -154,7 +184,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // Closing would do, were it not for a child between fork and exec, which still holds the descriptor.
+        // Closing would do, were it not for a child between fork and exec, which still holds the descriptor. The shared
+        // lock is only closed: whoever else has it still works on the files.
         if let Err(error) = self.file.unlock() {
             tracing::warn!(path = %self.path.display(), %error, "could not unlock the slab store");
         }

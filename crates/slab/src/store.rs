@@ -10,6 +10,7 @@ use crate::shared::{Hold, Inner};
 use crate::slab::{Slab, SlabMut};
 use crate::table::Usage;
 use catchment_types::SlabId;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -133,6 +134,15 @@ impl SlabStore {
     /// nodes.
     pub fn trim(&self) {
         self.inner.trim();
+    }
+
+    /// Another hold on the store's lock, for a process that works on its files: no other process opens the store before
+    /// that one has ended too.
+    ///
+    /// # Errors
+    /// What the system refuses (descriptors used up).
+    pub fn lock(&self) -> Result<OwnedFd, SlabError> {
+        self.inner.directory.record().lock()
     }
 
     /// Drawn at random when the directory was first used, and kept with it. A [`SlabId`] never repeats within one

@@ -14,6 +14,8 @@ pub enum Kind {
     Update,
     /// A partial from a lower level of the tree.
     Partial,
+    /// Work for a runner: the slab is none, the round a number, the weight how many calls.
+    Order,
 }
 
 /// A function's id on the wire: the first eight bytes of its digest.
@@ -93,6 +95,7 @@ impl Descriptor {
             kind: match self.kind {
                 Kind::Update => 1u16,
                 Kind::Partial => 2,
+                Kind::Order => 3,
             }
             .to_le_bytes(),
             flags: [0; 2],
@@ -106,6 +109,7 @@ impl Descriptor {
         let kind = match u16::from_le_bytes(wire.kind) {
             1 => Kind::Update,
             2 => Kind::Partial,
+            3 => Kind::Order,
             other => return Err(DescriptorError::Kind(other)),
         };
         match u16::from_le_bytes(wire.flags) {

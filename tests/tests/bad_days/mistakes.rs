@@ -65,8 +65,16 @@ on_both_buses! {
             job.submit_with(1, &client, "", &[("catchment-metrics", &metrics)], &update(1.0)).await.expect(202);
         }
         job.in_state("completed").await;
-        let shown = server.api().get("/metrics").await.text();
-        let series = shown.lines().filter(|line| line.starts_with("catchment_job_metric{")).count();
+        let mut series = 0;
+        // They are published right after the commit.
+        for _ in 0..50 {
+            let shown = server.api().get("/metrics").await.text();
+            series = shown.lines().filter(|line| line.starts_with("catchment_job_metric{")).count();
+            if series > 0 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
         assert!((1..=64).contains(&series), "{series} series");
     }
 

@@ -45,8 +45,9 @@ fn a_wrong_setting_is_named() {
         (["--functions", "/no/such/folder"], "/no/such/folder"),
         (["--slabs", "/proc/no/such/folder"], "/proc/no/such/folder"),
         (["--frobnicate", "1"], "--frobnicate"),
-        // Named by the interface, not there yet: refused, never silently ignored.
-        (["--runners", "2"], "--runners"),
+        (["--runners", "999"], "--runners"),
+        (["--runner-user", "nobody"], "--runner-user"),
+        // It needs runners.
         (["--ebpf", "on"], "--ebpf"),
     ] {
         let said = refusal(&settings);

@@ -12,10 +12,11 @@ use super::total::exact_sum;
 use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round, Update};
-use catchment_runtime::{FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
+use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab};
 use catchment_types::{Digest, Dtype, ModelCommit, Record, Topology, UpdateKind};
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -176,9 +177,9 @@ impl Drop for ScratchSlab {
 
 impl ScratchSlab {
     /// A stretch of it.
-    pub fn window(&self, offset: u64, len_bytes: u64) -> Result<Window<'_>, FunctionError> {
+    pub fn window(&self, offset: u64, len_bytes: u64) -> Result<Window<BorrowedFd<'_>>, FunctionError> {
         let fd = self.slab.fd().map_err(unreadable)?;
-        Ok(Window { fd, offset_bytes: self.slab.data_offset() + offset, len_bytes })
+        Ok(Window { file: fd, offset_bytes: self.slab.data_offset() + offset, len_bytes })
     }
 }
 
@@ -189,7 +190,7 @@ enum Partial {
 }
 
 impl Partial {
-    fn window(&self, index: usize, range: &Range) -> Option<Window<'_>> {
+    fn window(&self, index: usize, range: &Range) -> Option<Window<BorrowedFd<'_>>> {
         match self {
             Self::Leaf(leaf) => leaf.partial(index, range),
             Self::Merged { memory, block, block_bytes } => Some(merged_window(memory, *block, *block_bytes, range)),
@@ -197,7 +198,7 @@ impl Partial {
     }
 }
 
-fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &Range) -> Window<'a> {
+fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &Range) -> Window<BorrowedFd<'a>> {
     memory.window(block * block_bytes + range.base * 8, range.elements * 8)
 }
 
@@ -321,23 +322,22 @@ impl Worker {
         let block_bytes = block_bytes(self.model.layout.elements());
         let memory = self.scratch(2 * block_bytes)?;
         let batches = partials.len().div_ceil(BATCH_MAX) as u64;
-        let merged = self.lanes.run(level, &self.every_range(), |instance, index| {
+        let calls = |index: usize| {
             let range = &self.ranges[index];
-            for (step, batch) in partials.chunks(BATCH_MAX).enumerate() {
-                let step = step as u64;
-                let windows: Vec<Window<'_>> =
-                    batch.iter().filter_map(|partial| partial.window(index, range)).collect();
-                let window = |step: u64| merged_window(&memory, step % 2, block_bytes, range);
-                instance.merge(MergeArgs {
+            let window = |step: u64| merged_window(&memory, step % 2, block_bytes, range);
+            let mut calls = Vec::new();
+            for (step, batch) in (0..).zip(partials.chunks(BATCH_MAX)) {
+                calls.push(Call::Merge(MergeArgs {
                     elements: range.elements,
                     rule: rule(range),
-                    acc_in: step.checked_sub(1).map(window),
+                    acc_in: u64::checked_sub(step, 1).map(window),
                     acc_out: window(step),
-                    partials: &windows,
-                })?;
+                    partials: batch.iter().filter_map(|partial| partial.window(index, range)).collect(),
+                }));
             }
-            Ok(())
-        });
+            Ok(calls)
+        };
+        let merged = self.lanes.run(level, &self.every_range(), calls, |_, _| {});
         merged.map_err(|error| self.failure("merge", error))?;
         Ok(Partial::Merged { memory, block: (batches - 1) % 2, block_bytes })
     }
@@ -369,7 +369,7 @@ impl Worker {
         facts: &Facts,
     ) -> Result<(), StepError> {
         let seed = self.seed(facts.round);
-        let finalized = self.lanes.run(Level::Top, &self.every_range(), |instance, index| {
+        let calls = |index: usize| {
             let range = &self.ranges[index];
             let (offset, len_bytes, dtype) = self.canonical(range);
             let partial = top.window(index, range);
@@ -377,7 +377,7 @@ impl Worker {
             let previous = previous.map(|previous| {
                 Ok::<_, FunctionError>(TypedWindow { window: previous.window(offset, len_bytes)?, dtype })
             });
-            instance.finalize(FinalizeArgs {
+            Ok(vec![Call::Finalize(FinalizeArgs {
                 elements: range.elements,
                 rule: rule(range),
                 kind: self.kind(),
@@ -387,9 +387,9 @@ impl Worker {
                 total_weight: facts.total_weight,
                 updates: facts.updates,
                 seed,
-            })?;
-            Ok(())
-        });
+            })])
+        };
+        let finalized = self.lanes.run(Level::Top, &self.every_range(), calls, |_, _| {});
         finalized.map_err(|error| self.failure("finalise", error))
     }
 

@@ -9,12 +9,13 @@ use super::job::{Input, rule};
 use super::lanes::Level;
 use super::ranges::Range;
 use catchment_runtime::{
-    BagWindow, ChooseArgs, Class, CombineArgs, FunctionError, HostError, MakeArgs, MeasureArgs, TensorPlace,
-    TypedWindow, UpdateFacts, UpdateWindow, Window,
+    BagWindow, Call, ChooseArgs, Class, CombineArgs, FunctionError, HostError, MakeArgs, MeasureArgs, Reply,
+    TensorPlace, TypedWindow, UpdateFacts, UpdateWindow, Window,
 };
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Lists that measurements are added up in: so many instances can measure at one time. The cut depends on the model
 /// alone, so sums do not depend on how many there are.
@@ -64,7 +65,7 @@ impl Gather<'_> {
         inputs.iter().enumerate().filter_map(failed).collect()
     }
 
-    fn previous(&self, range: &Range) -> Result<Option<TypedWindow<'_>>, FunctionError> {
+    fn previous(&self, range: &Range) -> Result<Option<TypedWindow<BorrowedFd<'_>>>, FunctionError> {
         let Some(previous) = self.previous else { return Ok(None) };
         let (offset_bytes, len_bytes, dtype) = self.worker.canonical(range);
         Ok(Some(TypedWindow { window: previous.window(offset_bytes, len_bytes)?, dtype }))
@@ -72,51 +73,57 @@ impl Gather<'_> {
 
     fn combine(&self, updates: &[(&Input, f64)]) -> Result<(), FunctionError> {
         let worker = self.worker;
-        worker.lanes.run(Level::Top, &worker.every_range(), |instance, index| {
+        let calls = |index: usize| {
             let range = &worker.ranges[index];
             let (offset_bytes, len_bytes, dtype) = worker.canonical(range);
-            instance.combine(CombineArgs {
+            Ok(vec![Call::Combine(CombineArgs {
                 elements: range.elements,
                 rule: rule(range),
                 kind: worker.kind(),
-                updates: &windows(updates, range)?,
+                updates: windows(updates, range)?,
                 previous: self.previous(range)?,
                 out: TypedWindow { window: self.out.window(offset_bytes, len_bytes), dtype },
                 seed: self.seed,
-            })?;
-            Ok(())
-        })
+            })])
+        };
+        worker.lanes.run(Level::Top, &worker.every_range(), calls, |_, _| {})
     }
 
     /// Measures every range; gives the lists of sums.
     fn measure(&self, inputs: &[Input]) -> Result<Sums, FunctionError> {
         let worker = self.worker;
-        let scalars = Mutex::new(0);
-        worker.lanes.run(Level::Leaf, &[0], |instance, _| {
-            *scalars.lock().expect("nobody panics here") = instance.scalars(inputs.len())?;
-            Ok(())
+        let scalars = AtomicU64::new(0);
+        let ask = |_| Ok(vec![Call::Scalars { updates: inputs.len() as u32 }]);
+        worker.lanes.run(Level::Leaf, &[0], ask, |_, replies| {
+            if let [Reply::Scalars(count)] = replies {
+                scalars.store((*count).into(), Relaxed);
+            }
         })?;
-        let scalars = u64::from(scalars.into_inner().expect("nobody panics here"));
+        let scalars = scalars.into_inner();
         let step = worker.ranges.len().div_ceil(LISTS_MAX).max(1);
         let stripes: Vec<&[Range]> = worker.ranges.chunks(step).collect();
         let lists = stripes.len().max(1) as u64;
         let list_bytes = (scalars * 8).next_multiple_of(PAGE_BYTES);
         let memory = worker.scratch(lists * list_bytes).map_err(|error| HostError::argument_of("sums", error))?;
-        memory.zero(lists * list_bytes)?;
+        memory.zero(0, lists * list_bytes)?;
         let updates = all(inputs);
-        worker.lanes.run(Level::Leaf, &(0..stripes.len()).collect::<Vec<_>>(), |instance, stripe| {
-            for range in stripes[stripe] {
-                instance.measure(MeasureArgs {
+        let calls = |stripe: usize| {
+            // Measuring adds: what another runner has left behind must go.
+            let at = stripe as u64 * list_bytes;
+            memory.zero(at, list_bytes)?;
+            let call = |range: &Range| {
+                Ok(Call::Measure(MeasureArgs {
                     elements: range.elements,
                     rule: rule(range),
                     kind: worker.kind(),
-                    updates: &windows(&updates, range)?,
+                    updates: windows(&updates, range)?,
                     previous: self.previous(range)?,
-                    sums: memory.window(stripe as u64 * list_bytes, scalars * 8),
-                })?;
-            }
-            Ok(())
-        })?;
+                    sums: memory.window(at, scalars * 8),
+                }))
+            };
+            stripes[stripe].iter().map(call).collect()
+        };
+        worker.lanes.run(Level::Leaf, &(0..stripes.len()).collect::<Vec<_>>(), calls, |_, _| {})?;
         Ok(Sums { memory, lists, scalars, list_bytes })
     }
 
@@ -127,22 +134,22 @@ impl Gather<'_> {
         let (bytes, weights) = (sums.lists * sums.scalars * 8, inputs.len() as u64 * 8);
         let at = bytes.next_multiple_of(PAGE_BYTES);
         let memory = worker.scratch(at + weights).map_err(|error| HostError::argument_of("weights", error))?;
-        memory.zero(at + weights)?;
+        memory.zero(0, at + weights)?;
         for list in 0..sums.lists {
             let numbers = sums.memory.read(list * sums.list_bytes, sums.scalars * 8)?;
             memory.write(list * sums.scalars * 8, &numbers)?;
         }
         let facts: Vec<UpdateFacts> = inputs.iter().map(Input::facts).collect();
-        worker.lanes.run(Level::Top, &[0], |instance, _| {
-            instance.choose(ChooseArgs {
-                updates: &facts,
+        let calls = |_| {
+            Ok(vec![Call::Choose(ChooseArgs {
+                updates: facts.clone(),
                 sums: memory.window(0, bytes),
                 lists: sums.lists,
                 weights: memory.window(at, weights),
                 seed: self.seed,
-            })?;
-            Ok(())
-        })?;
+            })])
+        };
+        worker.lanes.run(Level::Top, &[0], calls, |_, _| {})?;
         let chosen = memory.read(at, weights)?;
         let chosen: Vec<f64> = chosen.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
         let are_weights = chosen.iter().all(|weight| weight.is_finite() && *weight >= 0.0);
@@ -169,22 +176,22 @@ impl Gather<'_> {
             })
             .collect();
         let places = inputs.iter().map(|input| input.tensors(model)).collect::<Result<Vec<_>, _>>()?;
-        let bags = inputs.iter().zip(&places);
-        let bags = bags
-            .map(|(input, tensors)| Ok(BagWindow { window: input.whole()?, tensors, facts: input.facts() }))
-            .collect::<Result<Vec<_>, FunctionError>>()?;
-        worker.lanes.run(Level::Top, &(0..made.len()).collect::<Vec<_>>(), |instance, index| {
+        let calls = |index: usize| {
             let (tensor, at, len_bytes) = &made[index];
-            instance.make(MakeArgs {
-                tensor,
+            let mut updates = Vec::new();
+            for (input, tensors) in inputs.iter().zip(&places) {
+                updates.push(BagWindow { window: input.whole()?, tensors: tensors.clone(), facts: input.facts() });
+            }
+            Ok(vec![Call::Make(MakeArgs {
+                tensor: tensor.clone(),
                 previous: previous.window(*at, *len_bytes)?,
                 out: self.out.window(*at, *len_bytes),
-                updates: &bags,
+                updates,
                 total_weight: self.facts.total_weight,
                 seed: self.seed,
-            })?;
-            Ok(())
-        })
+            })])
+        };
+        worker.lanes.run(Level::Top, &(0..made.len()).collect::<Vec<_>>(), calls, |_, _| {})
     }
 }
 
@@ -205,15 +212,18 @@ fn all(inputs: &[Input]) -> Vec<(&Input, f64)> {
     inputs.iter().map(|input| (input, input.facts().weight)).collect()
 }
 
-fn windows<'a>(updates: &[(&'a Input, f64)], range: &Range) -> Result<Vec<UpdateWindow<'a>>, FunctionError> {
+fn windows<'a>(
+    updates: &[(&'a Input, f64)],
+    range: &Range,
+) -> Result<Vec<UpdateWindow<BorrowedFd<'a>>>, FunctionError> {
     let window = |(input, weight): &(&'a Input, f64)| Ok(UpdateWindow { weight: *weight, ..input.window(range)? });
     updates.iter().map(window).collect()
 }
 
 impl Scratch {
     /// A stretch of it.
-    pub fn window(&self, offset: u64, len_bytes: u64) -> Window<'_> {
-        Window { fd: self.accumulator.fd(), offset_bytes: self.accumulator.data_offset() + offset, len_bytes }
+    pub fn window(&self, offset: u64, len_bytes: u64) -> Window<BorrowedFd<'_>> {
+        Window { file: self.accumulator.fd(), offset_bytes: self.accumulator.data_offset() + offset, len_bytes }
     }
 
     fn file(&self) -> Result<File, FunctionError> {
@@ -223,8 +233,8 @@ impl Scratch {
     }
 
     /// Writes zeros: shared memory is recycled.
-    fn zero(&self, bytes: u64) -> Result<(), FunctionError> {
-        self.write(0, &vec![0; bytes as usize])
+    fn zero(&self, offset: u64, bytes: u64) -> Result<(), FunctionError> {
+        self.write(offset, &vec![0; bytes as usize])
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), FunctionError> {

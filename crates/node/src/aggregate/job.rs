@@ -8,10 +8,11 @@ use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{LedgerError, State, Update};
-use catchment_runtime::{FoldArgs, FunctionError, HostError, TensorPlace, UpdateFacts, UpdateWindow, Window};
+use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, TensorPlace, UpdateFacts, UpdateWindow, Window};
 use catchment_slab::{Slab, SlabError};
 use catchment_types::{Header, JobSpec, JobUid, Limits, NodeId, Placed, ReceiptId, Record, SlabId, TensorInfo};
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -190,7 +191,7 @@ impl JobAggregation {
                 .layouts
                 .get(&context.models, &context.functions, uid, &spec, etag)
                 .map_err(|e| StepError::Again(e.to_string()))?;
-            let lanes = Lanes::new(&context, &spec).map_err(|problem| StepError::Job(problem.detail))?;
+            let lanes = Lanes::new(&context, uid, &spec).map_err(|problem| StepError::Job(problem.detail))?;
             let ranges = cut(&model.layout).into();
             Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes), folding_ns: AtomicU64::new(0) })
         })
@@ -296,20 +297,17 @@ impl JobAggregation {
             let inputs = updates.iter().map(|update| Input::find(&context, update)).collect::<Result<Vec<_>, _>>();
             let inputs = inputs.inspect_err(|_| leaf.undo(&plan))?;
             let lagging = leaf.lagging(&plan);
-            let folded = lanes.run(Level::Leaf, &lagging, |instance, index| {
+            let calls = |index: usize| {
                 let range = &ranges[index];
-                let updates = inputs.iter().map(|input| input.window(range)).collect::<Result<Vec<_>, _>>()?;
-                let args = FoldArgs {
+                Ok(vec![Call::Fold(FoldArgs {
                     elements: range.elements,
                     rule: rule(range),
                     acc_in: leaf.partial(index, range),
                     acc_out: leaf.spare(index, range),
-                    updates: &updates,
-                };
-                instance.fold(args)?;
-                leaf.flip(&plan, index);
-                Ok(())
-            });
+                    updates: inputs.iter().map(|input| input.window(range)).collect::<Result<_, _>>()?,
+                })])
+            };
+            let folded = lanes.run(Level::Leaf, &lagging, calls, |index, _| leaf.flip(&plan, index));
             match folded {
                 Ok(()) => Ok(None),
                 Err(error) if is_outside(&error) => Err(StepError::Again(error.to_string())),
@@ -388,9 +386,9 @@ impl Input {
     }
 
     /// All of its bytes.
-    pub fn whole(&self) -> Result<Window<'_>, FunctionError> {
+    pub fn whole(&self) -> Result<Window<BorrowedFd<'_>>, FunctionError> {
         let fd = self.slab.fd().map_err(unreadable)?;
-        Ok(Window { fd, offset_bytes: self.slab.data_offset(), len_bytes: self.slab.len() })
+        Ok(Window { file: fd, offset_bytes: self.slab.data_offset(), len_bytes: self.slab.len() })
     }
 
     /// Where its tensors are, when they have no coordinates: read from the head of its file again.
@@ -412,11 +410,11 @@ impl Input {
     }
 
     /// Its numbers of a range.
-    pub fn window(&self, range: &Range) -> Result<UpdateWindow<'_>, FunctionError> {
+    pub fn window(&self, range: &Range) -> Result<UpdateWindow<BorrowedFd<'_>>, FunctionError> {
         let section = &self.meta.sections[range.segment];
         let width = section.dtype.bits() / 8;
         let window = Window {
-            fd: self.slab.fd().map_err(unreadable)?,
+            file: self.slab.fd().map_err(unreadable)?,
             offset_bytes: self.slab.data_offset() + section.offset + range.first * width,
             len_bytes: range.elements * width,
         };

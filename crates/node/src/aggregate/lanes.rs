@@ -1,15 +1,20 @@
-//! A job's instances, and the threads that drive them.
+//! A job's lanes: threads that hand its work, piece by piece, to whoever makes the calls.
 //!
-//! Work is cut into ranges; each thread takes one instance and the next range until none is left. An instance that
-//! trapped is dropped, never used again.
+//! Work is cut into pieces (ranges, tensors); each lane takes the next few until none is left, as one order.
 
 use crate::context::Context;
-use catchment_runtime::{Class, Function, FunctionError, Instance};
-use catchment_types::{JobSpec, Problem};
+use catchment_runner::{Blueprint, Done, Lane, Work};
+use catchment_runtime::{Call, Class, Function, FunctionError, HostError, Reply};
+use catchment_types::{JobSpec, JobUid, Problem};
 use serde_json::Value;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+
+/// Orders that a lane's share of the work is cut into, so that a slow lane leaves its rest to others.
+const ORDERS_PER_LANE: usize = 4;
+/// Runners that may end over the same order before it is taken for the cause.
+const LOSSES_MAX: usize = 3;
 
 /// Where in the tree work happens, as metrics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +37,20 @@ impl Level {
     }
 }
 
-/// The instances of one job.
+/// The calls of one piece of work.
+pub type Calls<'a> = Vec<Call<BorrowedFd<'a>>>;
+
+/// The lanes of one job.
 pub struct Lanes {
     context: Arc<Context>,
+    uid: JobUid,
     spec: Arc<JobSpec>,
     function: Function,
-    idle: Mutex<Vec<Instance>>,
+    blueprint: Blueprint,
     lanes: usize,
+    /// Instances that were made and have not failed.
+    warm: AtomicI64,
+    busy: AtomicI64,
 }
 
 impl Lanes {
@@ -46,10 +58,18 @@ impl Lanes {
     ///
     /// # Errors
     /// The function is not there any more.
-    pub fn new(context: &Arc<Context>, spec: &Arc<JobSpec>) -> Result<Self, Problem> {
+    pub fn new(context: &Arc<Context>, uid: JobUid, spec: &Arc<JobSpec>) -> Result<Self, Problem> {
         let function = context.functions.get(&spec.function)?;
         let lanes = context.config.lanes.min(spec.limits.instances as usize).max(1);
-        Ok(Self { context: context.clone(), spec: spec.clone(), function, idle: Mutex::default(), lanes })
+        let blueprint = Blueprint {
+            job: uid,
+            function: context.functions.digest(&spec.function).expect("it was just found"),
+            config: Value::Object(spec.config.clone()).to_string(),
+            exact: crate::functions::exact(spec).map(|exact| (exact.exponent, exact.weight_max)),
+            limits: crate::functions::limits(spec),
+        };
+        let (warm, busy) = (AtomicI64::new(0), AtomicI64::new(0));
+        Ok(Self { context: context.clone(), uid, spec: spec.clone(), function, blueprint, lanes, warm, busy })
     }
 
     /// How the function's work may be cut.
@@ -62,30 +82,40 @@ impl Lanes {
         self.function.description().needs_previous || self.class() == Class::Whole
     }
 
-    /// Runs `work` once for each of `ranges`, on as many threads as help. Blocks.
+    /// Makes the calls that `calls` gives for each of `pieces`, on as many threads as help, and tells `done` of each
+    /// piece that is through. Blocks. `calls` may be asked for a piece again: a runner may have ended over it.
     ///
     /// # Errors
-    /// The first failure; ranges not begun by then are left out.
-    pub fn run(
+    /// The first failure; pieces not begun by then are left out.
+    pub fn run<'a>(
         &self,
         level: Level,
-        ranges: &[usize],
-        work: impl Fn(&mut Instance, usize) -> Result<(), FunctionError> + Sync,
+        pieces: &[usize],
+        calls: impl Fn(usize) -> Result<Calls<'a>, FunctionError> + Sync,
+        done: impl Fn(usize, &[Reply]) + Sync,
     ) -> Result<(), FunctionError> {
+        let lanes = self.lanes.min(pieces.len());
+        let each = pieces.len().div_ceil(ORDERS_PER_LANE * self.lanes).max(1);
+        let orders: Vec<&[usize]> = pieces.chunks(each).collect();
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
-        let lane = || {
-            let result = self.lane(level, ranges, &next, &work);
-            if let Err(error) = result {
-                next.store(ranges.len(), Ordering::Relaxed);
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        let lane = |index: usize| {
+            self.count_busy(level, 1);
+            while let Some(order) = orders.get(next.fetch_add(1, Relaxed)) {
+                let lane = Lane { job: self.uid, index: index as u32 };
+                if let Err(error) = self.order(lane, order, &calls, &done) {
+                    next.store(orders.len(), Relaxed);
+                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    break;
+                }
             }
+            self.count_busy(level, -1);
         };
         std::thread::scope(|scope| {
-            for _ in 1..self.lanes.min(ranges.len()) {
-                scope.spawn(lane);
+            for index in 1..lanes {
+                scope.spawn(move || lane(index));
             }
-            lane();
+            lane(0);
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
@@ -93,62 +123,78 @@ impl Lanes {
         }
     }
 
-    fn lane(
+    fn order<'a>(
         &self,
-        level: Level,
-        ranges: &[usize],
-        next: &AtomicUsize,
-        work: &(impl Fn(&mut Instance, usize) -> Result<(), FunctionError> + Sync),
+        lane: Lane,
+        pieces: &[usize],
+        calls: &impl Fn(usize) -> Result<Calls<'a>, FunctionError>,
+        done: &impl Fn(usize, &[Reply]),
     ) -> Result<(), FunctionError> {
-        let mut instance = self.take()?;
-        let (namespace, job) = (self.spec.namespace.as_str(), self.spec.name.as_str());
-        let busy = self.context.metrics.instances.with_label_values(&[namespace, job, level.as_str(), "busy"]);
-        busy.inc();
-        let mut result = Ok(());
-        while let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-            result = work(&mut instance, *range);
-            if result.is_err() {
-                break;
+        for loss in 1.. {
+            let of_pieces = pieces.iter().map(|piece| calls(*piece)).collect::<Result<Vec<_>, _>>()?;
+            let counts: Vec<usize> = of_pieces.iter().map(Vec::len).collect();
+            let calls = of_pieces.into_iter().flatten().collect();
+            let work = Work { lane, blueprint: &self.blueprint, function: &self.function, calls };
+            match self.context.runners.run(work) {
+                Ok(came) => {
+                    self.count(&came);
+                    let mut replies = came.replies.as_slice();
+                    for (piece, count) in pieces.iter().zip(counts) {
+                        let (own, rest) = replies.split_at(count);
+                        done(*piece, own);
+                        replies = rest;
+                    }
+                    return Ok(());
+                }
+                Err(FunctionError::Host(HostError::Lost(how))) if loss == LOSSES_MAX => {
+                    let reason = format!("{LOSSES_MAX} runner processes ended over it, the last: {how}");
+                    return Err(FunctionError::Trap { call: "run".into(), reason });
+                }
+                Err(FunctionError::Host(HostError::Lost(how))) => {
+                    tracing::warn!(job = %self.spec.name, how, "work was lost with its runner; doing it again");
+                    self.warm.fetch_sub(1, Relaxed);
+                }
+                Err(error) => {
+                    if !matches!(error, FunctionError::Refused { .. } | FunctionError::Host(_)) {
+                        self.warm.fetch_sub(1, Relaxed);
+                    }
+                    return Err(error);
+                }
             }
         }
-        busy.dec();
-        if result.is_ok() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(instance);
-            self.count_idle();
-        }
-        result
+        unreachable!("the last loss is an error")
     }
 
-    fn take(&self) -> Result<Instance, FunctionError> {
-        // A statement of its own, so that the lock is free again when the rest are counted.
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(instance) = idle {
-            self.count_idle();
-            return Ok(instance);
-        }
-        let begun = Instant::now();
-        let config = Value::Object(self.spec.config.clone());
-        let (exact, limits) = (crate::functions::exact(&self.spec), crate::functions::limits(&self.spec));
-        let instance = self.function.instantiate_with(&config, exact, limits)?;
+    fn labels(&self) -> [&str; 2] {
+        [self.spec.namespace.as_str(), self.spec.name.as_str()]
+    }
+
+    fn count(&self, done: &Done) {
         let metrics = &self.context.metrics;
-        metrics.cold_start_seconds.observe(begun.elapsed().as_secs_f64());
-        metrics.cold_starts.with_label_values(&[self.spec.namespace.as_str(), self.spec.name.as_str()]).inc();
-        Ok(instance)
+        metrics.function_cpu.with_label_values(&self.labels()).inc_by(done.cpu.as_secs_f64());
+        if let Some(took) = done.cold_start {
+            metrics.cold_start_seconds.observe(took.as_secs_f64());
+            metrics.cold_starts.with_label_values(&self.labels()).inc();
+            self.warm.fetch_add(1, Relaxed);
+        }
     }
 
-    fn count_idle(&self) {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).len();
-        self.gauge_idle(idle as i64);
+    fn count_busy(&self, level: Level, change: i64) {
+        let [namespace, job] = self.labels();
+        self.context.metrics.instances.with_label_values(&[namespace, job, level.as_str(), "busy"]).add(change);
+        let busy = self.busy.fetch_add(change, Relaxed) + change;
+        self.gauge_idle((self.warm.load(Relaxed) - busy).max(0));
     }
 
     fn gauge_idle(&self, idle: i64) {
-        let (namespace, job) = (self.spec.namespace.as_str(), self.spec.name.as_str());
+        let [namespace, job] = self.labels();
         self.context.metrics.instances.with_label_values(&[namespace, job, Level::Leaf.as_str(), "idle"]).set(idle);
     }
 }
 
 impl Drop for Lanes {
     fn drop(&mut self) {
+        self.context.runners.forget(self.uid);
         let (namespace, name) = (&self.spec.namespace, &self.spec.name);
         // The series of a deleted job are gone, and stay so.
         if self.context.ledger.read(|state| state.job_named(namespace, name).is_some()) {

@@ -19,6 +19,7 @@ use catchment_runtime::Window;
 use catchment_slab::{Accumulator, HUGE_BYTES, PAGE_BYTES, SlabError, SlabStore};
 use catchment_types::{JobUid, SlabId};
 use serde::{Deserialize, Serialize};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -160,20 +161,20 @@ impl Leaf {
     }
 
     /// Where a range's partial lies; `None` while it holds nothing.
-    pub fn partial(&self, index: usize, range: &Range) -> Option<Window<'_>> {
+    pub fn partial(&self, index: usize, range: &Range) -> Option<Window<BorrowedFd<'_>>> {
         let (held, block) = self.held(index);
         (held > 0).then(|| self.window(block, range))
     }
 
     /// Where a range's next partial goes.
-    pub fn spare(&self, index: usize, range: &Range) -> Window<'_> {
+    pub fn spare(&self, index: usize, range: &Range) -> Window<BorrowedFd<'_>> {
         self.window(self.held(index).1 ^ 1, range)
     }
 
-    fn window(&self, block: u64, range: &Range) -> Window<'_> {
+    fn window(&self, block: u64, range: &Range) -> Window<BorrowedFd<'_>> {
         assert!(range.base + range.elements <= self.elements);
         Window {
-            fd: self.accumulator.fd(),
+            file: self.accumulator.fd(),
             offset_bytes: self.accumulator.data_offset()
                 + block * block_bytes(self.elements)
                 + range.base * PARTIAL_BYTES,

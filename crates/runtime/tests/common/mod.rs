@@ -4,7 +4,7 @@
 use catchment_runtime::{Dtype, Function, Runtime, RuntimeConfig, UpdateWindow, Window};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -68,15 +68,15 @@ impl Memory {
         Self { file, len: self.len }
     }
 
-    pub fn window(&self) -> Window<'_> {
+    pub fn window(&self) -> Window<BorrowedFd<'_>> {
         self.range(0, self.len)
     }
 
-    pub fn range(&self, offset_bytes: u64, len_bytes: u64) -> Window<'_> {
-        Window { fd: self.file.as_fd(), offset_bytes, len_bytes }
+    pub fn range(&self, offset_bytes: u64, len_bytes: u64) -> Window<BorrowedFd<'_>> {
+        Window { file: self.file.as_fd(), offset_bytes, len_bytes }
     }
 
-    pub fn update(&self, dtype: Dtype, weight: f64) -> UpdateWindow<'_> {
+    pub fn update(&self, dtype: Dtype, weight: f64) -> UpdateWindow<BorrowedFd<'_>> {
         UpdateWindow { window: self.window(), dtype, weight, num_samples: weight, staleness: 0 }
     }
 

@@ -61,7 +61,7 @@ fn a_client_that_hangs_up_leaves_nothing_behind() {
     assert_eq!(store.usage().in_use_bytes(), 0);
     assert_eq!(store.usage().free_bytes, MIB + 4096);
     assert!(store.get(id).is_none());
-    assert_eq!((descriptors_in(dir.path()), mappings_in(dir.path())), (1, 0), "the lock alone is open");
+    assert_eq!((descriptors_in(dir.path()), mappings_in(dir.path())), (2, 0), "the locks alone are open");
     let again = store.grant(MIB).expect("there is room");
     assert_eq!(again.id(), SlabId::new(id.index(), id.generation() + 1), "the same memory, another name");
 }

@@ -1,0 +1,372 @@
+//! Runner processes: started, watched, replaced; and the way of work to them.
+
+use crate::Runners;
+use crate::desk::{Desk, Outcome, Parcel, Progress};
+use crate::message::{Setup, ToNode, ToRunner};
+use crate::order::{Done, Lane, Order, Work};
+use crate::process::{Control, Process};
+use catchment_proxy::{Link, LinkError, Route, RunnerId};
+use catchment_runtime::{Compiled, Function, FunctionError, HostError};
+use catchment_types::{Digest, JobUid};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::io::Error;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A hint that nobody followed is given again after this.
+const HINT_AGAIN: Duration = Duration::from_millis(100);
+/// A runner that has an order for so long is asked for a sign of life.
+const PING_AFTER: Duration = Duration::from_secs(5);
+/// A runner that gives none for so long is ended.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long work waits for a runner to be there.
+const RUNNER_WAIT: Duration = Duration::from_secs(20);
+/// A runner that lived shorter is started again with a pause.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Which processes to start, and how.
+#[derive(Debug)]
+pub struct ProcessesConfig {
+    /// The program; it calls [`serve`](crate::serve) with its standard input.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// How many.
+    pub count: u32,
+    /// How each is set up.
+    pub setup: Setup,
+    /// The lock of the slab store, which no runner may outlive.
+    pub lock: OwnedFd,
+}
+
+/// No runner processes.
+#[derive(Debug, thiserror::Error)]
+#[error("start runner {number} ({program}): {error}")]
+pub struct StartError {
+    number: u32,
+    program: String,
+    error: Error,
+}
+
+/// A runner, for people and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerView {
+    /// Its name, never used twice.
+    pub id: RunnerId,
+    /// Its process.
+    pub pid: u32,
+    /// Lanes placed there.
+    pub lanes: usize,
+}
+
+/// Makes calls in runner processes. Dropping it ends them.
+pub struct Processes {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    config: ProcessesConfig,
+    link: Arc<dyn Link>,
+    desk: Desk,
+    roster: Mutex<Roster>,
+    /// Told when the roster has changed.
+    joined: Condvar,
+    compiled: Mutex<HashMap<Digest, Compiled>>,
+    orders: AtomicU64,
+    next_id: AtomicU32,
+    restarts: AtomicU64,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct Roster {
+    members: BTreeMap<RunnerId, Member>,
+    /// Where each lane's orders go.
+    places: HashMap<u64, (JobUid, RunnerId)>,
+}
+
+struct Member {
+    control: Arc<Control>,
+    pid: u32,
+    pinged: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Processes {
+    /// Starts the runners and waits until each is ready.
+    ///
+    /// # Errors
+    /// One that does not start; those that did are ended.
+    pub fn start(config: ProcessesConfig, link: Arc<dyn Link>) -> Result<Self, StartError> {
+        let (count, program) = (config.count, config.program.display().to_string());
+        let shared = Arc::new(Shared {
+            config,
+            link,
+            desk: Desk::default(),
+            roster: Mutex::default(),
+            joined: Condvar::new(),
+            compiled: Mutex::default(),
+            orders: AtomicU64::new(1),
+            next_id: AtomicU32::new(1),
+            restarts: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        });
+        let mut this = Self { shared, threads: Vec::new() };
+        let (sender, first) = channel();
+        let failed = |number, error| StartError { number, program: program.clone(), error };
+        for number in 0..count {
+            let (shared, sender) = (this.shared.clone(), sender.clone());
+            let thread = std::thread::Builder::new().name(format!("runner-{number}"));
+            let spawned = thread.spawn(move || shared.keep_one(sender));
+            this.threads.push(spawned.map_err(|error| failed(number, error))?);
+        }
+        for number in 0..count {
+            let begun = first.recv().unwrap_or_else(|_| Err(Error::other("its thread ended")));
+            begun.map_err(|error| failed(number, error))?;
+        }
+        Ok(this)
+    }
+
+    /// The runners there are.
+    pub fn runners(&self) -> Vec<RunnerView> {
+        let roster = lock(&self.shared.roster);
+        let lanes = |id: RunnerId| roster.places.values().filter(|(_, at)| *at == id).count();
+        roster.members.iter().map(|(id, member)| RunnerView { id: *id, pid: member.pid, lanes: lanes(*id) }).collect()
+    }
+
+    /// Runners that were started because another had ended.
+    pub fn restarts(&self) -> u64 {
+        self.shared.restarts.load(Relaxed)
+    }
+
+    /// Sends a lane's orders to another runner from now on. Work that was taken already stays where it is.
+    ///
+    /// # Errors
+    /// A runner that is not there, and what the link says.
+    pub fn place(&self, lane: Lane, runner: RunnerId) -> Result<(), LinkError> {
+        let mut roster = lock(&self.shared.roster);
+        let route = lane.route();
+        self.shared.link.place(Route(route.0), runner)?;
+        roster.places.insert(route.0, (lane.job, runner));
+        Ok(())
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Relaxed);
+        for member in lock(&self.shared.roster).members.values() {
+            member.control.close();
+        }
+        self.shared.joined.notify_all();
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
+    }
+
+    /// Keeps one runner going: starts it, listens to it, and starts the next when it has ended.
+    fn keep_one(&self, first: Sender<Result<(), Error>>) {
+        let (mut first, mut pause) = (Some(first), PAUSE_MIN);
+        while !self.is_stopping() {
+            let begun = Instant::now();
+            let id = RunnerId(self.next_id.fetch_add(1, Relaxed));
+            let started = self.start_one(id);
+            let report = started.as_ref().map(drop).map_err(|error| Error::new(error.kind(), error.to_string()));
+            match first.take() {
+                Some(first) => {
+                    let failed = report.is_err();
+                    first.send(report).ok();
+                    if failed {
+                        return;
+                    }
+                }
+                None => _ = self.restarts.fetch_add(1, Relaxed),
+            }
+            match started {
+                Ok((process, control)) => self.listen(id, process, &control),
+                Err(error) => tracing::error!(%error, runner = id.0, "start a runner"),
+            }
+            pause = if begun.elapsed() < SHORT_LIFE { (2 * pause).min(PAUSE_MAX) } else { PAUSE_MIN };
+            if begun.elapsed() < SHORT_LIFE && !self.is_stopping() {
+                let stopping = |_: &mut Roster| !self.is_stopping();
+                drop(self.joined.wait_timeout_while(lock(&self.roster), pause, stopping));
+            }
+        }
+    }
+
+    fn start_one(&self, id: RunnerId) -> Result<(Process, Arc<Control>), Error> {
+        let config = &self.config;
+        let link = self.link.attach(id).map_err(Error::other)?;
+        let started = Process::start(&config.program, &config.arguments, config.setup, link, config.lock.as_fd());
+        let (process, control) = started.inspect_err(|_| self.link.detach(id))?;
+        let (pid, control) = (process.pid(), Arc::new(control));
+        tracing::info!(runner = id.0, pid, confined = process.confined, "a runner is up");
+        let member = Member { control: control.clone(), pid, pinged: None };
+        lock(&self.roster).members.insert(id, member);
+        if self.is_stopping() {
+            control.close();
+        }
+        self.joined.notify_all();
+        Ok((process, control))
+    }
+
+    /// Serves a runner until it is gone, and makes certain that it is.
+    fn listen(&self, id: RunnerId, process: Process, control: &Control) {
+        let reason = loop {
+            match control.receive() {
+                Ok(Some(message)) => {
+                    if let Err(error) = self.hear(id, control, message) {
+                        break format!("send to it: {error}");
+                    }
+                }
+                Ok(None) => break "it closed its control socket".to_owned(),
+                Err(error) => break format!("receive from it: {error}"),
+            }
+        };
+        {
+            let mut roster = lock(&self.roster);
+            roster.members.remove(&id);
+            roster.places.retain(|_, (_, at)| *at != id);
+        }
+        self.link.detach(id);
+        let pid = process.pid();
+        let status = process.end();
+        if !self.is_stopping() {
+            tracing::warn!(runner = id.0, pid, reason, status, "a runner has ended; its work is done again");
+        }
+        self.desk.ended(id, &status);
+    }
+
+    fn hear(&self, id: RunnerId, control: &Control, message: ToNode) -> Result<(), Error> {
+        match message {
+            ToNode::Take { route } => {
+                self.link.credit(id, 1);
+                if let Some((number, parcel)) = self.desk.take(route, id) {
+                    let Parcel { order, files, compiled } = parcel;
+                    let files = std::iter::once(compiled.file()).chain(files.iter().map(AsFd::as_fd));
+                    let files: Vec<BorrowedFd<'_>> = files.collect();
+                    control.send(&ToRunner::Order { route, number, order }, &files)?;
+                }
+            }
+            ToNode::Answer { route, number, result } => self.desk.answer(route, number, id, result),
+            ToNode::Pong => {
+                if let Some(member) = lock(&self.roster).members.get_mut(&id) {
+                    member.pinged = None;
+                }
+            }
+            ToNode::Ready { .. } | ToNode::Failed { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Sees that a lane has a runner: the one with the fewest lanes. `false` when there is none.
+    fn ensure_placed(&self, lane: Lane) -> Result<bool, LinkError> {
+        let mut roster = lock(&self.roster);
+        let route = lane.route();
+        if roster.places.contains_key(&route.0) {
+            return Ok(true);
+        }
+        let lanes = |id: &RunnerId| roster.places.values().filter(|(_, at)| at == id).count();
+        let Some(runner) = roster.members.keys().min_by_key(|id| lanes(id)).copied() else { return Ok(false) };
+        self.link.place(Route(route.0), runner)?;
+        roster.places.insert(route.0, (lane.job, runner));
+        Ok(true)
+    }
+
+    /// Asks a runner that takes long for a sign of life, and ends it when it gives none.
+    fn watch(&self, runner: RunnerId) {
+        let mut roster = lock(&self.roster);
+        let Some(member) = roster.members.get_mut(&runner) else { return };
+        match member.pinged {
+            None => {
+                member.pinged = Some(Instant::now());
+                let control = member.control.clone();
+                drop(roster);
+                control.send(&ToRunner::Ping, &[]).ok();
+            }
+            Some(pinged) if pinged.elapsed() > SILENCE_MAX => {
+                tracing::error!(runner = runner.0, "a runner is silent; end it");
+                // It is still in the roster, so it was not waited for, and its number is still its own.
+                member.control.kill();
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn compiled(&self, digest: Digest, function: &Function) -> Result<Compiled, FunctionError> {
+        let mut known = lock(&self.compiled);
+        if let Some(compiled) = known.get(&digest) {
+            return Ok(compiled.clone());
+        }
+        let compiled = function.compiled().map_err(|error| HostError::Engine(error.to_string()))?;
+        known.insert(digest, compiled.clone());
+        Ok(compiled)
+    }
+
+    fn wait_for(&self, lane: Lane, hint: impl Fn() -> Result<(), LinkError>) -> Outcome {
+        let (route, begun) = (lane.route().0, Instant::now());
+        let mut progress = Progress::Offered;
+        loop {
+            match progress {
+                Progress::Answered(outcome) => return outcome,
+                Progress::Taken(runner, since) if since > PING_AFTER => self.watch(runner),
+                Progress::Taken(..) => {}
+                Progress::Offered => {
+                    let hinted = self.ensure_placed(lane).and_then(|placed| if placed { hint() } else { Ok(()) });
+                    if let Err(error) = hinted {
+                        tracing::debug!(%error, "send a descriptor");
+                    }
+                    if begun.elapsed() > RUNNER_WAIT && self.desk.withdraw(route) {
+                        return Err(HostError::Lost("no runner took the work".to_owned()).into());
+                    }
+                }
+            }
+            progress = self.desk.wait(route, HINT_AGAIN);
+        }
+    }
+}
+
+impl Runners for Processes {
+    fn run(&self, work: Work<'_>) -> Result<Done, FunctionError> {
+        let (shared, lane) = (&self.shared, work.lane);
+        let compiled = shared.compiled(work.blueprint.function, work.function)?;
+        let (order, files) = Order::of(work)?;
+        let number = shared.orders.fetch_add(1, Relaxed);
+        let descriptor = order.descriptor(lane, number);
+        shared.desk.offer(lane.route().0, number, Parcel { order, files, compiled });
+        shared.wait_for(lane, || shared.link.send(&descriptor))
+    }
+
+    fn forget(&self, job: JobUid) {
+        let mut roster = lock(&self.shared.roster);
+        roster.places.retain(|route, (of, _)| {
+            if *of == job {
+                self.shared.link.remove(Route(*route));
+            }
+            *of != job
+        });
+        let controls: Vec<Arc<Control>> = roster.members.values().map(|member| member.control.clone()).collect();
+        drop(roster);
+        for control in controls {
+            control.send(&ToRunner::Forget { job }, &[]).ok();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Messages with files over a Unix stream socket.
+//!
+//! ```text
+//! length of the message: u32 | number of files: u32     with the first files
+//! one byte for each further batch of files              with that batch
+//! the message
+//! ```
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Read, Result, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Bytes of one message at most.
+const MESSAGE_BYTES_MAX: usize = catchment_codec::WIRE_BYTES_MAX;
+/// Files that go with one batch; the kernel takes 253.
+const BATCH: usize = 200;
+/// Files of one message at most: a round's updates, and a few more.
+pub const FILES_MAX: usize = 1024;
+const HEAD_BYTES: usize = 8;
+
+fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::InvalidData, reason)
+}
+
+/// Sends a message. Blocks until the socket has taken it.
+pub fn send<M: Serialize>(mut socket: &UnixStream, message: &M, files: &[BorrowedFd<'_>]) -> Result<()> {
+    let bytes = catchment_codec::encode(message, MESSAGE_BYTES_MAX).map_err(invalid)?;
+    if files.len() > FILES_MAX {
+        return Err(invalid(format!("{} files; a message has at most {FILES_MAX}", files.len())));
+    }
+    let [a, b, c, d] = (bytes.len() as u32).to_le_bytes();
+    let [e, f, g, h] = (files.len() as u32).to_le_bytes();
+    let (first, rest) = files.split_at(files.len().min(BATCH));
+    send_with(socket, &[a, b, c, d, e, f, g, h], first)?;
+    for batch in rest.chunks(BATCH) {
+        send_with(socket, &[0], batch)?;
+    }
+    socket.write_all(&bytes)
+}
+
+fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(files.is_empty() || control.push(SendAncillaryMessage::ScmRights(files)), "the space is for a batch");
+    let mut sent = 0;
+    while sent < bytes.len() {
+        sent += rustix::io::retry_on_intr(|| {
+            sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL)
+        })?;
+        // They went with the first byte.
+        control.clear();
+    }
+    Ok(())
+}
+
+/// Receives a message; `None` when the other end is gone.
+pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream) -> Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut files = Vec::new();
+    let mut head = [0; HEAD_BYTES];
+    if !receive_with(socket, &mut head, &mut files)? {
+        return Ok(None);
+    }
+    let [a, b, c, d, e, f, g, h] = head;
+    let (len, count) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
+    if len > MESSAGE_BYTES_MAX || count > FILES_MAX {
+        return Err(invalid(format!("a message of {len} bytes and {count} files")));
+    }
+    while files.len() < count {
+        let before = files.len();
+        if !receive_with(socket, &mut [0], &mut files)? || files.len() == before {
+            return Err(invalid(format!("{before} of {count} files came")));
+        }
+    }
+    if files.len() > count {
+        return Err(invalid(format!("{} files came; {count} were announced", files.len())));
+    }
+    let mut bytes = vec![0; len];
+    socket.read_exact(&mut bytes)?;
+    let message = catchment_codec::decode(&bytes, MESSAGE_BYTES_MAX).map_err(invalid)?;
+    Ok(Some((message, files)))
+}
+
+/// Fills `bytes`; `false` when there was nothing any more.
+fn receive_with(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> Result<bool> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut received = 0;
+    while received < bytes.len() {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let part = rustix::io::retry_on_intr(|| {
+            recvmsg(socket, &mut [IoSliceMut::new(&mut bytes[received..])], &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let part = match part {
+            Err(rustix::io::Errno::CONNRESET) if received == 0 => return Ok(false),
+            part => part?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(came) = message {
+                files.extend(came);
+            }
+        }
+        match part.bytes {
+            0 if received == 0 => return Ok(false),
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            some => received += some,
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn messages_and_files_arrive_together_and_in_order() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let file = |text: &str| {
+            let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            std::fs::File::from(file.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
+            file
+        };
+        let files: Vec<OwnedFd> = (0..450).map(|i| file(&i.to_string())).collect();
+        let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        let long = "x".repeat(3 << 20);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                send(&here, &"none".to_owned(), &[]).unwrap();
+                send(&here, &long, &borrowed).unwrap();
+                send(&here, &"two".to_owned(), &borrowed[..2]).unwrap();
+                here.shutdown(std::net::Shutdown::Both).unwrap();
+            });
+            let (text, none) = receive::<String>(&there).unwrap().unwrap();
+            assert_eq!((text.as_str(), none.len()), ("none", 0));
+            let (text, all) = receive::<String>(&there).unwrap().unwrap();
+            assert_eq!((text.len(), all.len()), (long.len(), 450));
+            for (i, file) in all.into_iter().enumerate() {
+                use std::os::unix::fs::FileExt;
+                let mut bytes = [0; 3];
+                let n = std::fs::File::from(file).read_at(&mut bytes, 0).unwrap();
+                assert_eq!(bytes[..n], *i.to_string().as_bytes());
+            }
+            let (text, two) = receive::<String>(&there).unwrap().unwrap();
+            assert_eq!((text.as_str(), two.len()), ("two", 2));
+            assert!(receive::<String>(&there).unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn garbage_and_half_messages_are_errors() {
+        let pair = |bytes: &[u8]| {
+            let (mut here, there) = UnixStream::pair().unwrap();
+            here.write_all(bytes).unwrap();
+            drop(here);
+            receive::<String>(&there)
+        };
+        assert!(pair(&[0xff; 8]).is_err());
+        assert!(pair(&[1, 0, 0, 0]).is_err());
+        assert!(pair(&[9, 0, 0, 0, 0, 0, 0, 0, 1, 2]).is_err());
+        assert!(pair(&[1, 0, 0, 0, 1, 0, 0, 0, 1]).is_err());
+        assert!(pair(&[1, 0, 0, 0, 0, 0, 0, 0, 77]).is_err());
+        assert!(pair(&[]).unwrap().is_none());
+    }
+}
