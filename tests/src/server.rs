@@ -32,6 +32,9 @@ pub struct Server {
     arguments: BTreeMap<String, String>,
     more: Vec<String>,
     filter: Option<String>,
+    /// A step after which its next life ends.
+    ends_at: Option<String>,
+    lives: u32,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -58,7 +61,18 @@ impl Server {
         }
         let built = functions_dir().map(|dir| vec!["--functions".to_owned(), dir.display().to_string()]);
         let more = built.unwrap_or_default();
-        let mut server = Self { child: None, address: String::new(), nats, arguments, more, filter: None, home, slabs };
+        let mut server = Self {
+            child: None,
+            address: String::new(),
+            nats,
+            arguments,
+            more,
+            filter: None,
+            ends_at: None,
+            lives: 0,
+            home,
+            slabs,
+        };
         server.start_again().await;
         server
     }
@@ -70,6 +84,29 @@ impl Server {
         server.filter = Some(filter.to_owned());
         server.start_again().await;
         server
+    }
+
+    /// One whose first life ends right after a step of this name was done.
+    pub async fn start_to_end_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
+        let mut server = Self::start_with(bus, settings).await;
+        server.kill9();
+        server.ends_at = Some(step.to_owned());
+        server.start_again().await;
+        server
+    }
+
+    /// How often it was started.
+    pub fn lives(&self) -> u32 {
+        self.lives
+    }
+
+    /// Whether it has ended by itself; it can be started again then.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = self.child.as_mut().is_some_and(|child| child.try_wait().expect("wait for catchment").is_some());
+        if ended {
+            self.child = None;
+        }
+        ended
     }
 
     /// Starts it on what an earlier life left, and waits until it is ready.
@@ -98,6 +135,8 @@ impl Server {
         let mut command = catchment_command();
         command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
+        command.envs(self.ends_at.take().map(|step| ("CATCHMENT_END_AT", step)));
+        self.lives += 1;
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }
 

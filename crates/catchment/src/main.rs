@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 /// for the threads it starts, and ends without waiting for them.
 fn runner() -> ExitCode {
     let control = std::io::stdin().as_fd().try_clone_to_owned();
-    match control.map_err(ServeError::from).and_then(|control| serve(UnixStream::from(control))) {
+    match control.map_err(ServeError::from).and_then(|control| serve(UnixStream::from(control), system::steps())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&anyhow::Error::new(error).context("serve as a runner")),
     }

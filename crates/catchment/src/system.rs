@@ -1,7 +1,9 @@
 //! The real clock, the real randomness, and what the machine has: handed in here and nowhere else.
 
-use catchment_types::{Clock, Entropy, TimeMs};
+use catchment_types::{Clock, Entropy, NoSteps, Step, Steps, TimeMs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The machine's clock.
@@ -23,6 +25,34 @@ impl Entropy for SystemEntropy {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
         bytes
+    }
+}
+
+/// For tests of sudden death: the process ends, as by `kill -9`, right after the step of this name (`Flipped`) was done,
+/// or done so often (`Flipped:3`).
+pub const END_AT: &str = "CATCHMENT_END_AT";
+
+struct EndAt {
+    step: Step,
+    left: AtomicU64,
+}
+
+impl Steps for EndAt {
+    fn done(&self, step: Step) {
+        if step == self.step && self.left.fetch_sub(1, Relaxed) == 1 {
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
+        }
+    }
+}
+
+/// What is to happen between steps: nothing, unless [`END_AT`] says so.
+pub fn steps() -> Arc<dyn Steps> {
+    let said = std::env::var(END_AT).unwrap_or_default();
+    let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
+    match Step::ALL.into_iter().find(|step| step.name() == name) {
+        Some(step) => Arc::new(EndAt { step, left: AtomicU64::new(count.parse().unwrap_or(1)) }),
+        None => Arc::new(NoSteps),
     }
 }
 

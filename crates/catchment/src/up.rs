@@ -1,6 +1,6 @@
 //! `catchment up`: everything in one process.
 
-use crate::system::{SystemClock, SystemEntropy, default_slab_budget_bytes, default_slab_dir};
+use crate::system::{END_AT, SystemClock, SystemEntropy, default_slab_budget_bytes, default_slab_dir, steps};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_ledger::Ledger;
@@ -95,7 +95,7 @@ impl Up {
         };
         let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let node = Node::open(config, bus, ledger.clone(), functions, clock.clone(), entropy).await?;
+        let node = Node::open(config, bus, ledger.clone(), functions, clock.clone(), entropy, steps()).await?;
         let stop = CancellationToken::new();
         let mut coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
         tokio::spawn(stop_on_signal(stop.clone()));
@@ -155,7 +155,14 @@ impl Up {
         };
         let program = std::env::current_exe().context("find this program, to start runners")?;
         let arguments = vec!["runner".into()];
-        Ok(Some(RunnersConfig { program, arguments, count: self.runners, setup, routing: self.ebpf }))
+        Ok(Some(RunnersConfig {
+            program,
+            arguments,
+            count: self.runners,
+            setup,
+            once: vec![END_AT.into()],
+            routing: self.ebpf,
+        }))
     }
 }
 

@@ -11,7 +11,7 @@ use catchment_ledger::Ledger;
 use catchment_proxy::Mode;
 use catchment_runner::{Runners, Setup};
 use catchment_slab::SlabStore;
-use catchment_types::{Clock, Entropy, NodeId};
+use catchment_types::{Clock, Entropy, NodeId, Step, Steps};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub struct RunnersConfig {
     pub count: u32,
     /// How each is set up.
     pub setup: Setup,
+    /// Environment variables for the first ones, and not for those that replace them.
+    pub once: Vec<OsString>,
     /// Whether the kernel routes descriptors to them.
     pub routing: Mode,
 }
@@ -101,9 +103,16 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
+    /// Told of every step.
+    pub steps: Arc<dyn Steps>,
 }
 
 impl Context {
+    /// Says that a step is done.
+    pub fn done(&self, step: Step) {
+        self.steps.done(step);
+    }
+
     /// Gives slabs back and tells those who wait for room.
     pub fn release(&self, slabs: impl IntoIterator<Item = catchment_types::SlabId>) {
         for slab in slabs {

@@ -12,7 +12,7 @@ use catchment_bus::Bus;
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
-use catchment_types::{Clock, Entropy, JobUid, NodeId};
+use catchment_types::{Clock, Entropy, JobUid, NodeId, Steps};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 /// How often, and after which pauses, a store that another process holds is tried again.
 const STORE_TRIES: usize = 50;
 const STORE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a runner may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A node that could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,7 @@ impl Node {
         functions: Functions,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
+        steps: Arc<dyn Steps>,
     ) -> Result<Self, NodeError> {
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
@@ -92,6 +95,7 @@ impl Node {
             room: Notify::new(),
             clock,
             entropy,
+            steps,
             config,
         });
         Ok(Self { context })
@@ -127,13 +131,13 @@ async fn open_slabs(config: StoreConfig) -> Result<(SlabStore, Recovered), SlabE
 }
 
 async fn start_runners(config: Option<RunnersConfig>, store: &SlabStore) -> Result<Arc<dyn Runners>, NodeError> {
-    let Some(RunnersConfig { program, arguments, count, setup, routing }) = config else {
+    let Some(RunnersConfig { program, arguments, count, setup, once, routing }) = config else {
         return Ok(Arc::new(InProcess::default()));
     };
     let (link, report) = catchment_proxy::open(routing, &catchment_proxy::Options::default())?;
     tracing::info!("{report}");
     let lock = store.lock()?;
-    let config = ProcessesConfig { program, arguments, count, setup, lock };
+    let config = ProcessesConfig { program, arguments, count, setup, once, lock, patience: PATIENCE };
     let started = tokio::task::spawn_blocking(move || Processes::start(config, link)).await;
     Ok(Arc::new(started.expect("starting processes does not panic")?))
 }

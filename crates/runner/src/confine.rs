@@ -35,3 +35,44 @@ pub fn confine(user: Option<(u32, u32)>) -> Result<String> {
     }
     Ok(given_up.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::fs::{File, OpenOptions};
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::fd::AsRawFd;
+
+    /// A confined thread can use what it was given, and open nothing: not even what it was given, for writing.
+    #[test]
+    fn what_was_given_works_and_nothing_else_opens() {
+        let file = tempfile::tempdir().unwrap();
+        let path = file.path().join("slab");
+        std::fs::write(&path, "update").unwrap();
+        let mut given = File::open(&path).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let confined = std::thread::spawn(move || {
+            let said = confine(None).unwrap();
+            if !said.contains("no files") {
+                eprintln!("skipped: {said}");
+                return;
+            }
+            let refused = |result: Result<File>| assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
+            refused(File::open("/etc/passwd"));
+            refused(File::create(path.with_extension("new")));
+            let again = format!("/proc/self/fd/{}", given.as_raw_fd());
+            refused(OpenOptions::new().write(true).open(again));
+            let mut text = String::new();
+            given.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "update");
+            let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+            File::from(memory).write_all(b"own").unwrap();
+            if said.contains("no network") {
+                let error = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+            }
+        });
+        confined.join().unwrap();
+    }
+}

@@ -24,18 +24,21 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a process and sets it up; `link` is its end of the link, `lock` the slab store's.
+    /// Starts a process and sets it up; `link` is its end of the link, `lock` the slab store's. It does not inherit the
+    /// environment variables in `without`.
     pub fn start(
         program: &Path,
         arguments: &[OsString],
         setup: Setup,
         link: OwnedFd,
         lock: BorrowedFd<'_>,
+        without: &[OsString],
     ) -> Result<(Self, Control)> {
         let (here, there) = UnixStream::pair()?;
         let mut command = Command::new(program);
         // Its own group: Ctrl-C is for the node, which ends its runners when it is done with them.
         command.args(arguments).stdin(OwnedFd::from(there)).stdout(Stdio::null()).process_group(0);
+        without.iter().for_each(|variable| _ = command.env_remove(variable));
         let child = command.spawn()?;
         drop(command);
         let mut process = Self { child, confined: String::new() };

@@ -21,10 +21,6 @@ use std::time::{Duration, Instant};
 
 /// A hint that nobody followed is given again after this.
 const HINT_AGAIN: Duration = Duration::from_millis(100);
-/// A runner that has an order for so long is asked for a sign of life.
-const PING_AFTER: Duration = Duration::from_secs(5);
-/// A runner that gives none for so long is ended.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long work waits for a runner to be there.
 const RUNNER_WAIT: Duration = Duration::from_secs(20);
 /// A runner that lived shorter is started again with a pause.
@@ -43,8 +39,12 @@ pub struct ProcessesConfig {
     pub count: u32,
     /// How each is set up.
     pub setup: Setup,
+    /// Environment variables for the first ones, and not for those that replace them.
+    pub once: Vec<OsString>,
     /// The lock of the slab store, which no runner may outlive.
     pub lock: OwnedFd,
+    /// A runner that has had an order for so long is asked for a sign of life, and ended when it gives none for as long.
+    pub patience: Duration,
 }
 
 /// No runner processes.
@@ -215,7 +215,9 @@ impl Shared {
     fn start_one(&self, id: RunnerId) -> Result<(Process, Arc<Control>), Error> {
         let config = &self.config;
         let link = self.link.attach(id).map_err(Error::other)?;
-        let started = Process::start(&config.program, &config.arguments, config.setup, link, config.lock.as_fd());
+        let without = if id.0 > config.count { config.once.as_slice() } else { &[] };
+        let (program, store) = (&config.program, config.lock.as_fd());
+        let started = Process::start(program, &config.arguments, config.setup, link, store, without);
         let (process, control) = started.inspect_err(|_| self.link.detach(id))?;
         let (pid, control) = (process.pid(), Arc::new(control));
         tracing::info!(runner = id.0, pid, confined = process.confined, "a runner is up");
@@ -302,7 +304,7 @@ impl Shared {
                 drop(roster);
                 control.send(&ToRunner::Ping, &[]).ok();
             }
-            Some(pinged) if pinged.elapsed() > SILENCE_MAX => {
+            Some(pinged) if pinged.elapsed() > self.config.patience => {
                 tracing::error!(runner = runner.0, "a runner is silent; end it");
                 // It is still in the roster, so it was not waited for, and its number is still its own.
                 member.control.kill();
@@ -327,7 +329,7 @@ impl Shared {
         loop {
             match progress {
                 Progress::Answered(outcome) => return outcome,
-                Progress::Taken(runner, since) if since > PING_AFTER => self.watch(runner),
+                Progress::Taken(runner, since) if since > self.config.patience => self.watch(runner),
                 Progress::Taken(..) => {}
                 Progress::Offered => {
                     let hinted = self.ensure_placed(lane).and_then(|placed| if placed { hint() } else { Ok(()) });

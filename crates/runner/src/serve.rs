@@ -8,7 +8,7 @@ use crate::order::{Done, Order};
 use crate::wire;
 use catchment_proxy::Inbox;
 use catchment_runtime::{Compiled, Function, FunctionError, HostError, Runtime};
-use catchment_types::Digest;
+use catchment_types::{Digest, Step, Steps};
 use std::collections::{HashMap, VecDeque};
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -31,11 +31,11 @@ pub enum ServeError {
 
 /// Serves until the node is gone. Threads may still be at work then: the caller ends the process.
 ///
-/// Nothing else may run in the process yet: rights are given up for this thread and those it starts.
+/// `steps` is told of the runner's. Nothing else may run in the process yet: rights are given up for this thread and those it starts.
 ///
 /// # Errors
 /// See [`ServeError`].
-pub fn serve(control: UnixStream) -> Result<(), ServeError> {
+pub fn serve(control: UnixStream, steps: Arc<dyn Steps>) -> Result<(), ServeError> {
     let (setup, files) = match wire::receive(&control)? {
         Some((ToRunner::Start { version: VERSION, setup }, files)) => (setup, files),
         Some((ToRunner::Start { version, .. }, _)) => return Err(ServeError::Version(version)),
@@ -57,6 +57,7 @@ pub fn serve(control: UnixStream) -> Result<(), ServeError> {
         answers: Mutex::new(control.try_clone()?),
         queue: Mutex::default(),
         queued: Condvar::new(),
+        steps,
     });
     for _ in 0..setup.workers.max(1) {
         let runner = runner.clone();
@@ -100,6 +101,7 @@ struct Runner {
     answers: Mutex<UnixStream>,
     queue: Mutex<VecDeque<Queued>>,
     queued: Condvar,
+    steps: Arc<dyn Steps>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,10 +150,13 @@ impl Runner {
             let queue = self.queued.wait_while(lock(&self.queue), |queue| queue.is_empty());
             let next = queue.unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(Queued { route, number, order, files }) = next else { continue };
+            self.steps.done(Step::RunnerTook);
             let result = self.execute(order, files);
+            self.steps.done(Step::RunnerCalled);
             if self.send(&ToNode::Answer { route, number, result }).is_err() {
                 return;
             }
+            self.steps.done(Step::RunnerAnswered);
         }
     }
 

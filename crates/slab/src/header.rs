@@ -23,12 +23,16 @@ const FIXED_BYTES: usize = size_of::<Fixed>();
 const _: () = assert!(FIXED_BYTES == 128 && FIXED_BYTES + META_BYTES_MAX <= PAGE_BYTES as usize);
 
 /// What a slab is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Written once, then read.
     Update,
     /// Folded into, again and again.
     Accumulator,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Update, Self::Accumulator];
 }
 
 /// How far a slab's life has come.

@@ -77,6 +77,8 @@
 //!   refuses they stay as they are.
 //! * **The bytes of another use may still be there.** [`SlabMut::bytes_mut`] and an accumulator's data are not cleared;
 //!   only the rest of a slab's last page is, as windows show whole pages.
+//! * **A file is for updates or for accumulators, in all its uses.** Accumulators are handed to other processes for
+//!   writing, and who had one may still have it open: an update never lies where it could be written.
 //! * **Readers get a descriptor opened read-only.** The kernel refuses `PROT_WRITE` on it, also by `mprotect`. A process
 //!   of the same user could open it anew through `/proc`, so runners have another user, and files are 0600.
 //! * **No seals:** the kernel refuses them on named files, and memfds die with their last holder.

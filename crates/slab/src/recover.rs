@@ -59,7 +59,7 @@ pub(crate) fn recover(directory: &Directory, budget_bytes: u64) -> Result<(Table
                 found.slabs.push(facts);
             }
             Kind::Accumulator => {
-                table.enter_accumulator(Place { id: header.id, file_bytes: header.file_bytes });
+                table.enter_accumulator(Place { id: header.id, file_bytes: header.file_bytes, kind: header.kind });
                 found.accumulators.push(header);
             }
         }
@@ -98,7 +98,7 @@ fn survey(directory: &Directory) -> Result<Survey, SlabError> {
             }
             Page::Whole(header, State::Kept) => survey.kept.push(header),
             Page::Whole(header, State::Free | State::Writing) => {
-                survey.free.push(Place { id: header.id, file_bytes: header.file_bytes });
+                survey.free.push(Place { id: header.id, file_bytes: header.file_bytes, kind: header.kind });
             }
         }
     }

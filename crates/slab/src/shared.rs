@@ -56,25 +56,25 @@ impl Inner {
         spare_bytes: u64,
         meta: &[u8],
     ) -> Result<(Hold, File, u64), SlabError> {
-        let (place, file) = self.find_file(extent.file_bytes(), spare_bytes)?;
-        let Place { id, file_bytes } = place;
+        let (place, file) = self.find_file(kind, extent.file_bytes(), spare_bytes)?;
+        let Place { id, file_bytes, .. } = place;
         let hold = Hold { store: Arc::clone(self), id };
         let header = Header { kind, id, file_bytes, extent, meta: meta.into() };
         self.directory.write_header(&file, &header, State::Writing)?;
         Ok((hold, file, file_bytes))
     }
 
-    fn find_file(&self, wanted_bytes: u64, spare_bytes: u64) -> Result<(Place, File), SlabError> {
+    fn find_file(&self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Result<(Place, File), SlabError> {
         let mut system_was_full = false;
         // Each turn ends here, takes a damaged file off the books, or is the second with the system full.
         loop {
-            if let Some(place) = self.make_room(wanted_bytes, spare_bytes)? {
+            if let Some(place) = self.make_room(kind, wanted_bytes, spare_bytes)? {
                 if let Some(file) = self.open_recycled(place)? {
                     return Ok((place, file));
                 }
                 continue;
             }
-            match self.make_file(wanted_bytes) {
+            match self.make_file(kind, wanted_bytes) {
                 Ok(Some(made)) => return Ok(made),
                 Ok(None) if system_was_full => {
                     return Err(self.no_room(wanted_bytes, self.directory.available_bytes()));
@@ -89,10 +89,10 @@ impl Inner {
     }
 
     /// A free file in its new use, or nothing and `wanted_bytes` reserved for a new one.
-    fn make_room(&self, wanted_bytes: u64, spare_bytes: u64) -> Result<Option<Place>, SlabError> {
+    fn make_room(&self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Result<Option<Place>, SlabError> {
         let mut turn = None;
         loop {
-            let step = self.table().step(wanted_bytes, spare_bytes);
+            let step = self.table().step(kind, wanted_bytes, spare_bytes);
             match (step, &turn) {
                 (Step::Recycled(place), _) => return Ok(Some(place)),
                 (Step::Reserved, _) => return Ok(None),
@@ -134,7 +134,7 @@ impl Inner {
     }
 
     /// Makes the file for reserved bytes and enters it, or gives the reservation up.
-    fn make_file(&self, file_bytes: u64) -> Result<Option<(Place, File)>, SlabError> {
+    fn make_file(&self, kind: Kind, file_bytes: u64) -> Result<Option<(Place, File)>, SlabError> {
         let made = self.directory.record().new_index().and_then(|index| {
             let index = index.ok_or_else(|| SlabError::NamesUsedUp { dir: self.directory.path().to_owned() })?;
             Ok(self.directory.create_slab(index, file_bytes)?.map(|file| (index, file)))
@@ -142,7 +142,7 @@ impl Inner {
         let mut table = self.table();
         match made {
             Ok(Some((index, file))) => {
-                let place = Place { id: SlabId::new(index, 1), file_bytes };
+                let place = Place { id: SlabId::new(index, 1), file_bytes, kind };
                 table.enter_granted(place);
                 Ok(Some((place, file)))
             }

@@ -5,6 +5,7 @@
 //! operations however large the slabs are.
 
 use crate::extent::{Extent, recyclable_bytes_max};
+use crate::header::Kind;
 use catchment_types::SlabId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,6 +24,9 @@ pub(crate) struct Facts {
 pub(crate) struct Place {
     pub(crate) id: SlabId,
     pub(crate) file_bytes: u64,
+    /// What the file is for, in all its uses: other processes may have had an accumulator open for writing, so it never
+    /// becomes an update.
+    pub(crate) kind: Kind,
 }
 
 /// Bytes of the store by state, headers and rounding included.
@@ -92,8 +96,8 @@ struct Use {
 #[derive(Debug)]
 pub(crate) struct Table {
     uses: HashMap<u32, Use>,
-    /// Free files by size. The last one in is the first one out: its pages are the warmest.
-    free: BTreeMap<u64, Vec<Place>>,
+    /// Free files by kind and size. The last one in is the first one out: its pages are the warmest.
+    free: BTreeMap<(Kind, u64), Vec<Place>>,
     usage: Usage,
 }
 
@@ -108,12 +112,12 @@ impl Table {
     }
 
     /// Decides how a wish for a file of `wanted_bytes` goes on that leaves `spare_bytes` for others.
-    pub(crate) fn step(&mut self, wanted_bytes: u64, spare_bytes: u64) -> Step {
+    pub(crate) fn step(&mut self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Step {
         let free_bytes = self.usage.budget_bytes.saturating_sub(self.usage.in_use_bytes());
         if wanted_bytes.saturating_add(spare_bytes) > free_bytes {
             return Step::Full { free_bytes: free_bytes.saturating_sub(spare_bytes) };
         }
-        if let Some(place) = self.take_recycled(wanted_bytes) {
+        if let Some(place) = self.take_recycled(kind, wanted_bytes) {
             return Step::Recycled(place);
         }
         let total_after = self.usage.total_bytes().saturating_add(wanted_bytes);
@@ -124,11 +128,13 @@ impl Table {
         Step::Crowded { shortfall_bytes: total_after - self.usage.budget_bytes }
     }
 
-    fn take_recycled(&mut self, wanted_bytes: u64) -> Option<Place> {
-        let file_bytes = *self.free.range(wanted_bytes..=recyclable_bytes_max(wanted_bytes)).next()?.0;
-        let last = self.pop_free(file_bytes);
+    fn take_recycled(&mut self, kind: Kind, wanted_bytes: u64) -> Option<Place> {
+        let fits = (kind, wanted_bytes)..=(kind, recyclable_bytes_max(wanted_bytes));
+        let class = *self.free.range(fits).next()?.0;
+        let file_bytes = class.1;
+        let last = self.pop_free(class);
         let generation = last.id.generation().checked_add(1).expect("a place in its last generation is not freed");
-        let place = Place { id: SlabId::new(last.id.index(), generation), file_bytes };
+        let place = Place { id: SlabId::new(last.id.index(), generation), file_bytes, kind };
         self.usage.free_bytes -= file_bytes;
         self.usage.granted_bytes += file_bytes;
         self.enter(place, Life::Granted, false);
@@ -138,16 +144,17 @@ impl Table {
     /// Takes the free file that best covers `shortfall_bytes`, or the largest. It stays counted as free until
     /// [`Table::forget_free`], so that nobody counts on its memory before it is back.
     pub(crate) fn take_free(&mut self, shortfall_bytes: u64) -> Option<Place> {
-        let class = self.free.range(shortfall_bytes..).next().or_else(|| self.free.last_key_value());
-        let file_bytes = *class?.0;
-        Some(self.pop_free(file_bytes))
+        let covers = |kind| self.free.range((kind, shortfall_bytes)..=(kind, u64::MAX)).next().map(|(class, _)| *class);
+        let closest = Kind::ALL.into_iter().filter_map(covers).min_by_key(|class| class.1);
+        let largest = || self.free.keys().max_by_key(|class| class.1).copied();
+        Some(self.pop_free(closest.or_else(largest)?))
     }
 
-    fn pop_free(&mut self, file_bytes: u64) -> Place {
-        let places = self.free.get_mut(&file_bytes).expect("the class was just found");
+    fn pop_free(&mut self, class: (Kind, u64)) -> Place {
+        let places = self.free.get_mut(&class).expect("the class was just found");
         let place = places.pop().expect("an empty class is removed");
         if places.is_empty() {
-            self.free.remove(&file_bytes);
+            self.free.remove(&class);
         }
         place
     }
@@ -175,7 +182,8 @@ impl Table {
     /// Enters a frozen slab found at start, held by the store and by one handle.
     pub(crate) fn enter_frozen(&mut self, facts: &Arc<Facts>) {
         self.usage.frozen_bytes += facts.file_bytes;
-        self.enter(Place { id: facts.id, file_bytes: facts.file_bytes }, Life::Frozen(Arc::clone(facts)), true);
+        let place = Place { id: facts.id, file_bytes: facts.file_bytes, kind: Kind::Update };
+        self.enter(place, Life::Frozen(Arc::clone(facts)), true);
     }
 
     /// Enters an accumulator found at start, held by the store and by one handle.
@@ -187,7 +195,7 @@ impl Table {
     /// Enters a free file found at start.
     pub(crate) fn enter_free(&mut self, place: Place) {
         self.usage.free_bytes += place.file_bytes;
-        self.free.entry(place.file_bytes).or_default().push(place);
+        self.free.entry((place.kind, place.file_bytes)).or_default().push(place);
     }
 
     /// A granted slab is frozen; the store holds it from now on, beside its handle.
@@ -265,7 +273,7 @@ mod tests {
     const PAGE: u64 = 4096;
 
     fn free(table: &mut Table, index: u32, pages: u64) {
-        table.enter_free(Place { id: SlabId::new(index, 1), file_bytes: pages * PAGE });
+        table.enter_free(Place { id: SlabId::new(index, 1), file_bytes: pages * PAGE, kind: Kind::Update });
     }
 
     #[test]
@@ -274,9 +282,24 @@ mod tests {
         free(&mut table, 0, 130);
         free(&mut table, 1, 110);
         free(&mut table, 2, 99);
-        let Step::Recycled(place) = table.step(100 * PAGE, 0) else { panic!("110 pages serve 100") };
+        let Step::Recycled(place) = table.step(Kind::Update, 100 * PAGE, 0) else { panic!("110 pages serve 100") };
         assert_eq!((place.id, place.file_bytes), (SlabId::new(1, 2), 110 * PAGE));
-        assert!(matches!(table.step(100 * PAGE, 0), Step::Reserved), "130 pages are too many, 99 too few");
+        assert!(
+            matches!(table.step(Kind::Update, 100 * PAGE, 0), Step::Reserved),
+            "130 pages are too many, 99 too few"
+        );
+    }
+
+    #[test]
+    fn an_accumulators_file_never_becomes_an_update() {
+        let mut table = Table::new(1000 * PAGE);
+        table.enter_free(Place { id: SlabId::new(0, 1), file_bytes: 10 * PAGE, kind: Kind::Accumulator });
+        assert!(matches!(table.step(Kind::Update, 10 * PAGE, 0), Step::Reserved));
+        assert!(matches!(table.step(Kind::Accumulator, 10 * PAGE, 0), Step::Recycled(_)));
+        table.enter_free(Place { id: SlabId::new(2, 1), file_bytes: 30 * PAGE, kind: Kind::Accumulator });
+        free(&mut table, 1, 20);
+        assert_eq!(table.take_free(15 * PAGE).expect("files of either kind make room").id.index(), 1);
+        assert_eq!(table.take_free(40 * PAGE).expect("the largest").id.index(), 2);
     }
 
     #[test]
@@ -286,30 +309,36 @@ mod tests {
         free(&mut table, 1, 200);
         free(&mut table, 2, 50);
         // 50 pages are left, so 140 are 90 short.
-        let Step::Crowded { shortfall_bytes } = table.step(140 * PAGE, 0) else { panic!("eviction makes room") };
+        let Step::Crowded { shortfall_bytes } = table.step(Kind::Update, 140 * PAGE, 0) else {
+            panic!("eviction makes room")
+        };
         assert_eq!(shortfall_bytes, 90 * PAGE);
         let victim = table.take_free(shortfall_bytes).expect("free files are there");
         assert_eq!(victim.id.index(), 1);
         assert_eq!(table.usage().free_bytes, 950 * PAGE, "counted until its file is gone");
         table.forget_free(victim);
-        assert!(matches!(table.step(140 * PAGE, 0), Step::Reserved));
+        assert!(matches!(table.step(Kind::Update, 140 * PAGE, 0), Step::Reserved));
     }
 
     #[test]
     fn a_wish_past_the_budget_evicts_nothing() {
         let mut table = Table::new(1000 * PAGE);
         free(&mut table, 0, 500);
-        assert!(matches!(table.step(1001 * PAGE, 0), Step::Full { free_bytes } if free_bytes == 1000 * PAGE));
-        assert!(matches!(table.step(u64::MAX / 2, 0), Step::Full { .. }));
-        assert!(matches!(table.step(600 * PAGE, 500 * PAGE), Step::Full { free_bytes } if free_bytes == 500 * PAGE));
+        assert!(
+            matches!(table.step(Kind::Update, 1001 * PAGE, 0), Step::Full { free_bytes } if free_bytes == 1000 * PAGE)
+        );
+        assert!(matches!(table.step(Kind::Update, u64::MAX / 2, 0), Step::Full { .. }));
+        assert!(
+            matches!(table.step(Kind::Update, 600 * PAGE, 500 * PAGE), Step::Full { free_bytes } if free_bytes == 500 * PAGE)
+        );
         assert_eq!(table.usage().free_bytes, 500 * PAGE);
     }
 
     #[test]
     fn a_place_in_its_last_generation_is_handed_out_for_unlinking() {
         let mut table = Table::new(1000 * PAGE);
-        table.enter_free(Place { id: SlabId::new(3, u32::MAX - 1), file_bytes: PAGE });
-        let Step::Recycled(place) = table.step(PAGE, 0) else { panic!("one generation is left") };
+        table.enter_free(Place { id: SlabId::new(3, u32::MAX - 1), file_bytes: PAGE, kind: Kind::Update });
+        let Step::Recycled(place) = table.step(Kind::Update, PAGE, 0) else { panic!("one generation is left") };
         assert_eq!(place.id.generation(), u32::MAX);
         assert_eq!(table.let_go(place.id), Some(place));
         table.forget_free(place);

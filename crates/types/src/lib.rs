@@ -13,6 +13,7 @@ mod problem;
 mod record;
 mod slab_id;
 mod spec;
+mod steps;
 mod tensors;
 mod views;
 
@@ -26,6 +27,7 @@ pub use slab_id::SlabId;
 pub use spec::{
     Checkpoints, DurationText, Exact, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
 };
+pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{
     ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,

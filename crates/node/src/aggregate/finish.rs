@@ -14,7 +14,7 @@ use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab};
-use catchment_types::{Digest, Dtype, ModelCommit, Record, Topology, UpdateKind};
+use catchment_types::{Digest, Dtype, ModelCommit, Record, Step, Topology, UpdateKind};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
@@ -88,6 +88,7 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
         tracing::info!(job = %job.spec.name, round, why, "the model was not committed");
         return Ok(());
     }
+    context.done(Step::Committed);
     let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
     let metrics = &context.metrics;
     let seconds = |since_ms: u64| at_ms.saturating_sub(since_ms) as f64 / 1000.0;
@@ -104,6 +105,7 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
     if let Err(error) = context.bus.events.publish(&subject, payload.to_string().into()).await {
         tracing::debug!(%error, "publish model");
     }
+    context.done(Step::Published);
     let keeps = context.ledger.read(|state| {
         let job = state.job(job.uid)?;
         let kept = job.models.iter().map(|model| (job.keeps(model.commit.version), model.commit.etag));
@@ -219,6 +221,7 @@ impl Worker {
     fn make(&self, leaves: &[Leaf], facts: Facts) -> Result<Made, StepError> {
         let out = self.scratch(self.model.own.slab_bytes)?;
         let previous = self.previous(&facts)?;
+        self.context.done(Step::Scratched);
         if self.model.takes.gathers() {
             let culprits = self.gather(&out, previous.as_ref(), &facts)?;
             if !culprits.is_empty() {
@@ -226,10 +229,13 @@ impl Worker {
             }
         } else {
             let top = self.climb(leaves)?;
+            self.context.done(Step::Merged);
             self.finalize(&top, &out, previous.as_ref(), &facts)?;
         }
         drop(previous);
+        self.context.done(Step::Finalized);
         let (etag, bytes) = self.write(&out, &facts)?;
+        self.context.done(Step::Kept);
         let function = self.context.functions.digest(&self.spec.function);
         let commit = ModelCommit {
             version: facts.version,

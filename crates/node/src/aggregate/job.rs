@@ -8,9 +8,11 @@ use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{LedgerError, State, Update};
-use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, TensorPlace, UpdateFacts, UpdateWindow, Window};
+use catchment_runtime::{
+    Call, FoldArgs, FunctionError, HostError, Reply, TensorPlace, UpdateFacts, UpdateWindow, Window,
+};
 use catchment_slab::{Slab, SlabError};
-use catchment_types::{Header, JobSpec, JobUid, Limits, NodeId, Placed, ReceiptId, Record, SlabId, TensorInfo};
+use catchment_types::{Header, JobSpec, JobUid, Limits, NodeId, Placed, ReceiptId, Record, SlabId, Step, TensorInfo};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -307,7 +309,12 @@ impl JobAggregation {
                     updates: inputs.iter().map(|input| input.window(range)).collect::<Result<_, _>>()?,
                 })])
             };
-            let folded = lanes.run(Level::Leaf, &lagging, calls, |index, _| leaf.flip(&plan, index));
+            context.done(Step::Planned);
+            let flip = |index: usize, _: &[Reply]| {
+                leaf.flip(&plan, index);
+                context.done(Step::Flipped);
+            };
+            let folded = lanes.run(Level::Leaf, &lagging, calls, flip);
             match folded {
                 Ok(()) => Ok(None),
                 Err(error) if is_outside(&error) => Err(StepError::Again(error.to_string())),
@@ -323,8 +330,11 @@ impl JobAggregation {
     /// Records updates as folded, then gives their slabs back.
     async fn folded(&self, key: LeafKey, updates: &[Update]) -> Result<(), StepError> {
         let receipts: Vec<ReceiptId> = updates.iter().map(|update| update.receipt).collect();
+        self.context.done(Step::Batched);
         self.context.ledger.propose(Record::Folded { uid: key.uid, round: key.round, receipts }).await?;
+        self.context.done(Step::Folded);
         self.let_go(updates);
+        self.context.done(Step::Released);
         Ok(())
     }
 

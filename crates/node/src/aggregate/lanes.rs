@@ -5,7 +5,7 @@
 use crate::context::Context;
 use catchment_runner::{Blueprint, Done, Lane, Work};
 use catchment_runtime::{Call, Class, Function, FunctionError, HostError, Reply};
-use catchment_types::{JobSpec, JobUid, Problem};
+use catchment_types::{JobSpec, JobUid, Problem, Step};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
@@ -137,6 +137,7 @@ impl Lanes {
             let work = Work { lane, blueprint: &self.blueprint, function: &self.function, calls };
             match self.context.runners.run(work) {
                 Ok(came) => {
+                    self.context.done(Step::Called);
                     self.count(&came);
                     let mut replies = came.replies.as_slice();
                     for (piece, count) in pieces.iter().zip(counts) {

@@ -141,10 +141,12 @@ fn an_accumulator_shares_its_words_and_begins_at_zero() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
     // What an earlier use left must not pass for control words.
-    let mut soiled = store.grant(3 * 4096).expect("there is room");
-    soiled.bytes_mut().fill(0xEE);
+    let soiled = store.grant_accumulator(1, 2 * 4096, b"").expect("there is room");
+    let file = std::fs::File::from(soiled.fd().try_clone_to_owned().expect("a descriptor"));
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xEE; 3 * 4096], 4096).expect("writes");
     let soiled_id = soiled.id();
-    drop(soiled);
+    drop((file, soiled));
+    store.release(soiled_id);
     let accumulator = store.grant_accumulator(600, 4096, b"plan").expect("there is room");
     assert_eq!(accumulator.id().index(), soiled_id.index(), "recycled");
     assert_eq!((accumulator.control().len(), accumulator.data_len()), (600, 4096));
