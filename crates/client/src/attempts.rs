@@ -17,7 +17,8 @@ pub struct RetryPolicy {
     pub delay_first: Duration,
     /// Upper end of every delay, but for what the server asks.
     pub delay_max: Duration,
-    /// Time after a call's begin when no further attempt is begun. A running attempt is not cut short by it.
+    /// Time after a call's begin when no further attempt is begun. A running attempt is not cut short by it, and the time
+    /// that an upload took before it broke off does not count.
     pub deadline: Duration,
 }
 
@@ -75,6 +76,16 @@ impl<'a> Attempts<'a> {
         self.may_have_acted
     }
 
+    /// Time since some moment, to measure an attempt by.
+    pub fn now(&self) -> Duration {
+        self.pacer.now()
+    }
+
+    /// Does not count the time since `from`: it was not spent in vain.
+    pub fn excuse_since(&mut self, from: Duration) {
+        self.begun += self.pacer.now().saturating_sub(from);
+    }
+
     /// Waits until the next attempt is due.
     ///
     /// # Errors
@@ -89,7 +100,7 @@ impl<'a> Attempts<'a> {
         self.may_have_acted |= acted;
         let jitter = self.policy.delay(self.made, self.pacer.fraction());
         let delay = error.retry_after().unwrap_or_default().saturating_add(jitter);
-        if (self.pacer.now() - self.begun).saturating_add(delay) > self.policy.deadline {
+        if self.pacer.now().saturating_sub(self.begun).saturating_add(delay) > self.policy.deadline {
             return Err(error);
         }
         tracing::debug!(%error, attempt = self.made, delay_ms = delay.as_millis() as u64, "call again");
