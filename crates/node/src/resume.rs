@@ -31,7 +31,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub enum Resumed {
     /// It was the last.
-    Submitted(Submitted),
+    Submitted(Box<Submitted>),
     /// More is missing.
     Parked(Progress),
 }
@@ -99,7 +99,8 @@ async fn go_on(
             let parked = live.park(upload, |address| address.is_open(context));
             parked.then_some(Resumed::Parked(progress)).ok_or_else(unknown)
         }
-        (_live, _) => accept(context, upload.freeze()?).await.map(Resumed::Submitted),
+        // Who asks for it meanwhile waits for the log's answer.
+        (_live, _) => Ok(Resumed::Submitted(Box::new(accept(context, upload.freeze()?).await?))),
     }
 }
 

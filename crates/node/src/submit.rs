@@ -265,7 +265,7 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
 
 /// Appends to the log and answers. The waiting goes on when the client hangs up: the slab's fate hangs on the log.
 pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted, Problem> {
-    let Frozen { submission, digest, body_bytes, mut held, kept: _kept } = frozen;
+    let Frozen { kept: _kept, submission, digest, body_bytes, mut held } = frozen;
     let slab = held.slab.as_ref().expect("held until the log has spoken");
     let slab_bytes = slab.len();
     let accept = Accept {

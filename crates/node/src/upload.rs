@@ -135,7 +135,8 @@ impl Upload {
     /// # Errors
     /// `truncated`, `checksum`.
     pub fn freeze(self) -> Result<Frozen, Problem> {
-        let Self { submission, fit, scatter, digest, head_bytes, mut slab, kept, .. } = self;
+        // What is bound last goes first: who waits for room is told once the slab is free.
+        let Self { kept, submission, fit, scatter, digest, head_bytes, mut slab, .. } = self;
         let body_bytes = head_bytes + scatter.position();
         scatter.finish(slab.bytes_mut())?;
         let digest = submission.digest(&digest)?;

@@ -80,7 +80,7 @@ pub async fn patch(
             return Ok(standing(StatusCode::NO_CONTENT.into_response(), progress.offset, progress.length, false));
         }
         Ok(Resumed::Submitted(submitted)) => {
-            let (status, receipt) = match submitted {
+            let (status, receipt) = match *submitted {
                 Submitted::Accepted(receipt) => (StatusCode::ACCEPTED, receipt),
                 Submitted::Duplicate(receipt) => (StatusCode::OK, receipt),
             };
