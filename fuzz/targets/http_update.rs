@@ -1,7 +1,7 @@
 //! Everything a stranger says of an update, and its body in any cuts: never a panic, never a byte outside the slab.
 #![no_main]
 
-use catchment_ingest::{Head, Said, Scatter, UpdateDigest, parse_digest, parse_metrics};
+use catchment_ingest::{Head, Part, Said, Scatter, UpdateDigest, parse_digest, parse_metrics};
 use catchment_types::{Dtype, Fit, Header, Layout, Limits};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
@@ -17,6 +17,8 @@ fuzz_target!(|input: (String, String, u8, Vec<u8>)| {
     let said = Said::parse(&query).unwrap_or_default();
     let metrics = parse_metrics(Some(&header)).unwrap_or_default();
     parse_digest("Catchment-Digest", Some(&header)).ok();
+    Part::parse(|name| Some(if name == "upload-offset" { &*query } else { &*header })).ok();
+    Part::parse(|name| Some(if name == "upload-offset" { &*header } else { &*query })).ok();
     let declared = said.num_samples.is_some().then_some(body.len() as u64);
     receive(&body, usize::from(step).max(1), declared, said.weight.unwrap_or(1.0), &metrics);
 });

@@ -27,6 +27,6 @@ pub use observe::Observed;
 pub use poll::{PATIENCE, until};
 pub use programs::{free_port, functions_dir, root, run_to_end, target_dir};
 pub use python::Python;
-pub use raw::{Raw, request_head};
+pub use raw::{Raw, request_head, request_head_of};
 pub use server::Server;
 pub use tensors::{Tensor, Values, assert_close, file, file_with, raw_file, read, weighted_mean};

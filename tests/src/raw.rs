@@ -13,12 +13,19 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// A connection that sends exactly what it is told.
 pub struct Raw {
     stream: TcpStream,
+    /// What came after the last answer.
+    ahead: Vec<u8>,
 }
 
 /// The head of a PUT to `path` with these header lines.
 pub fn request_head(path: &str, headers: &[(&str, &str)]) -> String {
+    request_head_of("PUT", path, headers)
+}
+
+/// The head of a request.
+pub fn request_head_of(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    format!("PUT {path} HTTP/1.1\r\nhost: test\r\n{lines}\r\n")
+    format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{lines}\r\n")
 }
 
 impl Raw {
@@ -26,7 +33,7 @@ impl Raw {
     pub async fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).await.expect("connect to the server");
         stream.set_nodelay(true).ok();
-        Self { stream }
+        Self { stream, ahead: Vec::new() }
     }
 
     /// Sends bytes; an error is not one of the test's, because the server may have closed already.
@@ -45,13 +52,16 @@ impl Raw {
     }
 
     async fn read(&mut self) -> Option<Answer> {
-        let mut bytes = Vec::new();
         loop {
-            if let Some(answer) = parse(&bytes) {
-                return Some(answer);
-            }
-            if self.stream.read_buf(&mut bytes).await.ok()? == 0 {
-                return None;
+            match parse(&self.ahead) {
+                Some((answer, bytes)) => {
+                    self.ahead.drain(..bytes);
+                    if answer.status != 100 {
+                        return Some(answer);
+                    }
+                }
+                None if self.stream.read_buf(&mut self.ahead).await.ok()? == 0 => return None,
+                None => {}
             }
         }
     }
@@ -64,7 +74,8 @@ impl Raw {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Answer> {
+/// The first answer, and how long it is.
+fn parse(bytes: &[u8]) -> Option<(Answer, usize)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).expect("a head in ASCII");
     let mut lines = head.split("\r\n");
@@ -77,5 +88,5 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     }
     let length = headers.get("content-length").map_or(0, |v| v.to_str().expect("ASCII").parse().expect("a length"));
     let body = bytes.get(end + 4..end + 4 + length)?;
-    (status != 100).then(|| Answer { status, headers, body: Bytes::copy_from_slice(body) })
+    Some((Answer { status, headers, body: Bytes::copy_from_slice(body) }, end + 4 + length))
 }

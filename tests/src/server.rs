@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What every server is started with unless a test says otherwise: impatient, so that tests of impatience are short.
-const DEFAULTS: [(&str, &str); 7] = [
+const DEFAULTS: [(&str, &str); 8] = [
     ("--listen", "127.0.0.1:0"),
     ("--slab-mib", "256"),
     ("--body-grace", "1s"),
     ("--body-rate-min", "1024"),
     ("--room-wait", "500ms"),
     ("--accept-wait", "2s"),
+    ("--park-time", "1s"),
     ("--lanes", "2"),
 ];
 /// Lines of its log that a failing test shows.

@@ -71,6 +71,9 @@ pub struct Up {
     /// How long an update waits for the event log before it is answered with 503.
     #[arg(long, default_value = "10s", env = "CATCHMENT_ACCEPT_WAIT")]
     accept_wait: DurationText,
+    /// How long an update whose connection broke is kept, for its client to go on with. It gives way when there is no room.
+    #[arg(long, default_value = "60s", env = "CATCHMENT_PARK_TIME")]
+    park_time: DurationText,
 }
 
 impl Up {
@@ -135,6 +138,7 @@ impl Up {
             pace: Pace { grace: duration(self.body_grace), rate_min: self.body_rate_min.max(1) },
             room_wait: duration(self.room_wait),
             accept_wait: duration(self.accept_wait),
+            park_time: duration(self.park_time),
             connections_max: self.connections.max(1),
             runners: self.runners_config(lanes)?,
         })

@@ -17,7 +17,8 @@ pub struct RetryPolicy {
     pub delay_first: Duration,
     /// Upper end of every delay, but for what the server asks.
     pub delay_max: Duration,
-    /// Time after a call's begin when no further attempt is begun. A running attempt is not cut short by it.
+    /// Time after a call's begin when no further attempt is begun. A running attempt is not cut short by it, and the time
+    /// that an upload took before it broke off does not count.
     pub deadline: Duration,
 }
 
@@ -75,6 +76,16 @@ impl<'a> Attempts<'a> {
         self.may_have_acted
     }
 
+    /// Time since some moment, to measure an attempt by.
+    pub fn now(&self) -> Duration {
+        self.pacer.now()
+    }
+
+    /// Does not count the time since `from`: it was not spent in vain.
+    pub fn excuse_since(&mut self, from: Duration) {
+        self.begun += self.pacer.now().saturating_sub(from);
+    }
+
     /// Waits until the next attempt is due.
     ///
     /// # Errors
@@ -89,7 +100,7 @@ impl<'a> Attempts<'a> {
         self.may_have_acted |= acted;
         let jitter = self.policy.delay(self.made, self.pacer.fraction());
         let delay = error.retry_after().unwrap_or_default().saturating_add(jitter);
-        if (self.pacer.now() - self.begun).saturating_add(delay) > self.policy.deadline {
+        if self.pacer.now().saturating_sub(self.begun).saturating_add(delay) > self.policy.deadline {
             return Err(error);
         }
         tracing::debug!(%error, attempt = self.made, delay_ms = delay.as_millis() as u64, "call again");
@@ -101,6 +112,8 @@ impl<'a> Attempts<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::Pin;
+    use std::sync::Mutex;
 
     #[test]
     fn delays_double_up_to_their_limit_and_never_overflow() {
@@ -109,5 +122,38 @@ mod tests {
         assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(policy.delay(3, 0.25), Duration::from_millis(100));
         assert_eq!(policy.delay(u32::MAX, 1.0), policy.delay_max);
+    }
+
+    /// Time that is only as late as it is told.
+    #[derive(Default)]
+    struct Told(Mutex<Duration>);
+
+    impl Pacer for Told {
+        fn now(&self) -> Duration {
+            *self.0.lock().unwrap()
+        }
+
+        fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn fraction(&self) -> f64 {
+            0.0
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_broke_off_after_long_may_go_on() {
+        let (policy, pacer) = (RetryPolicy::default(), Told::default());
+        let broken = || ClientError::Broken { url: String::new(), why: String::new() };
+        let mut attempts = Attempts::new(&policy, &pacer, Repeat::Safe);
+        for minutes in 1..5 {
+            let begun = attempts.now();
+            *pacer.0.lock().unwrap() = Duration::from_secs(minutes * 600);
+            attempts.excuse_since(begun);
+            attempts.after(broken()).await.unwrap();
+        }
+        *pacer.0.lock().unwrap() += policy.deadline + Duration::from_secs(1);
+        assert!(attempts.after(broken()).await.is_err());
     }
 }

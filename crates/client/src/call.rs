@@ -7,9 +7,11 @@ use catchment_types::Problem;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use reqwest::{Body, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
+use std::io::SeekFrom;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 /// Largest JSON answer: a page of a thousand jobs, each with a spec, stays below.
@@ -30,8 +32,8 @@ pub enum Payload {
     Json(Bytes),
     /// A tensor file in memory.
     Bytes(Bytes),
-    /// A tensor file on disk, and its length when the call began.
-    File(PathBuf, u64),
+    /// A tensor file on disk from this byte on, up to its length when the call began.
+    File(PathBuf, Range<u64>),
 }
 
 impl Payload {
@@ -40,7 +42,17 @@ impl Payload {
         match self {
             Self::None => 0,
             Self::Json(bytes) | Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File(_, length) => *length,
+            Self::File(_, range) => range.end - range.start,
+        }
+    }
+
+    /// The same without its first `offset` bytes.
+    pub fn after(&self, offset: u64) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Json(bytes) => Self::Json(bytes.slice(offset as usize..)),
+            Self::Bytes(bytes) => Self::Bytes(bytes.slice(offset as usize..)),
+            Self::File(path, range) => Self::File(path.clone(), range.start + offset..range.end),
         }
     }
 
@@ -48,13 +60,11 @@ impl Payload {
         match self {
             Self::None => Ok(Body::default()),
             Self::Json(bytes) | Self::Bytes(bytes) => Ok(Body::from(bytes.clone())),
-            Self::File(path, length) => {
-                let file = tokio::fs::File::open(path).await.map_err(|source| ClientError::File {
-                    doing: "open",
-                    path: path.clone(),
-                    source,
-                })?;
-                Ok(Body::wrap_stream(ReaderStream::with_capacity(file.take(*length), READ_BYTES)))
+            Self::File(path, range) => {
+                let failed = |doing| move |source| ClientError::File { doing, path: path.clone(), source };
+                let mut file = tokio::fs::File::open(path).await.map_err(failed("open"))?;
+                file.seek(SeekFrom::Start(range.start)).await.map_err(failed("read"))?;
+                Ok(Body::wrap_stream(ReaderStream::with_capacity(file.take(self.len()), READ_BYTES)))
             }
         }
     }
@@ -121,6 +131,7 @@ impl Client {
         let kind = match call.payload {
             Payload::None => None,
             Payload::Json(_) => Some("application/json"),
+            _ if call.method == Method::PATCH => Some("application/partial-upload"),
             Payload::Bytes(_) | Payload::File(..) => Some("application/octet-stream"),
         };
         if let Some(kind) = kind {

@@ -100,7 +100,7 @@ impl ClientError {
 
     /// Whether the server refused with this code.
     pub fn is(&self, code: Code) -> bool {
-        self.problem().is_some_and(|problem| problem.code == code.as_str())
+        self.problem().is_some_and(|problem| problem.is(code))
     }
 
     /// When to try again, if the server said.

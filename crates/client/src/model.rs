@@ -53,7 +53,7 @@ impl JobClient {
     /// The same from a file, without holding it in memory.
     pub async fn put_model_file(&self, path: &Path) -> Result<ModelView, ClientError> {
         let (digest, length) = digest_file(path).await?;
-        self.put(Payload::File(path.to_owned(), length), digest).await
+        self.put(Payload::File(path.to_owned(), 0..length), digest).await
     }
 
     async fn put(&self, payload: Payload, digest: Digest) -> Result<ModelView, ClientError> {

@@ -1,12 +1,12 @@
 //! Updates out. Sent with their digest, so that damage on the way is refused and not averaged.
 
 use crate::attempts::Repeat;
-use crate::call::Payload;
+use crate::call::{Call, Payload};
 use crate::error::ClientError;
 use crate::job::JobClient;
 use crate::model::digest_file;
 use bytes::Bytes;
-use catchment_types::{ClientId, Digest, Receipt, TaskId};
+use catchment_types::{ClientId, Code, Digest, Receipt, TaskId};
 use reqwest::{Method, StatusCode};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -121,7 +121,8 @@ pub struct Submitted {
 }
 
 impl JobClient {
-    /// Submits an update. Repeated as often as the retries allow: the same update is counted once.
+    /// Submits an update. Repeated as often as the retries allow: the same update is counted once. When the connection
+    /// breaks, only what the server does not have is sent again, as long as it keeps the rest.
     ///
     /// # Errors
     /// `round_closed`, with the member `next_round`; `conflict` when this client sent another update for the round;
@@ -137,27 +138,80 @@ impl JobClient {
             UpdateBody::Bytes(bytes) => (Payload::Bytes(bytes.clone()), Digest::from(blake3::hash(bytes))),
             UpdateBody::File(path) => {
                 let (digest, length) = digest_file(path).await?;
-                (Payload::File(path.clone(), length), digest)
+                (Payload::File(path.clone(), 0..length), digest)
             }
         };
-        let round = update.round.to_string();
-        let call = self
-            .call(Method::PUT, &["rounds", &round, "updates", update.client.as_str()])
+        let whole = self
+            .on_update(Method::PUT, update)
             .query("weight", update.weight)
             .query("num_samples", update.num_samples)
             .query("task", update.task)
             .header("catchment-metrics", metrics)
             .header("catchment-base", update.base)
             .header("catchment-digest", Some(digest))
-            .payload(payload);
+            .payload(payload.clone());
         let mut attempts = self.client.attempts(Repeat::Safe);
+        let mut broke_off = false;
         loop {
-            match self.client.exchange_json(&call).await {
+            let begun = attempts.now();
+            let rest = if broke_off { self.rest(update, &payload, digest).await } else { Ok(None) };
+            let is_part = matches!(rest, Ok(Some(_)));
+            let sent = match rest {
+                Ok(rest) => self.client.exchange_json(rest.as_ref().unwrap_or(&whole)).await,
+                Err(error) => Err(error),
+            };
+            match sent {
                 Ok((status, receipt)) => return Ok(Submitted { receipt, known: status == StatusCode::OK }),
-                Err(error) => attempts.after(error).await?,
+                // Nothing is kept any more, or somebody else went on with it.
+                Err(error) if is_part && is_gone(&error) => broke_off = false,
+                Err(error) => {
+                    if breaks_off(&error) {
+                        attempts.excuse_since(begun);
+                        broke_off = true;
+                    }
+                    // Damaged bytes are not gone on with.
+                    broke_off &= !error.is(Code::Checksum);
+                    attempts.after(error).await?;
+                }
             }
         }
     }
+
+    fn on_update(&self, method: Method, update: &Update) -> Call {
+        self.call(method, &["rounds", &update.round.to_string(), "updates", update.client.as_str()])
+    }
+
+    /// The call that sends what the server does not have of an update; `None` when it has nothing to go on from.
+    async fn rest(&self, update: &Update, payload: &Payload, digest: Digest) -> Result<Option<Call>, ClientError> {
+        let response = match self.client.exchange(&self.on_update(Method::HEAD, update)).await {
+            Ok(response) => response,
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let number = |name: &str| response.headers().get(name)?.to_str().ok()?.parse::<u64>().ok();
+        let is_open = response.headers().get("upload-complete").is_some_and(|value| value == "?0");
+        // Of another length, it is another update.
+        let is_ours = is_open && number("upload-length") == Some(payload.len());
+        let offset = number("upload-offset").filter(|offset| is_ours && *offset <= payload.len());
+        Ok(offset.map(|offset| {
+            tracing::debug!(offset, "go on with an update");
+            self.on_update(Method::PATCH, update)
+                .header("upload-offset", Some(offset))
+                .header("upload-complete", Some("?1"))
+                .header("catchment-digest", Some(digest))
+                .payload(payload.after(offset))
+        }))
+    }
+}
+
+/// Whether an upload may have come to the server in part.
+fn breaks_off(error: &ClientError) -> bool {
+    matches!(error, ClientError::Broken { .. }) || error.is(Code::Truncated) || error.is(Code::TooSlow)
+}
+
+/// Whether there is nothing to go on with.
+fn is_gone(error: &ClientError) -> bool {
+    error.is(Code::WrongOffset) || matches!(error.status(), Some(404 | 405))
 }
 
 #[cfg(test)]

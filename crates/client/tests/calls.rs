@@ -148,6 +148,9 @@ async fn an_update_whose_answer_was_lost_is_counted_once() {
     // The server keeps the update under its digest and then breaks the connection, once.
     let mut kept: HashMap<String, u32> = HashMap::new();
     let server = Server::start(move |seen| {
+        if seen.method == Method::HEAD {
+            return json(404, "");
+        }
         let digest = seen.headers["catchment-digest"].to_str().unwrap().to_owned();
         let times = kept.entry(digest.clone()).or_default();
         *times += 1;
@@ -158,8 +161,81 @@ async fn an_update_whose_answer_was_lost_is_counted_once() {
     })
     .await;
     let sent = job(&server.url).0.submit(&update(b"x".to_vec())).await.unwrap();
-    assert!(sent.known && server.count() == 2);
+    // It asks how far the server is, which keeps no part of it, and sends it whole again.
+    assert!(sent.known && server.count() == 3);
     assert_eq!(sent.receipt.digest, Digest::from(blake3::hash(b"x")));
+}
+
+/// A server that breaks the first upload off, says that `offset` bytes of it are there, and answers PATCH with `then`.
+async fn breaks_off_at(
+    offset: u64,
+    length: u64,
+    mut then: impl FnMut() -> Option<Response<Body>> + Send + 'static,
+) -> Server {
+    let mut first = true;
+    Server::start(move |seen| match seen.method {
+        Method::HEAD => {
+            let head = Response::builder().status(204).header("upload-offset", offset).header("upload-length", length);
+            Some(head.header("upload-complete", "?0").body(Body::empty()).unwrap())
+        }
+        Method::PATCH => then(),
+        _ if std::mem::take(&mut first) => None,
+        _ => json(200, receipt("accepted", &"ab".repeat(32))),
+    })
+    .await
+}
+
+fn methods(server: &Server) -> Vec<String> {
+    server.seen.lock().unwrap().iter().map(|seen| seen.method.to_string()).collect()
+}
+
+#[tokio::test]
+async fn an_update_that_broke_off_goes_on_where_the_server_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("update.safetensors");
+    std::fs::write(&path, b"tensors").unwrap();
+    for body in [UpdateBody::from(b"tensors".to_vec()), path.into()] {
+        let server = breaks_off_at(3, 7, || json(202, receipt("accepted", &"ab".repeat(32)))).await;
+        assert!(!job(&server.url).0.submit(&update(body)).await.unwrap().known);
+        assert_eq!(methods(&server), ["PUT", "HEAD", "PATCH"]);
+        let Seen { uri, headers, body, .. } = server.last();
+        assert_eq!((uri.query(), &body[..]), (None, &b"sors"[..]));
+        assert!(headers["upload-offset"] == "3" && headers["upload-complete"] == "?1");
+        assert!(headers["content-length"] == "4" && headers["content-type"] == "application/partial-upload");
+        assert_eq!(headers["catchment-digest"], blake3::hash(b"tensors").to_hex().as_str());
+    }
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_go_on_is_sent_whole() {
+    for code in [Code::WrongOffset, Code::NotFound, Code::Checksum] {
+        let server = breaks_off_at(3, 7, move || problem(&Problem::new(code, "no"), None)).await;
+        assert!(job(&server.url).0.submit(&update(b"tensors".to_vec())).await.unwrap().known);
+        assert_eq!(methods(&server), ["PUT", "HEAD", "PATCH", "PUT"], "{code}");
+        assert_eq!(&server.last().body[..], b"tensors");
+    }
+    // What is there is another update's.
+    for (offset, length) in [(3, 8), (9, 7)] {
+        let server = breaks_off_at(offset, length, || unreachable!("no PATCH")).await;
+        job(&server.url).0.submit(&update(b"tensors".to_vec())).await.unwrap();
+        assert_eq!(methods(&server), ["PUT", "HEAD", "PUT"]);
+    }
+}
+
+#[tokio::test]
+async fn an_update_that_breaks_off_again_and_again_is_given_up() {
+    let server = breaks_off_at(3, 7, || None).await;
+    let error = job(&server.url).0.submit(&update(b"tensors".to_vec())).await.unwrap_err();
+    assert!(matches!(error, ClientError::Broken { .. }), "{error}");
+    assert_eq!(methods(&server), ["PUT", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH"]);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_rest_is_the_updates() {
+    let refusal = || problem(&Problem::new(Code::NotFinite, "NaN"), None);
+    let server = breaks_off_at(3, 7, refusal).await;
+    assert!(job(&server.url).0.submit(&update(b"tensors".to_vec())).await.unwrap_err().is(Code::NotFinite));
+    assert_eq!(methods(&server), ["PUT", "HEAD", "PATCH"]);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod digest;
 mod head;
+mod part;
 mod range;
 mod request;
 mod said;
@@ -15,6 +16,7 @@ mod screen;
 
 pub use digest::UpdateDigest;
 pub use head::Head;
+pub use part::Part;
 pub use range::first_beyond;
 pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics};

@@ -136,6 +136,12 @@ mod tests {
         assert_eq!(way(&format!("{update}Content-Length: 7\r\n\r\nbody")), format!("{direct} +7 then body"));
         let expects = way(&format!("{update}content-length: 7\r\nExpect: 100-Continue\r\n\r\n"));
         assert_eq!(expects, format!("{direct} +7? then "));
+        let rest = "PATCH /v1/jobs/a/rounds/1/updates/c HTTP/1.1\r\nUpload-Offset: 3\r\n";
+        assert_eq!(
+            way(&format!("{rest}Content-Length: 4\r\n\r\nbodyGET")),
+            "direct /v1/jobs/a/rounds/1/updates/c +4 then bodyGET"
+        );
+        assert_eq!(way("HEAD /v1/jobs/a/rounds/1/updates/c HTTP/1.1\r\n\r\n"), "hyper Some(47)");
         assert_eq!(
             way("GET /v1/jobs/a/model?version=1 HTTP/1.1\r\n\r\n"),
             "direct /v1/jobs/a/model?version=1 +0 then "

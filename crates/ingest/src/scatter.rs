@@ -112,6 +112,11 @@ impl Scatter {
         Ok(())
     }
 
+    /// Bytes of the data that are in their places.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     fn current(&self) -> Result<&Placed, Problem> {
         self.fit.tensors.get(self.current).ok_or_else(|| {
             let detail = "the body goes on after the last tensor that its header describes";
@@ -189,6 +194,7 @@ impl Scatter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::UpdateDigest;
     use catchment_types::{Header, Layout, Limits};
     use proptest::prelude::*;
 
@@ -244,6 +250,37 @@ mod tests {
             let (received, seen) = receive(&fit, &data([1.0, 2.0, 3.0, 4.0, 5.0]), step, 1 + step % 9).unwrap();
             prop_assert_eq!(received, memory);
             prop_assert_eq!(seen, data([1.0, 2.0, 3.0, 4.0, 5.0]));
+        }
+
+        /// The connection breaks at `cut`, and the rest comes another way.
+        #[test]
+        fn what_goes_on_after_a_break_is_what_one_piece_would_be(cut in 0usize..=28, step in 1usize..40, nan in 0usize..8) {
+            let mut values = [1.0, 2.0, 3.0, 4.0, 5.0];
+            if let Some(value) = values.get_mut(nan) {
+                *value = f32::NAN;
+            }
+            let (fit, data) = (fit(TWO), data(values));
+            let run = |(first, rest): (&[u8], &[u8])| {
+                let (mut memory, mut sink) = (vec![0xaa; fit.slab_bytes as usize], [0; 5]);
+                let (mut scatter, mut digest) = (Scatter::new(fit.clone()), UpdateDigest::default());
+                let mut left = first;
+                while !left.is_empty() {
+                    let mut room = scatter.room(&mut memory, &mut sink, step);
+                    let taken = std::io::Read::read_vectored(&mut left, &mut room).unwrap();
+                    scatter.landed(taken, &mut memory, &sink, |bytes| digest.feed(bytes))?;
+                }
+                assert_eq!(scatter.position(), first.len() as u64);
+                for chunk in rest.chunks(step) {
+                    digest.feed(chunk);
+                    scatter.feed(chunk, &mut memory)?;
+                }
+                scatter.finish(&mut memory)?;
+                Ok::<_, Problem>((memory, digest.body()))
+            };
+            let broken = run(data.split_at(cut));
+            prop_assert_eq!(&broken, &run((&data, &[])));
+            prop_assert_eq!(&broken, &run((&[], &data)));
+            prop_assert_eq!(broken.is_ok(), nan >= 5);
         }
 
         #[test]

@@ -19,6 +19,7 @@ pub use recover::recover;
 use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::metrics::Metrics;
+use crate::parking::Address;
 use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
@@ -204,8 +205,12 @@ impl Dispatcher {
         if changed.is_empty() && gone.is_empty() {
             return;
         }
-        let slabs = self.context.ledger.read(|state| self.context.holdings.take_ended(state));
+        let (slabs, parked) = self.context.ledger.read(|state| {
+            let open = |at: &Address| state.judge(at.uid, at.round, &at.client, None).is_none();
+            (self.context.holdings.take_ended(state), self.context.parking.take_unless(open))
+        });
         self.context.release(slabs);
+        drop(parked);
         changed.retain(|uid| self.has_work(*uid));
         changed.into_iter().for_each(|uid| self.wake(uid));
     }

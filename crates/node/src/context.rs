@@ -6,6 +6,7 @@ use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::parking::Parking;
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
 use catchment_proxy::Mode;
@@ -35,6 +36,8 @@ pub struct NodeConfig {
     pub room_wait: Duration,
     /// How long a client waits for the log before it is told to try again.
     pub accept_wait: Duration,
+    /// How long an upload whose connection broke is kept for its client.
+    pub park_time: Duration,
     /// Connections served at one time; more wait.
     pub connections_max: usize,
     /// The processes that make the calls of functions; `None`: this one.
@@ -93,6 +96,8 @@ pub struct Context {
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.
     pub holdings: Holdings,
+    /// Uploads whose connection broke.
+    pub parking: Arc<Parking>,
     /// Threads that may fold at one time.
     pub lanes: Arc<Semaphore>,
     /// KiB of large safetensors heads that may be received at one time.

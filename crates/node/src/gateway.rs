@@ -15,6 +15,7 @@ mod serve;
 mod system;
 mod text;
 mod updates;
+mod uploads;
 
 pub use docs::openapi_json;
 pub(crate) use serve::serve;

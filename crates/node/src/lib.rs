@@ -15,10 +15,13 @@ mod layouts;
 mod metrics;
 mod models;
 mod node;
+mod parking;
+mod resume;
 mod slab_meta;
 mod small;
 mod subjects;
 mod submit;
+mod upload;
 
 pub use context::{NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;

@@ -1,7 +1,7 @@
 //! What the node counts. Labels are the namespace, the job and small closed sets, never a client: a label per client
 //! would cost more memory than the clients' updates.
 
-use catchment_types::{Code, JobSpec};
+use catchment_types::{Code, JobSpec, Problem};
 use prometheus::{
     CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
@@ -24,6 +24,10 @@ pub struct Metrics {
     pub update_bytes: IntCounterVec,
     /// Updates refused, by code.
     pub updates_rejected: IntCounterVec,
+    /// Uploads that were gone on with after their connection broke.
+    pub uploads_resumed: IntCounterVec,
+    /// Uploads that wait for their clients to go on.
+    pub uploads_parked: IntGaugeVec,
     /// From a round's opening to its commit.
     pub round_duration: HistogramVec,
     /// Time spent folding, merging and finalising one round.
@@ -84,6 +88,16 @@ impl Metrics {
                 "Updates refused, by code.",
                 &["namespace", "job", "reason"],
             ),
+            uploads_resumed: counter(
+                "catchment_uploads_resumed_total",
+                "Uploads that were gone on with after their connection broke.",
+                &JOB,
+            ),
+            uploads_parked: gauge(
+                "catchment_uploads_parked",
+                "Uploads whose connection broke, kept for their clients.",
+                &JOB,
+            ),
             round_duration: seconds("catchment_round_duration_seconds", "From a round's opening to its commit.", &JOB),
             aggregation: seconds("catchment_aggregation_seconds", "Time aggregating one round's updates.", &JOB),
             accept_to_commit: seconds(
@@ -135,7 +149,8 @@ impl Metrics {
     }
 
     /// Counts a refusal. Unknown jobs are counted under empty names, so that a caller cannot make labels.
-    pub fn reject(&self, spec: Option<&JobSpec>, code: Code) {
+    pub fn reject(&self, spec: Option<&JobSpec>, problem: &Problem) {
+        let code = Code::ALL.iter().copied().find(|code| problem.is(*code)).unwrap_or(Code::Internal);
         let (namespace, job) = spec.map_or(("", ""), |spec| (spec.namespace.as_str(), spec.name.as_str()));
         self.updates_rejected.with_label_values(&[namespace, job, code.as_str()]).inc();
     }
@@ -143,16 +158,21 @@ impl Metrics {
     /// Forgets a deleted job's series.
     pub fn forget(&self, [namespace, job]: [&str; 2]) {
         let of_job = [("namespace", namespace), ("job", job)];
-        for counter in
-            [&self.updates_received, &self.update_bytes, &self.updates_rejected, &self.rounds, &self.cold_starts]
-        {
+        for counter in [
+            &self.updates_received,
+            &self.update_bytes,
+            &self.updates_rejected,
+            &self.uploads_resumed,
+            &self.rounds,
+            &self.cold_starts,
+        ] {
             remove(counter, of_job);
         }
         remove(&self.function_cpu, of_job);
         for histogram in [&self.round_duration, &self.aggregation, &self.accept_to_commit] {
             remove(histogram, of_job);
         }
-        for gauge in [&self.last_commit, &self.queue_depth, &self.instances] {
+        for gauge in [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.instances] {
             remove(gauge, of_job);
         }
         remove(&self.job_metric, of_job);

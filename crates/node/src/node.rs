@@ -7,6 +7,7 @@ use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::parking::Parking;
 use crate::{gateway, head, small};
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
@@ -90,6 +91,7 @@ impl Node {
             metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
             desk: Desk::default(),
             holdings,
+            parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
             heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
             room: Notify::new(),
@@ -112,6 +114,7 @@ impl Node {
         let server = gateway::serve(context.clone(), listener, stop.clone());
         let (aggregated, answered, ()) =
             tokio::join!(cancel_on_error(aggregation, &stop), cancel_on_error(requests, &stop), server);
+        context.parking.close();
         aggregated?;
         answered?;
         context.store.trim();

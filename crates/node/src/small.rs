@@ -58,8 +58,7 @@ async fn answer(context: &Arc<Context>, request: &Message) -> Vec<u8> {
     match submitted {
         Ok(Submitted::Accepted(receipt) | Submitted::Duplicate(receipt)) => serde_json::to_vec(&receipt),
         Err(problem) => {
-            let code = Code::ALL.iter().find(|code| code.as_str() == problem.code);
-            context.metrics.reject(spec.as_deref(), *code.unwrap_or(&Code::Internal));
+            context.metrics.reject(spec.as_deref(), &problem);
             serde_json::to_vec(&problem)
         }
     }

@@ -3,16 +3,13 @@
 //! The order is the promise: check, grant, receive, freeze, log, answer. A slab is the store's until it is frozen, the
 //! submission's until the log has spoken, and the round's after that; on every other way out it is given back.
 
-use crate::aggregate;
 use crate::context::Context;
 use crate::gateway::body::Body;
-use crate::head::{ReadHead, read_head};
-use crate::layouts::ModelLayout;
-use crate::slab_meta::SlabMeta;
+use crate::parking::{Address, Live};
+use crate::upload::{Frozen, Upload};
 use bytes::Bytes;
-use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
+use catchment_ingest::UpdateDigest;
 use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
-use catchment_slab::{Slab, SlabError};
 use catchment_types::{
     Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt,
     UpdateKind,
@@ -20,19 +17,17 @@ use catchment_types::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 /// Seconds after which a refused client should try again.
 pub const RETRY_AFTER_S: u64 = 1;
 
-/// Slabs of at least this many bytes are taken on a thread that may block.
-const BLOCKING_BYTES: u64 = 1 << 20;
-
 /// How long an update waits for its round to open.
 const ROUND_WAIT: Duration = Duration::from_secs(5);
 /// Smallest weight: with less, an update's numbers could vanish in the sum.
 const WEIGHT_MIN: f64 = 1e-30;
+/// What a body ends with that may be gone on with.
+const BROKEN_OFF: [Code; 3] = [Code::Truncated, Code::TooSlow, Code::WrongOffset];
 
 /// What is said of an update, outside its body.
 #[derive(Debug, Clone)]
@@ -67,8 +62,29 @@ pub enum Submitted {
 }
 
 impl Submission {
+    /// Where it is sent to.
+    pub fn address(&self) -> Address {
+        Address { uid: self.uid, round: self.round, client: self.client.clone() }
+    }
+
     fn weight(&self) -> f64 {
         self.weight.unwrap_or_else(|| self.num_samples.map_or(1.0, |samples| samples as f64))
+    }
+
+    /// The digest of the whole update, whose body has the digest `body`.
+    ///
+    /// # Errors
+    /// `checksum`, when another one was declared.
+    pub fn digest(&self, body: &UpdateDigest) -> Result<Digest, Problem> {
+        if let Some(declared) = self.body_digest {
+            let found = body.body();
+            if found != declared {
+                let detail =
+                    format!("the body's BLAKE3 digest is {found}, Catchment-Digest declares {declared}: send it again");
+                return Err(Problem::new(Code::Checksum, detail));
+            }
+        }
+        Ok(body.finish(self.weight(), self.num_samples.unwrap_or(1), &self.metrics))
     }
 }
 
@@ -77,21 +93,29 @@ impl Submission {
 /// # Errors
 /// Every code of the interface's table; nothing is kept of an update that is refused.
 pub async fn submit(context: &Arc<Context>, submission: Submission, body: &mut Body) -> Result<Submitted, Problem> {
-    let span = tracing::info_span!(
+    let address = submission.address();
+    let span = span(&submission.spec, &address);
+    told(take(context, submission, body)).instrument(span).await
+}
+
+/// What is logged below it is about this update.
+pub fn span(spec: &JobSpec, address: &Address) -> tracing::Span {
+    tracing::info_span!(
         "update",
-        job = %submission.spec.name,
-        round = submission.round,
-        client = %submission.client,
+        job = %spec.name,
+        round = address.round,
+        client = %address.client,
         slab = tracing::field::Empty,
-    );
-    let taken = async move {
-        let taken = take(context, submission, body).await;
-        if let Err(problem) = &taken {
-            tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
-        }
-        taken
-    };
-    taken.instrument(span).await
+    )
+}
+
+/// Logs a refusal.
+pub async fn told<T>(taken: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let taken = taken.await;
+    if let Err(problem) = &taken {
+        tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
+    }
+    taken
 }
 
 async fn take(context: &Arc<Context>, submission: Submission, body: &mut Body) -> Result<Submitted, Problem> {
@@ -110,16 +134,44 @@ async fn take(context: &Arc<Context>, submission: Submission, body: &mut Body) -
     if !context.ledger.is_reachable() {
         return Err(log_unavailable());
     }
-    let _upload = Upload::begin(context, &submission);
-    let (digest, slab) = receive(context, &submission, body).await?;
-    accept(context, submission, digest, slab).await
+    let address = submission.address();
+    // Who sends it whole again has no use for what came before.
+    context.parking.forget(&address);
+    let upload = Upload::begin(context, submission, body).await?;
+    let live = upload.is_resumable().then(|| context.parking.begin(address));
+    let (_live, upload) = receive(context, live, upload, body).await?;
+    accept(context, upload.freeze()?).await
+}
+
+/// Receives what `body` has of an upload. One that breaks off is parked, if it can be.
+pub async fn receive<'p>(
+    context: &Context,
+    live: Option<Live<'p>>,
+    mut upload: Upload,
+    body: &mut Body,
+) -> Result<(Option<Live<'p>>, Upload), Problem> {
+    tracing::Span::current().record("slab", tracing::field::display(upload.slab_id()));
+    let Some(live) = live else {
+        upload.receive(body).await?;
+        return Ok((None, upload));
+    };
+    let received = tokio::select! {
+        biased;
+        () = live.taken_over() => Err(taken_over()),
+        received = upload.receive(body) => received,
+    };
+    let Err(problem) = received else { return Ok((Some(live), upload)) };
+    if BROKEN_OFF.iter().any(|code| problem.is(*code)) {
+        live.park(upload, |address| address.is_open(context));
+    }
+    Err(problem)
 }
 
 /// Answers a client that has sent something for this round already. Whether this is the same again only its digest can
 /// tell.
 async fn take_again(context: &Context, submission: &Submission, body: &mut Body) -> Result<Submitted, Problem> {
     body.check_length(submission.spec.limits.update_bytes)?;
-    let digest = read_digest(submission, body).await?;
+    let digest = submission.digest(&body.digest().await?)?;
     let judged =
         context.ledger.read(|state| state.judge(submission.uid, submission.round, &submission.client, Some(&digest)));
     let lost = "the update that stood here was lost while this one was read; send it again";
@@ -154,7 +206,7 @@ fn check_round(context: &Context, submission: &Submission) -> Result<bool, Probl
     match judged {
         None => Ok(false),
         Some(AcceptOutcome::Duplicate(_)) => Ok(true),
-        Some(other) => Err(refusal(submission, other)),
+        Some(other) => Err(refusal(&submission.spec, &submission.address(), other)),
     }
 }
 
@@ -211,150 +263,11 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
     }
 }
 
-/// Reads the body for its digest alone.
-async fn read_digest(submission: &Submission, body: &mut Body) -> Result<Digest, Problem> {
-    finish_digest(submission, &body.digest().await?)
-}
-
-fn finish_digest(submission: &Submission, digest: &UpdateDigest) -> Result<Digest, Problem> {
-    if let Some(declared) = submission.body_digest {
-        let found = digest.body();
-        if found != declared {
-            let detail =
-                format!("the body's BLAKE3 digest is {found}, Catchment-Digest declares {declared}: send it again");
-            return Err(Problem::new(Code::Checksum, detail));
-        }
-    }
-    Ok(digest.finish(submission.weight(), submission.num_samples.unwrap_or(1), &submission.metrics))
-}
-
-/// An update on its way in: what its round needs is kept for it.
-struct Upload {
-    context: Arc<Context>,
-    uid: JobUid,
-    round: u64,
-}
-
-impl Upload {
-    fn begin(context: &Arc<Context>, submission: &Submission) -> Self {
-        context.holdings.begin_upload(submission.uid, submission.round);
-        Self { context: context.clone(), uid: submission.uid, round: submission.round }
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        let Self { context, uid, round } = self;
-        let unused = context.ledger.read(|state| context.holdings.end_upload(state, *uid, *round));
-        context.release(unused);
-    }
-}
-
-/// Receives the body into a slab and freezes it.
-async fn receive(
-    context: &Arc<Context>,
-    submission: &Submission,
-    body: &mut Body,
-) -> Result<(Digest, HeldSlab), Problem> {
-    body.check_length(submission.spec.limits.update_bytes)?;
-    let model = model_layout(context, submission).await?;
-    let ReadHead { head, header, rest, room } = read_head(context, body).await?;
-    let mut digest = UpdateDigest::default();
-    digest.feed(head.bytes());
-    let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
-    if header.data_begin + header.data_bytes > submission.spec.limits.update_bytes {
-        return Err(body.too_large(submission.spec.limits.update_bytes));
-    }
-    drop(room);
-    let waited = Instant::now();
-    let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
-    let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
-    let most = bytes.max(model.layout.elements() * 16);
-    // First what folding needs: updates that fill the memory before would never leave it.
-    let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model);
-    with_room(context, most, prepare).await?;
-    let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
-    body.excuse(waited.elapsed());
-    tracing::Span::current().record("slab", tracing::field::display(slab.id()));
-    let fit = Arc::new(fit);
-    let mut scatter = Scatter::new(fit.clone());
-    digest.feed(&rest);
-    scatter.feed(&rest, slab.bytes_mut())?;
-    while body.receive(&mut scatter, slab.bytes_mut(), &mut digest).await? {}
-    scatter.finish(slab.bytes_mut())?;
-    let kept = fit.head_at.map(|at| (at, head.bytes().len() as u64));
-    if let Some((at, len)) = kept {
-        slab.bytes_mut()[at as usize..][..len as usize].copy_from_slice(head.bytes());
-    }
-    let digest = finish_digest(submission, &digest)?;
-    let (uid, round) = (submission.uid, submission.round);
-    let meta = SlabMeta { uid, round, digest, sections: fit.sections.clone(), head: kept };
-    let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
-    Ok((digest, HeldSlab { context: context.clone(), slab: Some(slab) }))
-}
-
-async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result<Arc<ModelLayout>, Problem> {
-    let (context, uid, spec) = (context.clone(), submission.uid, submission.spec.clone());
-    let etag = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.etag));
-    let etag = etag.ok_or_else(|| refusal(submission, AcceptOutcome::UnknownJob))?;
-    let find = move || context.layouts.get(&context.models, &context.functions, uid, &spec, etag);
-    let layout = tokio::task::spawn_blocking(find).await;
-    layout.map_err(internal)?.map_err(internal)
-}
-
-/// Takes shared memory for `bytes` bytes of updates, waiting a while for room. The body stays unread meanwhile, so memory
-/// is bounded by what was granted.
-async fn with_room<T: Send + 'static>(
-    context: &Context,
-    bytes: u64,
-    take: impl Fn() -> Result<T, SlabError> + Clone + Send + 'static,
-) -> Result<T, Problem> {
-    let until = Instant::now() + context.config.room_wait;
-    loop {
-        let room = context.room.notified();
-        // Entering a large slab's pages takes milliseconds.
-        let taken = match bytes {
-            BLOCKING_BYTES.. => tokio::task::spawn_blocking(take.clone()).await.map_err(internal)?,
-            _ => take(),
-        };
-        match taken {
-            Ok(taken) => return Ok(taken),
-            Err(error @ SlabError::NoRoom { .. }) => {
-                if timeout_at(until, room).await.is_err() {
-                    let detail = format!("{error}; try again when earlier updates have been folded");
-                    return Err(Problem::new(Code::NoRoom, detail));
-                }
-            }
-            Err(error) => return Err(internal(error)),
-        }
-    }
-}
-
-/// A frozen slab that is given back unless a round takes it.
-struct HeldSlab {
-    context: Arc<Context>,
-    slab: Option<Slab>,
-}
-
-impl Drop for HeldSlab {
-    fn drop(&mut self) {
-        if let Some(slab) = self.slab.take() {
-            let id = slab.id();
-            drop(slab);
-            self.context.holdings.let_go(&[id]);
-            self.context.release([id]);
-        }
-    }
-}
-
 /// Appends to the log and answers. The waiting goes on when the client hangs up: the slab's fate hangs on the log.
-async fn accept(
-    context: &Arc<Context>,
-    submission: Submission,
-    digest: Digest,
-    mut held: HeldSlab,
-) -> Result<Submitted, Problem> {
+pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted, Problem> {
+    let Frozen { kept: _kept, submission, digest, body_bytes, mut held } = frozen;
     let slab = held.slab.as_ref().expect("held until the log has spoken");
+    let slab_bytes = slab.len();
     let accept = Accept {
         uid: submission.uid,
         round: submission.round,
@@ -363,7 +276,7 @@ async fn accept(
         weight: submission.weight(),
         num_samples: submission.num_samples.unwrap_or(1),
         metrics: submission.metrics.clone(),
-        bytes: slab.len(),
+        bytes: body_bytes,
         node: context.node,
         slab: slab.id(),
         at_ms: context.clock.now_ms(),
@@ -373,7 +286,7 @@ async fn accept(
     let spec = submission.spec.clone();
     let task = async move {
         let context = task_context;
-        let descriptor = descriptor(&context, &accept, &spec);
+        let descriptor = descriptor(&context, &accept, slab_bytes, &spec);
         let client = accept.client.clone();
         let outcome = context.ledger.accept(accept).await;
         let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
@@ -381,7 +294,7 @@ async fn accept(
             // The round's now.
             held.slab.take();
             tracing::debug!(client = %client, "accepted");
-            announce(&context, &spec, &descriptor).await;
+            announce(&context, &spec, body_bytes, &descriptor).await;
         } else if unknown {
             // The log may have it: the next start decides, and until then the slab waits for its round to end.
             held.slab.take();
@@ -404,7 +317,7 @@ async fn accept(
     }
 }
 
-fn descriptor(context: &Context, accept: &Accept, spec: &JobSpec) -> Descriptor {
+fn descriptor(context: &Context, accept: &Accept, slab_bytes: u64, spec: &JobSpec) -> Descriptor {
     let function = context.functions.digest(&spec.function).map_or(FunctionId(0), |digest| FunctionId::of(&digest));
     Descriptor {
         function,
@@ -413,16 +326,16 @@ fn descriptor(context: &Context, accept: &Accept, spec: &JobSpec) -> Descriptor 
         slab: accept.slab,
         offset: 0,
         kind: Kind::Update,
-        length: accept.bytes,
+        length: slab_bytes,
         weight: accept.weight,
     }
 }
 
 /// Tells whoever folds. A hint: the sweep finds what this misses.
-async fn announce(context: &Context, spec: &JobSpec, descriptor: &Descriptor) {
+async fn announce(context: &Context, spec: &JobSpec, body_bytes: u64, descriptor: &Descriptor) {
     let labels = [spec.namespace.as_str(), spec.name.as_str()];
     context.metrics.updates_received.with_label_values(&labels).inc();
-    context.metrics.update_bytes.with_label_values(&labels).inc_by(descriptor.length);
+    context.metrics.update_bytes.with_label_values(&labels).inc_by(body_bytes);
     let subject = crate::subjects::accepted(spec);
     let payload = Bytes::copy_from_slice(&descriptor.to_bytes());
     if let Err(error) = context.bus.events.publish(&subject, payload).await {
@@ -435,12 +348,13 @@ fn answer(context: &Context, submission: &Submission, outcome: AcceptOutcome) ->
     match outcome {
         AcceptOutcome::Accepted(id) => receipt(id).map(Submitted::Accepted),
         AcceptOutcome::Duplicate(id) => receipt(id).map(Submitted::Duplicate),
-        other => Err(refusal(submission, other)),
+        other => Err(refusal(&submission.spec, &submission.address(), other)),
     }
 }
 
-fn refusal(submission: &Submission, outcome: AcceptOutcome) -> Problem {
-    let (round, client, name) = (submission.round, &submission.client, &submission.spec.name);
+/// Why the log does not take an update.
+pub fn refusal(spec: &JobSpec, address: &Address, outcome: AcceptOutcome) -> Problem {
+    let (round, client, name) = (address.round, &address.client, &spec.name);
     match outcome {
         AcceptOutcome::Accepted(_) | AcceptOutcome::Duplicate(_) => internal("an accepted update is no refusal"),
         AcceptOutcome::Conflict(receipt) => Problem::new(
@@ -469,7 +383,12 @@ fn refusal(submission: &Submission, outcome: AcceptOutcome) -> Problem {
     }
 }
 
-fn log_unavailable() -> Problem {
+fn taken_over() -> Problem {
+    Problem::new(Code::WrongOffset, "the client asked on another connection how far it is: this one is over")
+}
+
+/// Nothing can be accepted now.
+pub fn log_unavailable() -> Problem {
     Problem::new(
         Code::LogUnavailable,
         "the event log cannot be reached, so the update was not accepted; send it again, the same bytes are counted once",
@@ -477,7 +396,7 @@ fn log_unavailable() -> Problem {
 }
 
 /// An inside failure: the log says what, the caller only that.
-fn internal(error: impl std::fmt::Display) -> Problem {
+pub fn internal(error: impl std::fmt::Display) -> Problem {
     tracing::error!(%error, "take update");
     Problem::new(Code::Internal, "the node failed to take the update; its log says why")
 }

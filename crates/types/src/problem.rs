@@ -54,6 +54,8 @@ codes! {
     StaleBase "stale_base" 409 false,
     /// The job's state does not allow the call.
     WrongState "wrong_state" 409 false,
+    /// The upload does not stand where the request would go on: `upload_offset` says where it does, if it is known.
+    WrongOffset "wrong_offset" 409 false,
     /// The round takes no more updates; `next_round` says which does.
     RoundClosed "round_closed" 410 false,
     /// The body is larger than the job's or the node's limit.
@@ -138,6 +140,11 @@ impl Problem {
             retryable: code.is_retryable(),
             extra: Map::new(),
         }
+    }
+
+    /// Whether it has this code.
+    pub fn is(&self, code: Code) -> bool {
+        self.code == code.as_str()
     }
 
     /// Adds a member.

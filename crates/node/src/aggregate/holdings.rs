@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 struct Held {
     slabs: HashMap<SlabId, (JobUid, u64)>,
     leaves: HashMap<LeafKey, Leaf>,
-    /// Updates being received, by round.
+    /// Updates being received or parked, by round.
     uploads: HashMap<(JobUid, u64), u64>,
 }
 
@@ -30,7 +30,7 @@ impl Holdings {
         self.lock().slabs.insert(slab, (uid, round));
     }
 
-    /// Notes that an update of this round is being received: its accumulators stay until it is there or refused.
+    /// Notes that an update of this round is on its way: its accumulators stay until it is there, refused or given up.
     pub fn begin_upload(&self, uid: JobUid, round: u64) {
         *self.lock().uploads.entry((uid, round)).or_default() += 1;
     }

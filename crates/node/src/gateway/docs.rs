@@ -1,6 +1,6 @@
 //! Routes and their description, from one place, so that the two cannot differ.
 
-use super::{jobs, models, rounds, system, updates};
+use super::{jobs, models, rounds, system, updates, uploads};
 use crate::context::Context;
 use axum::routing::get;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub fn job_routes() -> OpenApiRouter<Arc<Context>> {
         .routes(routes!(models::list))
         .routes(routes!(rounds::round))
         .routes(routes!(rounds::broadcast))
-        .routes(routes!(updates::put))
+        .routes(routes!(updates::put, uploads::head, uploads::patch))
 }
 
 /// Every other call.

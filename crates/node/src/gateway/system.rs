@@ -42,6 +42,15 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
     for (pages, files) in [("2m", huge), ("4k", small)] {
         context.metrics.slab_large_files.with_label_values(&[pages]).set(files as i64);
     }
+    let parked = context.parking.counts();
+    // Under the ledger's lock, so that no job is deleted and forgotten meanwhile.
+    context.ledger.read(|state| {
+        for job in state.jobs() {
+            let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
+            let count = parked.get(&job.uid).copied().unwrap_or_default();
+            context.metrics.uploads_parked.with_label_values(&labels).set(count);
+        }
+    });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
 }
 

@@ -38,17 +38,14 @@ pub async fn put(
     home: Option<Extension<Home>>,
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<Receipt>), Failure> {
-    let (body, declared) = encoding::decoded(&headers, body)?;
-    let mut body = match home.and_then(|home| home.lend()).zip(declared) {
-        Some((lent, length)) => Body::socket(lent, length, context.config.pace),
-        None => Body::stream(body, declared, context.config.pace),
+    let request = read_request(&context, &at, &query.unwrap_or_default(), &headers);
+    let spec = request.as_ref().ok().map(|submission| submission.spec.clone());
+    let mut body = match open(&context, &headers, home, body) {
+        Ok(body) => body,
+        Err(problem) => return Err(refuse(&context, spec.as_deref(), None, problem).await),
     };
-    let mut spec = None;
-    let submitted = match read_request(&context, &at, &query.unwrap_or_default(), &headers) {
-        Ok(submission) => {
-            spec = Some(submission.spec.clone());
-            submit(&context, submission, &mut body).await
-        }
+    let submitted = match request {
+        Ok(submission) => submit(&context, submission, &mut body).await,
         Err(Failure(problem)) => {
             tracing::info!(code = %problem.code, detail = %problem.detail, "update refused");
             Err(problem)
@@ -57,13 +54,31 @@ pub async fn put(
     match submitted {
         Ok(Submitted::Accepted(receipt)) => Ok((StatusCode::ACCEPTED, Json(receipt))),
         Ok(Submitted::Duplicate(receipt)) => Ok((StatusCode::OK, Json(receipt))),
-        Err(problem) => {
-            let code = Code::ALL.iter().find(|code| code.as_str() == problem.code);
-            context.metrics.reject(spec.as_deref(), *code.unwrap_or(&Code::Internal));
-            body.drain().await;
-            Err(problem.into())
-        }
+        Err(problem) => Err(refuse(&context, spec.as_deref(), Some(body), problem).await),
     }
+}
+
+/// The body, from its socket where it is still there.
+pub fn open(
+    context: &Context,
+    headers: &HeaderMap,
+    home: Option<Extension<Home>>,
+    body: axum::body::Body,
+) -> Result<Body, Problem> {
+    let (body, declared) = encoding::decoded(headers, body)?;
+    Ok(match home.and_then(|home| home.lend()).zip(declared) {
+        Some((lent, length)) => Body::socket(lent, length, context.config.pace),
+        None => Body::stream(body, declared, context.config.pace),
+    })
+}
+
+/// Counts a refusal, and reads what is left of the body so that the client gets its answer.
+pub async fn refuse(context: &Context, spec: Option<&JobSpec>, body: Option<Body>, problem: Problem) -> Failure {
+    context.metrics.reject(spec, &problem);
+    if let Some(body) = body {
+        body.drain().await;
+    }
+    Failure(problem)
 }
 
 fn read_request(context: &Context, at: &At, query: &str, headers: &HeaderMap) -> Result<Submission, Failure> {
