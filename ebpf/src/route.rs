@@ -8,7 +8,7 @@
 mod program;
 mod shared;
 
-use crate::shared::{Count, DESCRIPTOR_BYTES, ROUTES_MAX, RUNNERS_MAX, Target};
+use crate::shared::{Count, DESCRIPTOR_BYTES, ROUTES_MAX, RUNNERS_MAX, SLOW, Target};
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::{bpf_msg_apply_bytes, bpf_msg_pull_data};
@@ -24,9 +24,9 @@ static ROUTES: HashMap<u64, Target> = HashMap::with_max_entries(ROUTES_MAX, BPF_
 #[map]
 static COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(ROUTES_MAX, 0);
 
-/// The runners' sockets. One that closes leaves the map by itself.
+/// The runners' sockets, and under [`SLOW`] that of the slow path. One that closes leaves the map by itself.
 #[map]
-static RUNNERS: SockHash<u32> = SockHash::with_max_entries(RUNNERS_MAX, 0);
+static RUNNERS: SockHash<u32> = SockHash::with_max_entries(RUNNERS_MAX + 2, 0);
 
 /// The node's sending socket, to which `route` is attached.
 #[map]
@@ -36,25 +36,25 @@ static UPLINK: SockHash<u32> = SockHash::with_max_entries(2, 0);
 const LENGTH_AT: usize = 40;
 
 /// Decides about one descriptor. It never drops: a refused message would leave the sending socket refusing for good.
-/// What cannot be redirected passes on to the uplink's TCP peer, where the node forwards it itself.
+/// What has no runner goes to the node's slow path, which is also the uplink's TCP peer. It has to be sent there: in a
+/// write of several descriptors, letting one pass means to the kernel that it goes where the one before it went.
 #[sk_msg]
 pub fn route(message: SkMsgContext) -> u32 {
-    redirect(&message);
+    let size = message.size() as usize;
+    let part = if size < DESCRIPTOR_BYTES { size } else { DESCRIPTOR_BYTES };
+    // The verdict is for these bytes only, and the program runs again for the rest. What the run before said about its
+    // own bytes would hold for this one, too.
+    // SAFETY: the context is the one the kernel called with.
+    unsafe { bpf_msg_apply_bytes(message.msg, part as u32) };
+    if part < DESCRIPTOR_BYTES || redirect(&message).is_none() {
+        RUNNERS.redirect_msg(&message, SLOW, BPF_F_INGRESS as u64);
+    }
     SK_PASS
 }
 
 /// Redirects the message's first descriptor if it can.
 #[inline(always)]
 fn redirect(message: &SkMsgContext) -> Option<()> {
-    let size = message.size() as usize;
-    if size < DESCRIPTOR_BYTES {
-        return None;
-    }
-    if size > DESCRIPTOR_BYTES {
-        // The verdict is for these bytes only; the program runs again for the rest.
-        // SAFETY: the context is the one the kernel called with.
-        unsafe { bpf_msg_apply_bytes(message.msg, DESCRIPTOR_BYTES as u32) };
-    }
     let mut start = message.data();
     if start + DESCRIPTOR_BYTES > message.data_end() {
         // It lies across two pages: have it copied together.
@@ -75,11 +75,12 @@ fn redirect(message: &SkMsgContext) -> Option<()> {
     if RUNNERS.redirect_msg(message, target.runner, BPF_F_INGRESS as u64) != SK_PASS as i64 {
         return None;
     }
-    let count = COUNTS.get_ptr_mut(target.slot)?;
-    // SAFETY: the value is this CPU's own, and programs of this type are not interrupted by each other on it.
-    unsafe {
-        (*count).descriptors += 1;
-        (*count).payload_bytes = (*count).payload_bytes.wrapping_add(length);
+    if let Some(count) = COUNTS.get_ptr_mut(target.slot) {
+        // SAFETY: the value is this CPU's own, and programs of this type are not interrupted by each other on it.
+        unsafe {
+            (*count).descriptors += 1;
+            (*count).payload_bytes = (*count).payload_bytes.wrapping_add(length);
+        }
     }
     Some(())
 }

@@ -7,6 +7,8 @@ pub const DESCRIPTOR_BYTES: usize = 64;
 pub const ROUTES_MAX: u32 = 4096;
 /// Runners at one time.
 pub const RUNNERS_MAX: u32 = 1024;
+/// Key in `RUNNERS` of the node's own slow path; no runner has this number.
+pub const SLOW: u32 = u32::MAX;
 /// Metered processes at one time.
 pub const METERED_MAX: u32 = 1024;
 

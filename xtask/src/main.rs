@@ -1,8 +1,7 @@
 //! The project's own build steps: what plain cargo cannot do.
 //!
 //! Functions and kernel programs are compiled for other targets, with whichever toolchain a machine happens to have, and
-//! the plain
-//! workspace build must not depend on any of it. So it happens here, on request.
+//! the plain workspace build must not depend on any of it. So it happens here, on request.
 #![forbid(unsafe_code)]
 
 mod demo;
