@@ -9,6 +9,8 @@ pub const ROUTES_MAX: u32 = 4096;
 pub const RUNNERS_MAX: u32 = 1024;
 /// Key in `RUNNERS` of the node's own slow path; no runner has this number.
 pub const SLOW: u32 = u32::MAX;
+/// Key that is never in `RUNNERS`: the target of a route that waits to be placed again.
+pub const NOBODY: u32 = u32::MAX - 1;
 /// Metered processes at one time.
 pub const METERED_MAX: u32 = 1024;
 

@@ -190,8 +190,8 @@ impl Link for Kernel {
     fn detach(&self, runner: RunnerId) {
         let mut state = self.write();
         let mut maps = self.maps();
-        for route in state.table.detach(runner) {
-            maps.remove_route(route);
+        for (route, slot) in state.table.detach(runner) {
+            maps.vacate(route, slot);
         }
     }
 

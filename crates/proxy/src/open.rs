@@ -102,7 +102,7 @@ fn kernel(options: &Options, window: u32) -> Result<(Arc<dyn Link>, Report), Lac
 /// Sends one descriptor through the kernel: that a program was loaded does not say that it works.
 fn prove(link: &dyn Link) -> Result<(), Lack> {
     const WAIT: Duration = Duration::from_secs(2);
-    let (runner, route) = (RunnerId(u32::MAX - 1), Route(u64::MAX));
+    let (runner, route) = (RunnerId(u32::MAX - 2), Route(u64::MAX));
     let descriptor = Descriptor {
         function: FunctionId(route.0),
         job: JobUid::from_bytes([0; 16]),

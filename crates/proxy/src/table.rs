@@ -60,13 +60,13 @@ impl Table {
         if self.runners.contains_key(&runner) { Err(LinkError::Attached(runner)) } else { Ok(()) }
     }
 
-    /// Takes the runner out of everything; returns the routes that it served.
-    pub(crate) fn detach(&mut self, runner: RunnerId) -> Vec<Route> {
+    /// Takes the runner out of everything; returns the routes that it served, each with its slot.
+    pub(crate) fn detach(&mut self, runner: RunnerId) -> Vec<(Route, u32)> {
         self.runners.remove(&runner);
         let mut served = Vec::new();
         for (route, placed) in &mut self.routes {
             if placed.runner.take_if(|placed| placed.id == runner).is_some() {
-                served.push(*route);
+                served.push((*route, placed.slot));
             }
         }
         served

@@ -1,6 +1,6 @@
 //! The kernel's maps, with the types of their keys and values.
 
-use super::shared::{Count, ROUTES_MAX, SLOW, Target};
+use super::shared::{Count, NOBODY, ROUTES_MAX, SLOW, Target};
 use crate::link::{LinkError, Route, RouteCount, RunnerId};
 use crate::table::Placed;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, SockHash};
@@ -38,13 +38,13 @@ impl Maps {
         &self.uplink
     }
 
-    /// Routes that are in the maps already. Their targets are taken out: no runner of theirs is ours.
+    /// Routes that are in the maps already. They keep their counts and lead to nobody: no runner of theirs is ours.
     pub(super) fn found(&mut self) -> Result<Vec<(Route, Target)>, LinkError> {
         let found: Result<Vec<(u64, Target)>, MapError> = self.routes.iter().collect();
         let found = found.map_err(failed("read the routing map"))?;
         for (route, target) in &found {
             self.free.retain(|slot| *slot != target.slot);
-            self.remove_route(Route(*route));
+            self.vacate(Route(*route), target.slot);
         }
         Ok(found.into_iter().map(|(route, target)| (Route(route), target)).collect())
     }
@@ -68,6 +68,13 @@ impl Maps {
 
     pub(super) fn place(&mut self, route: Route, target: Target) -> Result<(), LinkError> {
         self.routes.insert(route.0, target, 0).map_err(failed("place a route"))
+    }
+
+    /// Lets a route lead to nobody, which is where its runner's end leaves it, too.
+    pub(super) fn vacate(&mut self, route: Route, slot: u32) {
+        if let Err(error) = self.place(route, Target { runner: NOBODY, slot }) {
+            tracing::warn!(%route, %error, "let a route lead to nobody");
+        }
     }
 
     /// Takes a route out. One that is not there is out already.
