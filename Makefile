@@ -4,6 +4,8 @@
 CARGO  ?= cargo
 TARGET := $(if $(CARGO_TARGET_DIR),$(abspath $(CARGO_TARGET_DIR)),$(CURDIR)/target)
 XTASK  := $(CARGO) run --quiet --release --package xtask --
+# What the binaries carry: wasm functions, and kernel programs where this machine can build them.
+EMBED  := CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions CATCHMENT_EMBED_EBPF=$(TARGET)/ebpf
 BUS    ?= embedded
 SECONDS ?= 10
 
@@ -12,19 +14,21 @@ SECONDS ?= 10
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build the release binaries, functions embedded, into $(TARGET)/release
+build: ## Build the release binaries, functions and kernel programs embedded, into $(TARGET)/release
 	$(XTASK) functions --install
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) build --release --workspace --bins
+	$(XTASK) ebpf --install --optional
+	$(EMBED) $(CARGO) build --release --workspace --bins
 
 demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
 	$(XTASK) demo --bus $(BUS)
 
 test: build ## Everything: unit, property, simulation, and end to end on both buses
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(XTASK) test
+	$(EMBED) $(XTASK) test
 
 lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+	$(CARGO) fmt --check --manifest-path ebpf/Cargo.toml
+	$(EMBED) $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 
 fuzz: ## Run every fuzz target for SECONDS (default 10) each
