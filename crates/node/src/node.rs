@@ -137,8 +137,8 @@ async fn start_runners(config: Option<RunnersConfig>, store: &SlabStore) -> Resu
     let Some(RunnersConfig { program, arguments, count, setup, once, routing }) = config else {
         return Ok(Arc::new(InProcess::default()));
     };
-    let (link, report) = catchment_proxy::open(routing, &catchment_proxy::Options::default())?;
-    tracing::info!("{report}");
+    let link = catchment_proxy::open(routing, &catchment_proxy::Options::default())?;
+    tracing::info!("{}", link.1);
     let lock = store.lock()?;
     let config = ProcessesConfig { program, arguments, count, setup, once, lock, patience: PATIENCE };
     let started = tokio::task::spawn_blocking(move || Processes::start(config, link)).await;
