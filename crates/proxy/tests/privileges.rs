@@ -72,6 +72,25 @@ fn an_ordinary_user_gets_the_socket_link_and_is_told_why() {
 }
 
 #[test]
+fn a_runner_needs_no_privilege() {
+    let Some((link, _)) = kernel(&Options::default()) else { return };
+    let end = link.attach(RunnerId(1)).expect("a runner's end");
+    link.place(Route(1), RunnerId(1)).expect("a place");
+    let runner = std::thread::spawn(|| {
+        become_nobody();
+        let mut inbox = Inbox::new(end).expect("an inbox");
+        let mut into = Vec::new();
+        while inbox.recv(&mut into).expect("descriptors") > 0 {}
+        into
+    });
+    let sent: Vec<_> = (0..100).map(|n| descriptor(1, n)).collect();
+    link.send_all(&sent).1.expect("room");
+    link.detach(RunnerId(1));
+    assert_eq!(runner.join().expect("the runner"), sent);
+    assert_eq!(link.routes()[0].kernel, 100);
+}
+
+#[test]
 fn each_missing_capability_is_named() {
     let Some((_, report)) = kernel(&Options::default()) else { return };
     assert_eq!((report.link, report.routing, report.metering), (LinkKind::Kernel, None, None));
