@@ -19,6 +19,11 @@ pub(crate) fn has(capability: CapabilitySet) -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.intersects(either))
 }
 
+/// Whether this thread may load the routing program.
+pub(crate) fn may_load() -> bool {
+    has(CapabilitySet::BPF) && has(CapabilitySet::NET_ADMIN)
+}
+
 /// Gives up, for good, the capabilities that [`open`](crate::open) needs and an open link does not. Says which of them
 /// were kept: none, but for `CAP_BPF` on kernels (before 5.19) that want it for every use of a map.
 ///

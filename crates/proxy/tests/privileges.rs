@@ -219,6 +219,33 @@ fn pinned_routing_outlives_its_process_and_is_replaced_by_another_version() {
 }
 
 #[test]
+fn pins_from_which_the_program_was_taken_are_replaced() {
+    let Some(_) = kernel(&Options::default()) else { return };
+    let (home, programs) = (folder(), readable_programs());
+    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
+    apart(move || {
+        if !mount_bpffs(&at) {
+            return;
+        }
+        let options = pinned(&at);
+        drop(open(Mode::On, &options).expect("a link"));
+        let home = options.pin.clone().expect("a directory");
+        let version = home.join(&versions(&options)[0]);
+        let object = fs::read(programs.join("route.o")).expect("a program");
+        let bare = aya::Ebpf::load(&object).expect("maps without a program");
+        for (name, map) in bare.maps() {
+            fs::remove_file(version.join(name)).expect("a pin");
+            map.pin(version.join(name)).expect("another");
+        }
+        let (link, report) = open(Mode::On, &options).expect("a link");
+        assert_eq!(report.link, LinkKind::Kernel);
+        works(&link, 1);
+        drop(link);
+        works(&open(Mode::On, &options).expect("a link").0, 1);
+    });
+}
+
+#[test]
 fn whoever_owns_pins_needs_no_capability() {
     let Some(_) = kernel(&Options::default()) else { return };
     let (home, programs) = (folder(), readable_programs());
