@@ -14,6 +14,9 @@ pub const NOBODY: u32 = u32::MAX - 1;
 /// Metered processes at one time.
 pub const METERED_MAX: u32 = 1024;
 
+/// Words of `FILTER`.
+pub const FILTER_WORDS: usize = 64;
+
 /// Value of `ROUTES`: where a route's descriptors go and are counted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +55,7 @@ pub struct Machine {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
-    /// When it was switched in, in nanoseconds of the monotonic clock.
+    /// When it was switched in, in nanoseconds of the monotonic clock; 0: it is not metered.
     pub start_ns: u64,
     /// What its thread had waited for a CPU in all its life before this slice.
     pub queued_before_ns: u64,

@@ -49,8 +49,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn find(arguments: &Arguments) -> Result<Toolchain> {
     match Toolchain::find() {
-        Err(_) if arguments.install || std::env::var_os("CI").is_some() => {
-            crate::toolchain::install(toolchain::APT_LINE)?;
+        Err(none) if arguments.install || std::env::var_os("CI").is_some() => {
+            crate::toolchain::install(toolchain::APT_LINE).with_context(|| none.to_string())?;
             Toolchain::find()
         }
         found => found,

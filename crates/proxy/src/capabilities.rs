@@ -19,22 +19,27 @@ pub(crate) fn has(capability: CapabilitySet) -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.intersects(either))
 }
 
+/// Whether this thread may load the routing program.
+pub(crate) fn may_load() -> bool {
+    has(CapabilitySet::BPF) && has(CapabilitySet::NET_ADMIN)
+}
+
 /// Gives up, for good, the capabilities that [`open`](crate::open) needs and an open link does not. Says which of them
 /// were kept: none, but for `CAP_BPF` on kernels (before 5.19) that want it for every use of a map.
 ///
 /// Other capabilities stay. Linux keeps capabilities for each thread, so this is for the first thread of a process, after
-/// `open` and before it starts others, which inherit what is left; what was executed later cannot get them back either.
-/// The link's own thread has given up everything already. Metering goes on, because its program is attached; changing
-/// uids between `open` and this call would be another way to the same end.
+/// `open` and before it starts others, which inherit what is left; nor can programs that it executes get them back. The
+/// link's own thread has given up everything already. Routing, new runners and metering go on: the programs are attached,
+/// and the maps are open files.
 pub fn drop_to_needed() -> io::Result<Vec<&'static str>> {
-    drop_all_of(FOR_LOADING)?;
-    if maps_are_usable() {
-        drop_permitted(FOR_LOADING)?;
+    suspend(FOR_LOADING)?;
+    let sets = capabilities(None)?;
+    if maps_are_usable() || !sets.permitted.contains(CapabilitySet::BPF) {
+        renounce(FOR_LOADING)?;
         return Ok(Vec::new());
     }
-    drop_permitted(FOR_LOADING - CapabilitySet::BPF)?;
-    let sets = capabilities(None)?;
     set_capabilities(None, CapabilitySets { effective: sets.effective | CapabilitySet::BPF, ..sets })?;
+    renounce(FOR_LOADING - CapabilitySet::BPF)?;
     Ok(vec!["CAP_BPF"])
 }
 
@@ -47,13 +52,13 @@ pub(crate) fn drop_all() {
 }
 
 /// No longer in effect, but still to be had again.
-fn drop_all_of(unwanted: CapabilitySet) -> io::Result<()> {
+fn suspend(unwanted: CapabilitySet) -> io::Result<()> {
     let sets = capabilities(None)?;
     Ok(set_capabilities(None, CapabilitySets { effective: sets.effective - unwanted, ..sets })?)
 }
 
 /// Not to be had again, not even by executing another program as root.
-fn drop_permitted(unwanted: CapabilitySet) -> io::Result<()> {
+fn renounce(unwanted: CapabilitySet) -> io::Result<()> {
     for capability in unwanted.iter() {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // Without CAP_SETPCAP the bounding set stays, and nothing that is left leads back to it but set-uid root.

@@ -125,14 +125,14 @@ impl Kernel {
         }
     }
 
-    /// Sends descriptors until one cannot go. Says how many went, why the next did not, and which uplink has to be
-    /// replaced before it can.
-    fn push(&self, descriptors: &[Descriptor]) -> (usize, Result<(), LinkError>, Option<u64>) {
+    /// Sends up to `N` descriptors in one write, until one cannot go. Says how many went, why the next did not, and
+    /// which uplink has to be replaced before it can.
+    fn push<const N: usize>(&self, descriptors: &[Descriptor]) -> (usize, Result<(), LinkError>, Option<u64>) {
         let state = self.read();
-        let mut bytes = [0; BATCH * DESCRIPTOR_BYTES];
-        let mut charged: [Option<&Arc<Runner>>; BATCH] = [None; BATCH];
+        let mut frames = [[0; DESCRIPTOR_BYTES]; N];
+        let mut charged: [Option<&Arc<Runner>>; N] = [None; N];
         let (mut count, mut outcome) = (0, Ok(()));
-        for (descriptor, frame) in descriptors.iter().zip(bytes.as_chunks_mut().0) {
+        for (descriptor, frame) in descriptors.iter().zip(&mut frames) {
             match state.table.target(Route::of(descriptor)) {
                 Ok((_, runner)) => charged[count] = Some(runner),
                 Err(error) => {
@@ -143,7 +143,7 @@ impl Kernel {
             *frame = descriptor.to_bytes();
             count += 1;
         }
-        let (written, refusal) = state.uplink.write(&bytes[..count * DESCRIPTOR_BYTES]);
+        let (written, refusal) = state.uplink.write(frames[..count].as_flattened());
         let sent = written / DESCRIPTOR_BYTES;
         for runner in charged[sent..count].iter().flatten() {
             runner.credits.give(1);
@@ -231,7 +231,10 @@ impl Link for Kernel {
         let (mut sent, mut renewed) = (0, false);
         while sent < descriptors.len() {
             let chunk = &descriptors[sent..descriptors.len().min(sent + BATCH)];
-            let (count, outcome, broken) = self.push(chunk);
+            let (count, outcome, broken) = match chunk {
+                [_] => self.push::<1>(chunk),
+                _ => self.push::<BATCH>(chunk),
+            };
             sent += count;
             match (outcome, broken) {
                 (Ok(()), _) => {}

@@ -2,6 +2,7 @@
 
 mod report;
 
+use crate::capabilities;
 use crate::kernel::{Kernel, Meter, Objects, Routing};
 use crate::link::{Link, LinkError, Route, RunnerId};
 use crate::socket::Socket;
@@ -73,22 +74,32 @@ impl Default for Options {
 /// Each is tried once, and the report says what came of it.
 pub fn open(mode: Mode, options: &Options) -> Result<(Arc<dyn Link>, Report), LinkError> {
     let window = options.credits.clamp(1, Options::CREDITS_MAX);
-    let routing = match mode {
+    let lack = match mode {
         Mode::Off => None,
-        Mode::Auto | Mode::On => match kernel(options, window) {
+        Mode::Auto | Mode::On => match kernel_or_anew(options, window) {
             Ok(opened) => return Ok(opened),
             Err(lack) => Some(lack),
         },
     };
-    match routing {
+    match lack {
         Some(lack) if mode == Mode::On => Err(LinkError::Unavailable(lack.to_string())),
-        routing => Ok((Arc::new(Socket::new(window)), Report { link: LinkKind::Socket, routing, metering: None })),
+        lack => Ok((Arc::new(Socket::new(window)), Report { link: LinkKind::Socket, routing: lack, metering: None })),
     }
 }
 
-fn kernel(options: &Options, window: u32) -> Result<(Arc<dyn Link>, Report), Lack> {
+/// What is pinned may not work, because somebody took the program off it. Whoever can, begins anew.
+fn kernel_or_anew(options: &Options, window: u32) -> Result<(Arc<dyn Link>, Report), Lack> {
+    match kernel(options, window, false) {
+        Err(lack) if options.pin.is_some() && lack.missing == Missing::Kernel && capabilities::may_load() => {
+            kernel(options, window, true)
+        }
+        outcome => outcome,
+    }
+}
+
+fn kernel(options: &Options, window: u32, fresh: bool) -> Result<(Arc<dyn Link>, Report), Lack> {
     let objects = Objects { folder: options.programs.clone() };
-    let (routing, maps) = Routing::open(&objects, options.pin.as_deref())?;
+    let (routing, maps) = Routing::open(&objects, options.pin.as_deref(), fresh)?;
     let (meter, metering) = match options.metering.then(|| Meter::open(&objects)) {
         None => (None, None),
         Some(Ok(meter)) => (Some(meter), None),

@@ -84,7 +84,9 @@ impl Table {
             return Err(LinkError::Gone(runner.id));
         }
         if !runner.credits.take() {
-            return Err(LinkError::Full(runner.id));
+            // One that died with all its credits would be full for good.
+            let error = if runner.look() { LinkError::Gone } else { LinkError::Full };
+            return Err(error(runner.id));
         }
         Ok((placed, runner))
     }

@@ -263,3 +263,20 @@ fn a_burst_beyond_the_credits_is_refused_and_none_of_it_is_lost() {
         link.credit(RunnerId(1), sent as u32);
     }
 }
+
+/// A runner that dies with all its credits.
+fn full_and_dead(link: Arc<dyn Link>) {
+    let end = link.attach(RunnerId(1)).expect("a runner's end");
+    link.place(Route(1), RunnerId(1)).expect("a place");
+    let burst: Vec<Descriptor> = (0..100).map(|n| descriptor(1, n)).collect();
+    assert!(matches!(link.send_all(&burst), (8, Err(LinkError::Full(RunnerId(1))))));
+    drop(end);
+    eventually("it is gone", || matches!(link.send(&burst[0]), Err(LinkError::Gone(RunnerId(1)))));
+}
+
+#[test]
+fn a_runner_that_dies_with_all_its_credits_is_gone_and_not_full() {
+    full_and_dead(open(Mode::Off, &Options { credits: 8, ..Options::default() }).expect("a link").0);
+    let Some((link, _)) = kernel(&Options { credits: 8, ..Options::default() }) else { return };
+    full_and_dead(link);
+}

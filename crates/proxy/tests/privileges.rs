@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// Sends one descriptor to a new runner and back.
 fn works(link: &Arc<dyn Link>, runner: u32) {
@@ -24,20 +25,23 @@ fn works(link: &Arc<dyn Link>, runner: u32) {
 }
 
 /// A copy of the programs that any user can read, as the folder of the build may not be.
-fn readable_programs() -> PathBuf {
+fn readable_programs() -> TempDir {
     let programs = option_env!("CATCHMENT_EMBED_EBPF").map(PathBuf::from).unwrap_or_else(|| {
         let executable = std::env::current_exe().expect("a path");
         executable.ancestors().nth(3).expect("the build folder").join("ebpf")
     });
-    let readable = std::env::temp_dir().join("catchment-proxy-programs");
-    fs::create_dir_all(&readable).expect("a folder");
-    fs::set_permissions(&readable, fs::Permissions::from_mode(0o755)).expect("to be searched");
+    let readable = folder();
     for name in ["route.o", "meter.o"] {
-        let part = readable.join(format!("{name}-{:?}", std::thread::current().id()));
-        fs::copy(programs.join(name), &part).expect("a copy");
-        fs::rename(&part, readable.join(name)).expect("in one step");
+        fs::copy(programs.join(name), readable.path().join(name)).expect("a copy");
     }
     readable
+}
+
+/// A folder that every user can search.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("to be searched");
+    folder
 }
 
 fn without(capability: CapabilitySet) {
@@ -52,8 +56,9 @@ fn an_ordinary_user_gets_the_socket_link_and_is_told_why() {
         return skipped("it takes root to become another user");
     }
     let Some(_) = kernel(&Options::default()) else { return };
-    apart(|| {
-        let options = Options { programs: Some(readable_programs()), ..Options::default() };
+    let programs = readable_programs();
+    let options = Options { programs: Some(programs.path().to_path_buf()), ..Options::default() };
+    apart(move || {
         become_nobody();
         let (link, report) = open(Mode::Auto, &options).expect("a link");
         assert_eq!(report.link, LinkKind::Socket);
@@ -64,6 +69,25 @@ fn an_ordinary_user_gets_the_socket_link_and_is_told_why() {
         let error = open(Mode::On, &options).err().expect("a refusal").to_string();
         assert!(error.contains("CAP_BPF") && error.contains("CAP_NET_ADMIN"), "{error}");
     });
+}
+
+#[test]
+fn a_runner_needs_no_privilege() {
+    let Some((link, _)) = kernel(&Options::default()) else { return };
+    let end = link.attach(RunnerId(1)).expect("a runner's end");
+    link.place(Route(1), RunnerId(1)).expect("a place");
+    let runner = std::thread::spawn(|| {
+        become_nobody();
+        let mut inbox = Inbox::new(end).expect("an inbox");
+        let mut into = Vec::new();
+        while inbox.recv(&mut into).expect("descriptors") > 0 {}
+        into
+    });
+    let sent: Vec<_> = (0..100).map(|n| descriptor(1, n)).collect();
+    link.send_all(&sent).1.expect("room");
+    link.detach(RunnerId(1));
+    assert_eq!(runner.join().expect("the runner"), sent);
+    assert_eq!(link.routes()[0].kernel, 100);
 }
 
 #[test]
@@ -85,18 +109,16 @@ fn each_missing_capability_is_named() {
 
 #[test]
 fn missing_or_broken_programs_are_a_lack_and_no_crash() {
-    let folder = std::env::temp_dir().join(format!("catchment-proxy-{}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a folder");
-    let options = Options { programs: Some(folder.clone()), ..Options::default() };
+    let folder = folder();
+    let options = Options { programs: Some(folder.path().to_path_buf()), ..Options::default() };
     let missing = |options: &Options| open(Mode::Auto, options).expect("a link").1.routing.expect("a lack").missing;
     assert_eq!(missing(&options), Missing::Programs);
     if geteuid().is_root() {
         for garbage in [&b""[..], b"\x7fELF", &[7; 4096]] {
-            fs::write(folder.join("route.o"), garbage).expect("a file");
+            fs::write(folder.path().join("route.o"), garbage).expect("a file");
             assert!(matches!(missing(&options), Missing::Kernel | Missing::Programs | Missing::CapBpf));
         }
     }
-    fs::remove_dir_all(&folder).expect("the folder is removed");
 }
 
 #[test]
@@ -120,10 +142,8 @@ fn after_loading_every_privilege_can_be_given_up() {
     });
 }
 
-/// A bpffs that only this thread sees, and that goes with it.
-fn bpffs(name: &str) -> Option<PathBuf> {
-    let at = std::env::temp_dir().join(format!("catchment-bpffs-{name}-{}", std::process::id()));
-    fs::create_dir_all(&at).expect("a folder");
+/// Mounts a bpffs that only this thread sees, and that goes with it. Says whether that worked.
+fn mount_bpffs(at: &Path) -> bool {
     let text = |text: &str| CString::new(text).expect("no zero");
     let (root, target, kind) = (text("/"), text(at.to_str().expect("UTF-8")), text("bpf"));
     // SAFETY: takes no pointers; this thread gets a mount table of its own.
@@ -135,9 +155,8 @@ fn bpffs(name: &str) -> Option<PathBuf> {
         && unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, null.cast()) } == 0;
     if !mounted {
         skipped(&format!("mount a bpffs: {}", std::io::Error::last_os_error()));
-        return None;
     }
-    Some(at)
+    mounted
 }
 
 fn pinned(at: &Path) -> Options {
@@ -152,8 +171,12 @@ fn versions(options: &Options) -> Vec<String> {
 #[test]
 fn pinned_routing_outlives_its_process_and_is_replaced_by_another_version() {
     let Some(_) = kernel(&Options::default()) else { return };
-    apart(|| {
-        let Some(at) = bpffs("pins") else { return };
+    let home = folder();
+    let at = home.path().to_path_buf();
+    apart(move || {
+        if !mount_bpffs(&at) {
+            return;
+        }
         let options = pinned(&at);
         let (link, _) = open(Mode::On, &options).expect("a link");
         works(&link, 1);
@@ -196,10 +219,41 @@ fn pinned_routing_outlives_its_process_and_is_replaced_by_another_version() {
 }
 
 #[test]
+fn pins_from_which_the_program_was_taken_are_replaced() {
+    let Some(_) = kernel(&Options::default()) else { return };
+    let (home, programs) = (folder(), readable_programs());
+    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
+    apart(move || {
+        if !mount_bpffs(&at) {
+            return;
+        }
+        let options = pinned(&at);
+        drop(open(Mode::On, &options).expect("a link"));
+        let home = options.pin.clone().expect("a directory");
+        let version = home.join(&versions(&options)[0]);
+        let object = fs::read(programs.join("route.o")).expect("a program");
+        let bare = aya::Ebpf::load(&object).expect("maps without a program");
+        for (name, map) in bare.maps() {
+            fs::remove_file(version.join(name)).expect("a pin");
+            map.pin(version.join(name)).expect("another");
+        }
+        let (link, report) = open(Mode::On, &options).expect("a link");
+        assert_eq!(report.link, LinkKind::Kernel);
+        works(&link, 1);
+        drop(link);
+        works(&open(Mode::On, &options).expect("a link").0, 1);
+    });
+}
+
+#[test]
 fn whoever_owns_pins_needs_no_capability() {
     let Some(_) = kernel(&Options::default()) else { return };
-    apart(|| {
-        let Some(at) = bpffs("user") else { return };
+    let (home, programs) = (folder(), readable_programs());
+    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
+    apart(move || {
+        if !mount_bpffs(&at) {
+            return;
+        }
         let options = pinned(&at);
         drop(open(Mode::On, &options).expect("a link"));
         let home = options.pin.clone().expect("a directory");
@@ -211,9 +265,8 @@ fn whoever_owns_pins_needs_no_capability() {
         for entry in fs::read_dir(version).expect("a list") {
             std::os::unix::fs::chown(entry.expect("a pin").path(), Some(65534), Some(65534)).expect("another owner");
         }
-        let programs = readable_programs();
         become_nobody();
-        let options = Options { programs: Some(programs.clone()), ..options };
+        let options = Options { programs: Some(programs), ..options };
         let (link, report) = open(Mode::On, &options).expect("a link");
         assert_eq!(report.link, LinkKind::Kernel);
         works(&link, 1);

@@ -18,8 +18,9 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    /// Loads the program, or takes over what another process of the same version left under `pin`.
-    pub(crate) fn open(objects: &Objects, pin: Option<&Path>) -> Result<(Self, Maps), Lack> {
+    /// Loads the program, or takes over what another process of the same version left under `pin`, unless it has to be
+    /// `fresh`.
+    pub(crate) fn open(objects: &Objects, pin: Option<&Path>, fresh: bool) -> Result<(Self, Maps), Lack> {
         let object = objects.find("route").map_err(Lack::of(Missing::Programs))?;
         let pins = match pin.map(|directory| Pins::open(directory, &object)) {
             None => None,
@@ -30,7 +31,9 @@ impl Routing {
             }
             Some(Err(Refused::Unusable(reason))) => return Err(Lack::new(Missing::Pins, reason)),
         };
-        if let Some(found) = pins.as_ref().and_then(Pins::adopt) {
+        if let Some(pins) = pins.as_ref().filter(|_| fresh) {
+            pins.discard("it does not route");
+        } else if let Some(found) = pins.as_ref().and_then(Pins::adopt) {
             tracing::info!(?pin, "took over pinned routing");
             return Ok((Self { _program: None, _pins: pins }, found));
         }

@@ -3,13 +3,13 @@
 use super::btf::Btf;
 use super::maps::failed;
 use super::object::Objects;
-use super::shared::{METERED_MAX, Machine, Slice, Time};
+use super::shared::{FILTER_WORDS, METERED_MAX, Machine, Slice, Time};
 use crate::capabilities;
 use crate::link::{CpuTime, LinkError};
 use crate::open::{Lack, Missing};
-use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use aya::programs::RawTracePoint;
-use aya::{Ebpf, EbpfLoader};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::programs::BtfTracePoint;
+use aya::{Btf as Description, Ebpf, EbpfLoader};
 use rustix::thread::CapabilitySet;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
@@ -35,8 +35,19 @@ pub(crate) struct Meter {
 struct Maps {
     times: PerCpuHashMap<MapData, u32, Time>,
     slices: PerCpuArray<MapData, Slice>,
-    /// What was last said of each process, so that no reading goes back.
-    said: HashMap<u32, CpuTime>,
+    filter: Array<MapData, [u64; FILTER_WORDS]>,
+    /// Whether processes have other numbers here than in the kernel.
+    foreign: bool,
+    said: HashMap<u32, Said>,
+}
+
+/// What was said of a process.
+#[derive(Default)]
+struct Said {
+    /// Its number in the kernel, once that is known.
+    process: Option<u32>,
+    /// What it was last said to have used, so that no reading goes back.
+    last: CpuTime,
 }
 
 impl Meter {
@@ -57,12 +68,15 @@ impl Meter {
         let mut take = |name| program.take_map(name).ok_or_else(|| Lack::new(Missing::Programs, "it lacks a map"));
         let times = take("TIMES")?.try_into().map_err(Lack::of(Missing::Kernel))?;
         let slices = take("SLICES")?.try_into().map_err(Lack::of(Missing::Kernel))?;
+        let filter = take("FILTER")?.try_into().map_err(Lack::of(Missing::Kernel))?;
+        let maps = Maps { times, slices, filter, foreign: machine.namespace_inode != 0, said: HashMap::new() };
         let switched =
             program.program_mut("switched").ok_or_else(|| Lack::new(Missing::Programs, "it lacks `switched`"))?;
-        let switched: &mut RawTracePoint = switched.try_into().map_err(Lack::of(Missing::Programs))?;
-        switched.load().map_err(Lack::of(Missing::Kernel))?;
-        switched.attach("sched_switch").map_err(Lack::of(Missing::Kernel))?;
-        Ok(Self { maps: Mutex::new(Maps { times, slices, said: HashMap::new() }), _program: program })
+        let switched: &mut BtfTracePoint = switched.try_into().map_err(Lack::of(Missing::Programs))?;
+        let description = Description::from_sys_fs().map_err(Lack::of(Missing::Kernel))?;
+        switched.load("sched_switch", &description).map_err(Lack::of(Missing::Kernel))?;
+        switched.attach().map_err(Lack::of(Missing::Kernel))?;
+        Ok(Self { maps: Mutex::new(maps), _program: program })
     }
 
     /// Counts from now on what all threads of this process do.
@@ -73,8 +87,9 @@ impl Meter {
         }
         let zeros = maps.zeros().map_err(failed("meter a process"))?;
         maps.times.insert(pid, zeros, 0).map_err(failed("meter a process"))?;
-        maps.said.insert(pid, CpuTime::default());
-        Ok(())
+        let process = (!maps.foreign).then_some(pid);
+        maps.said.insert(pid, Said { process, last: CpuTime::default() });
+        maps.refilter().map_err(failed("meter a process"))
     }
 
     /// What it did until now.
@@ -87,7 +102,7 @@ impl Meter {
         let mut maps = self.maps();
         let last = maps.read(pid)?;
         maps.said.remove(&pid);
-        if let Err(error) = maps.times.remove(&pid) {
+        if let Err(error) = maps.times.remove(&pid).and_then(|()| maps.refilter()) {
             tracing::debug!(pid, %error, "stop metering a process");
         }
         Some(last)
@@ -104,22 +119,40 @@ impl Maps {
         Ok(PerCpuValues::try_from(vec![Time::default(); cpus])?)
     }
 
+    /// Lets through to the closer look only what is metered, or everything while a number is not known yet.
+    fn refilter(&mut self) -> Result<(), aya::maps::MapError> {
+        let mut filter = [0; FILTER_WORDS];
+        for said in self.said.values() {
+            match said.process {
+                Some(process) => filter[process as usize / 64 % FILTER_WORDS] |= 1 << (process % 64),
+                None => filter = [u64::MAX; FILTER_WORDS],
+            }
+        }
+        self.filter.set(0, filter, 0)
+    }
+
     fn read(&mut self, pid: u32) -> Option<CpuTime> {
-        let last = *self.said.get(&pid)?;
         let (times, slices) = (self.times.get(&pid, 0).ok()?, self.slices.get(&0, 0).ok()?);
         let mut sum = CpuTime::default();
         for time in times.iter() {
             sum.on_cpu_ns += time.on_cpu_ns;
             sum.queued_ns += time.queued_ns;
         }
+        let said = self.said.get_mut(&pid)?;
+        let learned = said.process.is_none();
+        let found = || times.iter().map(|time| time.process as u32).find(|process| *process != 0);
+        said.process = said.process.or_else(found);
+        let learned = learned && said.process.is_some();
         // A thread that has a CPU to itself may not be switched out for seconds: its slice so far counts, too.
-        let process = times.iter().map(|time| time.process).find(|process| *process != 0);
         let now_ns = monotonic_ns();
-        for slice in slices.iter().filter(|slice| Some(slice.process) == process) {
+        for slice in slices.iter().filter(|slice| slice.start_ns != 0 && Some(slice.process as u32) == said.process) {
             sum.on_cpu_ns += now_ns.saturating_sub(slice.start_ns);
         }
-        sum.on_cpu_ns = sum.on_cpu_ns.max(last.on_cpu_ns);
-        self.said.insert(pid, sum);
+        sum.on_cpu_ns = sum.on_cpu_ns.max(said.last.on_cpu_ns);
+        said.last = sum;
+        if learned && let Err(error) = self.refilter() {
+            tracing::debug!(pid, %error, "narrow the meter's filter");
+        }
         Some(sum)
     }
 }

@@ -1,6 +1,7 @@
 //! Where the compiled kernel programs come from: this binary, or a folder.
 
 use std::borrow::Cow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Programs that were embedded when this crate was built.
@@ -23,11 +24,19 @@ impl Objects {
         if let Some((_, bytes)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
             return Ok(Cow::Borrowed(bytes));
         }
-        let executable = std::env::current_exe().unwrap_or_default();
-        let near = executable.ancestors().skip(2).take(2).map(|folder| folder.join("ebpf"));
-        let found = near.into_iter().find_map(|folder| read(&folder, name).ok());
-        found.ok_or_else(|| "this build carries none (`cargo run --release -p xtask -- ebpf` builds them)".to_string())
+        near_executable(name)
+            .ok_or_else(|| "this build carries none (`cargo run --release -p xtask -- ebpf` builds them)".to_string())
     }
+}
+
+/// Only from the executable's own owner: what is loaded here runs in the kernel.
+fn near_executable(name: &str) -> Option<Cow<'static, [u8]>> {
+    let executable = std::env::current_exe().ok()?;
+    let owner = executable.metadata().ok()?.uid();
+    let folders = executable.ancestors().skip(2).take(2).map(|folder| folder.join("ebpf"));
+    let owned = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.uid() == owner);
+    let mut trusted = folders.filter(|folder| owned(folder) && owned(&folder.join(name).with_extension("o")));
+    trusted.find_map(|folder| read(&folder, name).ok())
 }
 
 fn read(folder: &Path, name: &str) -> std::io::Result<Cow<'static, [u8]>> {

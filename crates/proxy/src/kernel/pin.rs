@@ -60,12 +60,18 @@ impl Pins {
         match Maps::new(|name| Map::from_map_data(MapData::from_pin(home.join(name))?)) {
             Ok(maps) => Some(maps),
             Err(error) => {
-                tracing::warn!(pins = %home.display(), %error, "pinned routing cannot be used, and is replaced");
-                if let Err(error) = remove(&home) {
-                    tracing::warn!(pins = %home.display(), %error, "remove pinned routing");
-                }
+                self.discard(&error.to_string());
                 None
             }
+        }
+    }
+
+    /// Removes what a process before this one left, because it cannot be used.
+    pub(super) fn discard(&self, why: &str) {
+        let home = self.finished();
+        tracing::warn!(pins = %home.display(), why, "pinned routing cannot be used, and is replaced");
+        if let Err(error) = remove(&home) {
+            tracing::warn!(pins = %home.display(), %error, "remove pinned routing");
         }
     }
 

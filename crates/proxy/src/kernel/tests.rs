@@ -9,7 +9,7 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// A link, or a line that says why the test is skipped.
 fn link(window: u32) -> Option<Arc<Kernel>> {
-    match Routing::open(&Objects::default(), None) {
+    match Routing::open(&Objects::default(), None, false) {
         Ok((routing, maps)) => Some(Kernel::new(routing, maps, None, window).expect("a link")),
         Err(lack) => {
             crate::testing::skipped(&lack.to_string());
