@@ -9,8 +9,8 @@ mod program;
 mod shared;
 
 use crate::shared::{Count, DESCRIPTOR_BYTES, ROUTES_MAX, RUNNERS_MAX, SLOW, Target};
+use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::bindings::sk_action::SK_PASS;
-use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::{bpf_msg_apply_bytes, bpf_msg_pull_data};
 use aya_ebpf::macros::{map, sk_msg};
 use aya_ebpf::maps::{HashMap, PerCpuArray, SockHash};
@@ -18,7 +18,7 @@ use aya_ebpf::programs::SkMsgContext;
 
 /// Where each route goes.
 #[map]
-static ROUTES: HashMap<u64, Target> = HashMap::with_max_entries(ROUTES_MAX, BPF_F_NO_PREALLOC);
+static ROUTES: HashMap<u64, Target> = HashMap::with_max_entries(ROUTES_MAX, 0);
 
 /// What went along it.
 #[map]
@@ -42,10 +42,12 @@ const LENGTH_AT: usize = 40;
 pub fn route(message: SkMsgContext) -> u32 {
     let size = message.size() as usize;
     let part = if size < DESCRIPTOR_BYTES { size } else { DESCRIPTOR_BYTES };
-    // The verdict is for these bytes only, and the program runs again for the rest. What the run before said about its
-    // own bytes would hold for this one, too.
-    // SAFETY: the context is the one the kernel called with.
-    unsafe { bpf_msg_apply_bytes(message.msg, part as u32) };
+    if size != DESCRIPTOR_BYTES {
+        // The verdict is for these bytes only, and the program runs again for the rest. What the run before said about
+        // its own bytes would hold for this one, too.
+        // SAFETY: the context is the one the kernel called with.
+        unsafe { bpf_msg_apply_bytes(message.msg, part as u32) };
+    }
     if part < DESCRIPTOR_BYTES || redirect(&message).is_none() {
         RUNNERS.redirect_msg(&message, SLOW, BPF_F_INGRESS as u64);
     }

@@ -70,7 +70,8 @@ pub trait Link: Send + Sync {
     /// The routing map, and what went along each route.
     fn routes(&self) -> Vec<RouteCount>;
 
-    /// Begins to count what this process uses of the CPU. A link that cannot count does nothing.
+    /// Begins to count what this process uses of the CPU, from each thread's next turn on. A link that cannot count does
+    /// nothing.
     fn meter(&self, _pid: u32) -> Result<(), LinkError> {
         Ok(())
     }

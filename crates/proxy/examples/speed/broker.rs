@@ -4,7 +4,7 @@
 use catchment_types::Descriptor;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 
 /// Connects to the broker on this machine.
@@ -27,8 +27,10 @@ pub fn run() -> io::Result<()> {
     }
     let (one, other) = (ends[0].try_clone()?, ends[1].try_clone()?);
     let back = thread::spawn(move || relay(&other, &one));
-    relay(&ends[0], &ends[1])?;
-    back.join().expect("the other direction")
+    let there = relay(&ends[0], &ends[1]);
+    // Whoever is left learns of the other's end.
+    ends.iter().for_each(|end| end.shutdown(Shutdown::Both).unwrap_or_default());
+    there.and(back.join().expect("the other direction"))
 }
 
 fn relay(mut from: &TcpStream, to: &TcpStream) -> io::Result<()> {
