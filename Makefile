@@ -9,10 +9,10 @@ EMBED  := CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions CATCHMENT_EMBED_EBPF=$(T
 BUS    ?= embedded
 SECONDS ?= 10
 
-.PHONY: help build demo test lint fuzz bench docs clean
+.PHONY: help build demo demo-ebpf test lint fuzz bench docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the release binaries, functions and kernel programs embedded, into $(TARGET)/release
 	$(XTASK) functions --install
@@ -21,6 +21,9 @@ build: ## Build the release binaries, functions and kernel programs embedded, in
 
 demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
 	$(XTASK) demo --bus $(BUS)
+
+demo-ebpf: build ## The same with two runner processes: shows the routing map, and moves work between them in mid-round
+	$(XTASK) demo --runners 2 --rounds 60
 
 test: build ## Everything: unit, property, simulation, and end to end on both buses
 	$(EMBED) $(XTASK) test
