@@ -170,6 +170,7 @@ impl Context {
     /// Lets go of everything that a deleted job had on this node.
     pub(crate) fn forget_job(&self, uid: JobUid) {
         self.layouts.forget(uid);
+        self.runners.erase(uid);
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
         }

@@ -61,6 +61,11 @@ pub trait Runners: Send + Sync {
     /// Gives up the instances of a job.
     fn forget(&self, job: JobUid);
 
+    /// Gives up everything of a job that is gone for good.
+    fn erase(&self, job: JobUid) {
+        self.forget(job);
+    }
+
     /// What there is to see. Nothing, where no process but this one makes calls.
     fn survey(&self) -> Survey {
         Survey::default()

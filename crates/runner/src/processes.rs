@@ -273,6 +273,10 @@ impl Shared {
         Ok(true)
     }
 
+    fn placed_at(&self, lane: Lane) -> Option<RunnerId> {
+        lock(&self.roster).places.get(&Route(lane.route().0)).map(|(_, runner)| *runner)
+    }
+
     /// Asks a runner that takes long for a sign of life, and ends it when it gives none.
     fn watch(&self, runner: RunnerId) {
         let mut roster = lock(&self.roster);
@@ -316,8 +320,13 @@ impl Shared {
                     if let Err(error) = hinted {
                         tracing::debug!(%error, "send a descriptor");
                     }
+                    if begun.elapsed() > self.config.patience
+                        && let Some(runner) = self.placed_at(lane)
+                    {
+                        self.watch(runner);
+                    }
                     if begun.elapsed() > RUNNER_WAIT && self.desk.withdraw(route) {
-                        return Err(HostError::Lost("no runner took the work".to_owned()).into());
+                        return Err(HostError::Engine("no runner took the work".to_owned()).into());
                     }
                 }
             }
@@ -331,10 +340,16 @@ impl Runners for Processes {
         let (shared, lane) = (&self.shared, work.lane);
         let compiled = shared.compiled(work.blueprint.function, work.function)?;
         let (order, files) = Order::of(work)?;
+        let calls = order.calls.len();
         let number = shared.orders.fetch_add(1, Relaxed);
         let descriptor = order.descriptor(lane, number);
         shared.desk.offer(lane.route().0, number, Parcel { order, files, compiled });
-        shared.wait_for(lane, || shared.link.send(&descriptor))
+        let done = shared.wait_for(lane, || shared.link.send(&descriptor))?;
+        if done.replies.len() != calls {
+            let reason = format!("a runner answered {} of {calls} calls", done.replies.len());
+            return Err(HostError::Contract(reason).into());
+        }
+        Ok(done)
     }
 
     fn forget(&self, job: JobUid) {
@@ -352,6 +367,11 @@ impl Runners for Processes {
             control.send(&ToRunner::Forget { job }, &[]).ok();
         }
     }
+    fn erase(&self, job: JobUid) {
+        self.forget(job);
+        lock(&self.shared.roster).past.remove(&job);
+    }
+
     fn survey(&self) -> Survey {
         let shared = &self.shared;
         let roster = lock(&shared.roster);

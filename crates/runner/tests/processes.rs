@@ -97,6 +97,16 @@ fn a_runner_that_gives_no_sign_of_life_is_ended() {
 }
 
 #[test]
+fn work_for_a_runner_that_sleeps_is_done_by_the_next() {
+    let functions = Functions::new();
+    let processes = start(1, socket_link());
+    let [runner] = &processes.survey().runners[..] else { panic!("there is one") };
+    kill(runner.pid, Signal::STOP);
+    still_folds(&processes, &functions);
+    assert_eq!(processes.survey().restarts, 1);
+}
+
+#[test]
 fn a_function_that_never_ends_is_stopped_there_and_the_runner_lives() {
     let functions = Functions::new();
     let processes = start(1, socket_link());
