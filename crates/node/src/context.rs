@@ -55,7 +55,7 @@ pub struct RunnersConfig {
     /// How each is set up.
     pub setup: Setup,
     /// Environment variables for the first ones, and not for those that replace them.
-    pub once: Vec<OsString>,
+    pub once: Vec<&'static str>,
 }
 
 /// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second on average.

@@ -22,6 +22,7 @@ struct Module {
 pub struct Functions {
     runtime: Runtime,
     modules: BTreeMap<String, Module>,
+    checking: Mutex<()>,
 }
 
 impl Functions {
@@ -55,7 +56,7 @@ impl Functions {
                 add(&name, std::fs::read(&path)?);
             }
         }
-        Ok(Self { runtime, modules })
+        Ok(Self { runtime, modules, checking: Mutex::default() })
     }
 
     /// The digest of the module that a spec's `function` names.
@@ -116,6 +117,8 @@ impl Functions {
             let message = format!("function `{}` cannot sum exactly; leave `exact` out", spec.function);
             return Err(bad_field("exact", message));
         }
+        // Many jobs created at once must not take every instance there is.
+        let _one_at_a_time = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
         match function.instantiate_with(&Value::Object(spec.config.clone()), exact(spec), limits(spec)) {
             Ok(_) => Ok(()),
             Err(FunctionError::Refused { reason }) => {

@@ -70,6 +70,8 @@ pub struct Metrics {
     /// What contributors reported, averaged, for the newest model.
     pub job_metric: prometheus::GaugeVec,
     job_metric_names: JobMetricNames,
+    /// Held while counters are set from elsewhere and shown.
+    pub scrape: Arc<Mutex<()>>,
 }
 
 /// The names of [`Metrics::job_metric`] that each job has used.
@@ -190,6 +192,7 @@ impl Metrics {
                 .expect("valid names"),
             ),
             job_metric_names: JobMetricNames::default(),
+            scrape: Arc::default(),
             registry,
         }
     }

@@ -43,12 +43,10 @@ pub fn drop_to_needed() -> io::Result<Vec<&'static str>> {
     Ok(vec!["CAP_BPF"])
 }
 
-/// Gives up everything, in a thread that needs nothing. What cannot be given up is kept.
-pub(crate) fn drop_all() {
+/// Gives up every capability of this thread, which needs none.
+pub fn drop_all() -> io::Result<()> {
     let none = CapabilitySet::empty();
-    if let Err(error) = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }) {
-        tracing::debug!(%error, "give up capabilities");
-    }
+    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }
 
 /// No longer in effect, but still to be had again.
@@ -61,7 +59,8 @@ fn suspend(unwanted: CapabilitySet) -> io::Result<()> {
 fn renounce(unwanted: CapabilitySet) -> io::Result<()> {
     for capability in unwanted.iter() {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // Without CAP_SETPCAP the bounding set stays, and nothing that is left leads back to it but set-uid root.
+            // Without CAP_SETPCAP the bounding set stays: programs with file capabilities, this one among them, lead back
+            // to it. Runners give up theirs themselves.
             Ok(()) | Err(Errno::PERM) => {}
             Err(error) => return Err(error.into()),
         }

@@ -28,7 +28,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use capabilities::drop_to_needed;
+pub use capabilities::{drop_all, drop_to_needed};
 pub use inbox::Inbox;
 pub use link::{CpuTime, Link, LinkError, Route, RouteCount, RunnerId};
 pub use open::{Lack, LinkKind, Missing, Mode, Options, Report, open};

@@ -28,9 +28,17 @@ pub fn confine(user: Option<(u32, u32)>) -> Result<String> {
         .and_then(|rules| rules.scope(Scope::from_all(RIGHTS)))
         .and_then(|rules| rules.create())
         .and_then(|rules| rules.restrict_self());
-    match restricted.map_err(Error::other)?.ruleset {
+    let restricted = restricted.map_err(Error::other)?.ruleset;
+    catchment_proxy::drop_all()?;
+    crate::syscalls::give_up()?;
+    given_up.push("no new processes or sockets (seccomp)".to_owned());
+    match restricted {
         RulesetStatus::FullyEnforced => given_up.push("no files, no network (Landlock)".to_owned()),
         RulesetStatus::PartiallyEnforced => given_up.push("no files (Landlock of an older kernel)".to_owned()),
+        RulesetStatus::NotEnforced if user.is_none() => {
+            // Then nothing but the sandbox would keep a function from the node's own files.
+            return Err(Error::other("this kernel has no Landlock, and runners no user of their own (--runner-user)"));
+        }
         RulesetStatus::NotEnforced => given_up.push("this kernel has no Landlock".to_owned()),
     }
     Ok(given_up.join(", "))
@@ -63,6 +71,15 @@ mod tests {
             refused(File::create(path.with_extension("new")));
             let again = format!("/proc/self/fd/{}", given.as_raw_fd());
             refused(OpenOptions::new().write(true).open(again));
+            let denied = |error: Error| assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+            denied(std::process::Command::new("/bin/true").spawn().unwrap_err());
+            denied(std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err());
+            denied(given.set_len(1).unwrap_err());
+            std::thread::spawn(|| {}).join().unwrap();
+            let status = std::fs::read_to_string("/proc/thread-self/status");
+            assert!(status.is_err(), "not even that");
+            let capabilities = rustix::thread::capabilities(None).unwrap();
+            assert!(capabilities.permitted.is_empty() && capabilities.effective.is_empty());
             let mut text = String::new();
             given.read_to_string(&mut text).unwrap();
             assert_eq!(text, "update");

@@ -22,9 +22,12 @@
 //!   whoever gave the order gives it again.
 //! * **A runner never outlives its node:** it ends when the control socket does. Until it has ended it holds the lock of
 //!   the slab store, which it was handed as a descriptor; so no new node begins while an old runner may still write.
-//! * **Rights:** read-only descriptors of updates, read-write ones of accumulators and outputs, each for as long as an
-//!   order lasts. A runner of a privileged node gives up its user and groups; every runner gives up the file system
-//!   (Landlock) where the kernel has it, so that no descriptor can be opened again for writing.
+//! * **Rights:** an order comes with read-only descriptors of updates and read-write ones of accumulators and outputs. A
+//!   runner of a privileged node gives up its user and groups; every runner gives up all capabilities, the file system
+//!   (Landlock, where the kernel has it, so that no descriptor can be opened again for writing), and the system calls for
+//!   other processes, new sockets and cutting files (seccomp).
+//! * **What is left to a function that breaks out of its sandbox:** what its runner is or was given, so the accumulators and
+//!   updates of jobs with a lane there, and lies about its own calls. Not other files, processes, or the network.
 #![forbid(unsafe_code)]
 
 mod confine;
@@ -36,6 +39,7 @@ mod process;
 mod processes;
 mod serve;
 mod survey;
+mod syscalls;
 mod wire;
 
 pub use executor::InProcess;

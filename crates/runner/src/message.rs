@@ -45,6 +45,11 @@ pub(crate) enum ToNode {
     Take {
         route: u64,
     },
+    /// A worker makes the calls of an order.
+    Begun {
+        route: u64,
+        number: u64,
+    },
     /// What came of an order.
     Answer {
         route: u64,

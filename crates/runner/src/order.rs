@@ -104,6 +104,11 @@ impl Order {
         self.calls.into_iter().map(|call| call.try_map(&mut file)).collect()
     }
 
+    /// For each call, whether it is asked for a number.
+    pub fn expected(&self) -> Vec<bool> {
+        self.calls.iter().map(|call| matches!(call, Call::Scalars { .. })).collect()
+    }
+
     /// Bytes that the calls read, as descriptors count them.
     pub fn payload_bytes(&self) -> u64 {
         let of_call = |call: &Call<u32>| match call {

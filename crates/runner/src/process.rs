@@ -13,8 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+/// How long a runner may leave its messages unread.
+const WRITE_TIME: Duration = Duration::from_secs(2);
 /// How long a process may take to be ready.
 const START_TIME: Duration = Duration::from_secs(20);
+
+/// What of the environment says how to log.
+const LOGGING: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "CATCHMENT_LOG_JSON"];
 
 /// A running process. Dropping it kills it and waits for its end.
 pub struct Process {
@@ -24,30 +29,35 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a process and sets it up; `link` is its end of the link, `lock` the slab store's. It does not inherit the
-    /// environment variables in `without`.
+    /// Starts a process and sets it up; `link` is its end of the link, `lock` the slab store's. Of the environment it gets what logging needs, and what `with` names.
     pub fn start(
         program: &Path,
         arguments: &[OsString],
         setup: Setup,
         link: OwnedFd,
         lock: BorrowedFd<'_>,
-        without: &[OsString],
+        with: &[&'static str],
     ) -> Result<(Self, Control)> {
         let (here, there) = UnixStream::pair()?;
         let mut command = Command::new(program);
         // Its own group: Ctrl-C is for the node, which ends its runners when it is done with them.
         command.args(arguments).stdin(OwnedFd::from(there)).stdout(Stdio::null()).process_group(0);
-        without.iter().for_each(|variable| _ = command.env_remove(variable));
+        // The node's environment may hold secrets.
+        command.env_clear().envs(LOGGING.iter().chain(with).filter_map(|name| Some((name, std::env::var_os(name)?))));
         let child = command.spawn()?;
         drop(command);
         let mut process = Self { child, confined: String::new() };
-        wire::send(&here, &ToRunner::Start { version: VERSION, setup }, &[link.as_fd(), lock])?;
+        let told = wire::send(&here, &ToRunner::Start { version: VERSION, setup }, &[link.as_fd(), lock]);
+        if let Err(error) = told {
+            // It may have ended before it heard anything; then its end says more.
+            tracing::debug!(%error, "set a runner up");
+        }
         drop(link);
         here.set_read_timeout(Some(START_TIME))?;
-        match wire::receive(&here, SAID_BYTES_MAX)? {
-            Some((ToNode::Ready { confined }, _)) => process.confined = confined,
-            Some((ToNode::Failed { reason }, _)) => return Err(Error::other(reason)),
+        here.set_write_timeout(Some(WRITE_TIME))?;
+        match wire::receive_alone(&here, SAID_BYTES_MAX)? {
+            Some(ToNode::Ready { confined }) => process.confined = confined,
+            Some(ToNode::Failed { reason }) => return Err(Error::other(reason)),
             Some(_) => return Err(Error::other("it did not begin with `ready`")),
             None => return Err(Error::other(format!("it ended at once: {}", process.child.wait()?))),
         }
@@ -86,13 +96,20 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn send(&self, message: &ToRunner, files: &[BorrowedFd<'_>]) -> Result<()> {
-        wire::send(&self.writing.lock().unwrap_or_else(PoisonError::into_inner), message, files)
+    /// Says something. A runner that does not listen is let go: what it has of a message it could not make sense of.
+    pub fn send(&self, message: &ToRunner) -> Result<()> {
+        self.send_bytes(&wire::encode(message)?, &[])
+    }
+
+    /// The same with an encoded message, and files.
+    pub fn send_bytes(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        wire::send_bytes(&writing, message, files).inspect_err(|_| self.close())
     }
 
     /// The next message; `None` when the runner is gone.
     pub fn receive(&self) -> Result<Option<ToNode>> {
-        Ok(wire::receive(&self.reading, SAID_BYTES_MAX)?.map(|(message, _)| message))
+        wire::receive_alone(&self.reading, SAID_BYTES_MAX)
     }
 
     /// Ends the connection, upon which the runner ends.

@@ -6,6 +6,7 @@ use crate::message::{Setup, ToNode, ToRunner};
 use crate::order::{Done, Lane, Order, Work};
 use crate::process::{Control, Process};
 use crate::survey::{Counts, RouteInfo, RunnerInfo, Survey};
+use crate::wire;
 use catchment_proxy::{CpuTime, Link, LinkError, Report, Route, RunnerId};
 use catchment_runtime::{Compiled, Function, FunctionError, HostError};
 use catchment_types::{Digest, JobUid};
@@ -41,7 +42,7 @@ pub struct ProcessesConfig {
     /// How each is set up.
     pub setup: Setup,
     /// Environment variables for the first ones, and not for those that replace them.
-    pub once: Vec<OsString>,
+    pub once: Vec<&'static str>,
     /// The lock of the slab store, which no runner may outlive.
     pub lock: OwnedFd,
     /// A runner that has had an order for so long is asked for a sign of life, and ended when it gives none for as long.
@@ -82,7 +83,7 @@ struct Shared {
 struct Roster {
     members: BTreeMap<RunnerId, Member>,
     /// Where each lane's orders go.
-    places: HashMap<Route, (Lane, RunnerId)>,
+    places: HashMap<Route, (Lane, Option<RunnerId>)>,
     /// What went along routes that are gone, by job.
     past: HashMap<JobUid, Counts>,
     /// CPU time of runners that have ended.
@@ -128,6 +129,7 @@ impl Processes {
             let spawned = thread.spawn(move || shared.keep_one(sender));
             this.threads.push(spawned.map_err(|error| failed(number, error))?);
         }
+        drop(sender);
         for number in 0..count {
             let begun = first.recv().unwrap_or_else(|_| Err(Error::other("its thread ended")));
             begun.map_err(|error| failed(number, error))?;
@@ -187,9 +189,9 @@ impl Shared {
     fn start_one(&self, id: RunnerId) -> Result<(Process, Arc<Control>), Error> {
         let config = &self.config;
         let link = self.link.attach(id).map_err(Error::other)?;
-        let without = if id.0 > config.count { config.once.as_slice() } else { &[] };
+        let with = if id.0 > config.count { &[] } else { config.once.as_slice() };
         let (program, store) = (&config.program, config.lock.as_fd());
-        let started = Process::start(program, &config.arguments, config.setup, link, store, without);
+        let started = Process::start(program, &config.arguments, config.setup, link, store, with);
         let (process, control) = started.inspect_err(|_| self.link.detach(id))?;
         let (pid, control) = (process.pid(), Arc::new(control));
         if let Err(error) = self.link.meter(pid) {
@@ -222,7 +224,7 @@ impl Shared {
         {
             let mut roster = lock(&self.roster);
             roster.members.remove(&id);
-            roster.places.retain(|_, (_, at)| *at != id);
+            roster.places.values_mut().filter(|(_, at)| *at == Some(id)).for_each(|(_, at)| *at = None);
             if let Some(used) = self.link.unmeter(pid) {
                 let past = roster.past_cpu.get_or_insert_default();
                 past.on_cpu_ns += used.on_cpu_ns;
@@ -241,14 +243,14 @@ impl Shared {
         match message {
             ToNode::Take { route } => {
                 self.link.credit(id, 1);
-                if let Some((number, parcel)) = self.desk.take(route, id) {
-                    let Parcel { order, files, compiled } = parcel;
+                if let Some(Parcel { message, files, compiled }) = self.desk.take(route, id) {
                     let files = std::iter::once(compiled.file()).chain(files.iter().map(AsFd::as_fd));
                     let files: Vec<BorrowedFd<'_>> = files.collect();
-                    control.send(&ToRunner::Order { route, number, order }, &files)?;
+                    control.send_bytes(&message, &files)?;
                 }
             }
-            ToNode::Answer { route, number, result } => self.desk.answer(route, number, id, result),
+            ToNode::Begun { route, number } => self.desk.begun(route, number, id),
+            ToNode::Answer { route, number, result } => self.desk.answer(route, number, id, result)?,
             ToNode::Pong => {
                 if let Some(member) = lock(&self.roster).members.get_mut(&id) {
                     member.pinged = None;
@@ -263,18 +265,18 @@ impl Shared {
     fn ensure_placed(&self, lane: Lane) -> Result<bool, LinkError> {
         let mut roster = lock(&self.roster);
         let route = Route(lane.route().0);
-        if roster.places.contains_key(&route) {
+        if roster.places.get(&route).is_some_and(|(_, at)| at.is_some()) {
             return Ok(true);
         }
-        let lanes = |id: &RunnerId| roster.places.values().filter(|(_, at)| at == id).count();
+        let lanes = |id: &RunnerId| roster.places.values().filter(|(_, at)| *at == Some(*id)).count();
         let Some(runner) = roster.members.keys().min_by_key(|id| lanes(id)).copied() else { return Ok(false) };
         self.link.place(route, runner)?;
-        roster.places.insert(route, (lane, runner));
+        roster.places.insert(route, (lane, Some(runner)));
         Ok(true)
     }
 
     fn placed_at(&self, lane: Lane) -> Option<RunnerId> {
-        lock(&self.roster).places.get(&Route(lane.route().0)).map(|(_, runner)| *runner)
+        lock(&self.roster).places.get(&Route(lane.route().0)).and_then(|(_, runner)| *runner)
     }
 
     /// Asks a runner that takes long for a sign of life, and ends it when it gives none.
@@ -286,7 +288,7 @@ impl Shared {
                 member.pinged = Some(Instant::now());
                 let control = member.control.clone();
                 drop(roster);
-                control.send(&ToRunner::Ping, &[]).ok();
+                control.send(&ToRunner::Ping).ok();
             }
             Some(pinged) if pinged.elapsed() > self.config.patience => {
                 tracing::error!(runner = runner.0, "a runner is silent; end it");
@@ -325,8 +327,8 @@ impl Shared {
                     {
                         self.watch(runner);
                     }
-                    if begun.elapsed() > RUNNER_WAIT && self.desk.withdraw(route) {
-                        return Err(HostError::Engine("no runner took the work".to_owned()).into());
+                    if begun.elapsed() > RUNNER_WAIT.max(4 * self.config.patience) && self.desk.withdraw(route) {
+                        return Err(HostError::Unserved.into());
                     }
                 }
             }
@@ -340,16 +342,12 @@ impl Runners for Processes {
         let (shared, lane) = (&self.shared, work.lane);
         let compiled = shared.compiled(work.blueprint.function, work.function)?;
         let (order, files) = Order::of(work)?;
-        let calls = order.calls.len();
         let number = shared.orders.fetch_add(1, Relaxed);
-        let descriptor = order.descriptor(lane, number);
-        shared.desk.offer(lane.route().0, number, Parcel { order, files, compiled });
-        let done = shared.wait_for(lane, || shared.link.send(&descriptor))?;
-        if done.replies.len() != calls {
-            let reason = format!("a runner answered {} of {calls} calls", done.replies.len());
-            return Err(HostError::Contract(reason).into());
-        }
-        Ok(done)
+        let (descriptor, expected) = (order.descriptor(lane, number), order.expected());
+        let route = lane.route().0;
+        let message = wire::encode(&ToRunner::Order { route, number, order }).map_err(|_| HostError::TooLong)?;
+        shared.desk.offer(route, number, expected, Parcel { message, files, compiled });
+        shared.wait_for(lane, || shared.link.send(&descriptor))
     }
 
     fn forget(&self, job: JobUid) {
@@ -364,7 +362,7 @@ impl Runners for Processes {
         let controls: Vec<Arc<Control>> = roster.members.values().map(|member| member.control.clone()).collect();
         drop(roster);
         for control in controls {
-            control.send(&ToRunner::Forget { job }, &[]).ok();
+            control.send(&ToRunner::Forget { job }).ok();
         }
     }
     fn erase(&self, job: JobUid) {
@@ -384,7 +382,7 @@ impl Runners for Processes {
             }
         }
         let runner = |(id, member): (&RunnerId, &Member)| {
-            let lanes = roster.places.values().filter(|(_, at)| at == id).count();
+            let lanes = roster.places.values().filter(|(_, at)| *at == Some(*id)).count();
             RunnerInfo { id: *id, pid: member.pid, lanes, cpu: shared.link.cpu(member.pid) }
         };
         let runners: Vec<RunnerInfo> = roster.members.iter().map(runner).collect();
@@ -398,8 +396,11 @@ impl Runners for Processes {
     fn place(&self, route: Route, runner: RunnerId) -> Result<(), LinkError> {
         let mut roster = lock(&self.shared.roster);
         let Some((lane, _)) = roster.places.get(&route).copied() else { return Err(LinkError::Unplaced(route)) };
+        if !roster.members.contains_key(&runner) {
+            return Err(LinkError::Unknown(runner));
+        }
         self.shared.link.place(route, runner)?;
-        roster.places.insert(route, (lane, runner));
+        roster.places.insert(route, (lane, Some(runner)));
         Ok(())
     }
 }

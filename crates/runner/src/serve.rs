@@ -50,6 +50,12 @@ pub fn serve(control: UnixStream, steps: Arc<dyn Steps>) -> Result<(), ServeErro
         }
     };
     wire::send(&control, &ToNode::Ready { confined }, &[])?;
+    // A worker that panicked would owe its answer for ever; the node replaces a process that has ended.
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        said(info);
+        std::process::abort();
+    }));
     let runner = Arc::new(Runner {
         executor: InProcess::default(),
         runtime,
@@ -150,11 +156,15 @@ impl Runner {
             let queue = self.queued.wait_while(lock(&self.queue), |queue| queue.is_empty());
             let next = queue.unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(Queued { route, number, order, files }) = next else { continue };
+            if self.send(&ToNode::Begun { route, number }).is_err() {
+                return;
+            }
             self.steps.done(Step::RunnerTook);
             let result = self.execute(order, files);
             self.steps.done(Step::RunnerCalled);
-            if self.send(&ToNode::Answer { route, number, result }).is_err() {
-                return;
+            if let Err(error) = self.send(&ToNode::Answer { route, number, result }) {
+                tracing::error!(%error, "answer");
+                std::process::exit(1);
             }
             self.steps.done(Step::RunnerAnswered);
         }

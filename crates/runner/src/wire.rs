@@ -31,9 +31,18 @@ fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error
     Error::new(ErrorKind::InvalidData, reason)
 }
 
+/// The bytes of a message.
+pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>> {
+    catchment_codec::encode(message, MESSAGE_BYTES_MAX).map_err(invalid)
+}
+
 /// Sends a message. Blocks until the socket has taken it.
-pub fn send<M: Serialize>(mut socket: &UnixStream, message: &M, files: &[BorrowedFd<'_>]) -> Result<()> {
-    let bytes = catchment_codec::encode(message, MESSAGE_BYTES_MAX).map_err(invalid)?;
+pub fn send<M: Serialize>(socket: &UnixStream, message: &M, files: &[BorrowedFd<'_>]) -> Result<()> {
+    send_bytes(socket, &encode(message)?, files)
+}
+
+/// Sends an encoded message.
+pub fn send_bytes(mut socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {
     if files.len() > FILES_MAX {
         return Err(invalid(format!("{} files; a message has at most {FILES_MAX}", files.len())));
     }
@@ -44,7 +53,24 @@ pub fn send<M: Serialize>(mut socket: &UnixStream, message: &M, files: &[Borrowe
     for batch in rest.chunks(BATCH) {
         send_with(socket, &[0], batch)?;
     }
-    socket.write_all(&bytes)
+    socket.write_all(bytes)
+}
+
+/// Receives a message of at most `bytes_max` that comes without files; any that do are closed by the kernel.
+pub fn receive_alone<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<M>> {
+    let mut head = [0; HEAD_BYTES];
+    match socket.read(&mut head[..1])? {
+        0 => return Ok(None),
+        _ => socket.read_exact(&mut head[1..])?,
+    }
+    let [a, b, c, d, files @ ..] = head;
+    let len = u32::from_le_bytes([a, b, c, d]) as usize;
+    if len > bytes_max || files != [0; 4] {
+        return Err(invalid(format!("a message of {len} bytes, or with files")));
+    }
+    let mut bytes = vec![0; len];
+    socket.read_exact(&mut bytes)?;
+    catchment_codec::decode(&bytes, bytes_max).map(Some).map_err(invalid)
 }
 
 fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {

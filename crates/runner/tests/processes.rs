@@ -80,7 +80,7 @@ fn a_runner_that_is_killed_gives_its_work_back_and_is_replaced() {
     let functions = Functions::new();
     let processes = start(1, socket_link());
     let lost = interrupted(&processes, &functions, Signal::KILL);
-    assert!(matches!(lost, Err(FunctionError::Host(HostError::Lost(_)))), "{lost:?}");
+    assert!(matches!(lost, Err(FunctionError::Host(HostError::Lost { begun: true, .. }))), "{lost:?}");
     still_folds(&processes, &functions);
     assert_eq!(processes.survey().restarts, 1);
 }
@@ -91,7 +91,7 @@ fn a_runner_that_gives_no_sign_of_life_is_ended() {
     let processes = start(1, socket_link());
     let begun = Instant::now();
     let lost = interrupted(&processes, &functions, Signal::STOP);
-    assert!(matches!(lost, Err(FunctionError::Host(HostError::Lost(_)))), "{lost:?}");
+    assert!(matches!(lost, Err(FunctionError::Host(HostError::Lost { begun: true, .. }))), "{lost:?}");
     assert!(begun.elapsed() < Duration::from_secs(10));
     still_folds(&processes, &functions);
 }
@@ -129,7 +129,7 @@ fn runners_end_with_their_node() {
 
 #[test]
 fn a_program_that_is_no_runner_is_named() {
-    for (program, says) in [("/no/such/program", "No such file"), ("/bin/true", "")] {
+    for (program, says) in [("/no/such/program", "No such file"), ("/bin/true", "ended at once")] {
         let Err(error) = start_program(program.into(), vec![], 2, socket_link()) else { panic!("it is no runner") };
         let error = error.to_string();
         assert!(error.contains(program) && error.contains(says), "{error}");

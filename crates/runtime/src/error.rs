@@ -168,9 +168,20 @@ pub enum HostError {
     /// The engine failed.
     #[error("wasm engine: {0}")]
     Engine(String),
-    /// The process that made the call ended; what it was doing can be done again.
-    #[error("the runner process ended: {0}")]
-    Lost(String),
+    /// The process that was to make the calls ended; they can be made again.
+    #[error("the runner process ended: {reason}")]
+    Lost {
+        /// How.
+        reason: String,
+        /// Whether it was at work on them.
+        begun: bool,
+    },
+    /// No process took the calls.
+    #[error("no runner process took the work")]
+    Unserved,
+    /// More calls than one message to a runner process holds.
+    #[error("the calls are too long for one message; make fewer at a time")]
+    TooLong,
 }
 
 impl HostError {

@@ -41,7 +41,7 @@ mod ticker;
 
 pub use call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, TypedWindow, UpdateWindow, Window};
 pub use catchment_sdk::abi::{BATCH_MAX, UPDATES_MAX};
-pub use catchment_sdk::{Class, Dtype, Exact, Kind, Rule};
+pub use catchment_sdk::{Class, Dtype, Exact, Kind, Rule, SCALARS_MAX};
 pub use compiled::Compiled;
 pub use config::{Limits, RuntimeConfig};
 pub use dispatch::{Call, Reply};

@@ -10,7 +10,7 @@ use super::lanes::Level;
 use super::ranges::Range;
 use catchment_runtime::{
     BagWindow, Call, ChooseArgs, Class, CombineArgs, FunctionError, HostError, MakeArgs, MeasureArgs, Reply,
-    TensorPlace, TypedWindow, UpdateFacts, UpdateWindow, Window,
+    SCALARS_MAX, TensorPlace, TypedWindow, UpdateFacts, UpdateWindow, Window,
 };
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -100,6 +100,9 @@ impl Gather<'_> {
             }
         })?;
         let scalars = scalars.into_inner();
+        if !(1..=SCALARS_MAX as u64).contains(&scalars) {
+            return Err(HostError::Contract(format!("it measures by {scalars} numbers, not 1 to {SCALARS_MAX}")).into());
+        }
         let step = worker.ranges.len().div_ceil(LISTS_MAX).max(1);
         let stripes: Vec<&[Range]> = worker.ranges.chunks(step).collect();
         let lists = stripes.len().max(1) as u64;

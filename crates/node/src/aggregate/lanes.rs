@@ -130,11 +130,12 @@ impl Lanes {
         calls: &impl Fn(usize) -> Result<Calls<'a>, FunctionError>,
         done: &impl Fn(usize, &[Reply]),
     ) -> Result<(), FunctionError> {
-        for loss in 1.. {
+        let mut losses = 0;
+        loop {
             let of_pieces = pieces.iter().map(|piece| calls(*piece)).collect::<Result<Vec<_>, _>>()?;
             let counts: Vec<usize> = of_pieces.iter().map(Vec::len).collect();
-            let calls = of_pieces.into_iter().flatten().collect();
-            let work = Work { lane, blueprint: &self.blueprint, function: &self.function, calls };
+            let all = of_pieces.into_iter().flatten().collect();
+            let work = Work { lane, blueprint: &self.blueprint, function: &self.function, calls: all };
             match self.context.runners.run(work) {
                 Ok(came) => {
                     self.context.done(Step::Called);
@@ -147,13 +148,22 @@ impl Lanes {
                     }
                     return Ok(());
                 }
-                Err(FunctionError::Host(HostError::Lost(how))) if loss == LOSSES_MAX => {
-                    let reason = format!("{LOSSES_MAX} runner processes ended over it, the last: {how}");
-                    return Err(FunctionError::Trap { call: "run".into(), reason });
-                }
-                Err(FunctionError::Host(HostError::Lost(how))) => {
-                    tracing::warn!(job = %self.spec.name, how, "work was lost with its runner; doing it again");
+                Err(FunctionError::Host(HostError::Lost { reason, begun })) => {
+                    losses += usize::from(begun);
+                    if losses == LOSSES_MAX {
+                        let reason = format!("{LOSSES_MAX} runner processes ended over it, the last: {reason}");
+                        return Err(FunctionError::Trap { call: "run".into(), reason });
+                    }
+                    tracing::warn!(job = %self.spec.name, reason, "work was lost with its runner; doing it again");
                     self.warm.fetch_sub(1, Relaxed);
+                }
+                Err(FunctionError::Host(HostError::TooLong)) if pieces.len() > 1 => {
+                    let (first, rest) = pieces.split_at(pieces.len() / 2);
+                    self.order(lane, first, calls, done)?;
+                    return self.order(lane, rest, calls, done);
+                }
+                Err(FunctionError::Host(error @ HostError::TooLong)) => {
+                    return Err(HostError::Contract(error.to_string()).into());
                 }
                 Err(error) => {
                     if !matches!(error, FunctionError::Refused { .. } | FunctionError::Host(_)) {
@@ -163,7 +173,6 @@ impl Lanes {
                 }
             }
         }
-        unreachable!("the last loss is an error")
     }
 
     fn labels(&self) -> [&str; 2] {

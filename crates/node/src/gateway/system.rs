@@ -7,8 +7,8 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use catchment_proxy::Lack;
-use catchment_types::{Code, FunctionView, Page, Problem};
-use std::sync::Arc;
+use catchment_types::{Code, FunctionView, JobUid, Page, Problem};
+use std::sync::{Arc, PoisonError};
 
 /// Whether the process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "system", responses((status = 200)))]
@@ -52,6 +52,7 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
             context.metrics.uploads_parked.with_label_values(&labels).set(count);
         }
     });
+    let _one = context.metrics.scrape.lock().unwrap_or_else(PoisonError::into_inner);
     gauge_runners(&context);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
 }
@@ -73,6 +74,8 @@ fn gauge_runners(context: &Context) {
         let labels = [report.link.name(), lacks(&report.routing), lacks(&report.metering)];
         metrics.link.with_label_values(&labels).set(1);
     }
+    let is_gone = |uid: &&JobUid| context.ledger.read(|state| state.job(**uid).is_none());
+    survey.jobs.keys().filter(is_gone).for_each(|uid| context.runners.erase(*uid));
     context.ledger.read(|state| {
         for (job, counts) in survey.jobs.iter().filter_map(|(uid, counts)| Some((state.job(*uid)?, counts))) {
             let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];

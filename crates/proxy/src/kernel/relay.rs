@@ -17,7 +17,9 @@ pub(super) fn start(kernel: Weak<Kernel>, age: u64, peer: OwnedFd) -> Result<(),
 
 fn run(kernel: &Weak<Kernel>, age: u64, mut inbox: Inbox) {
     // It moves bytes between sockets that are open already, and a thread keeps what it is born with.
-    capabilities::drop_all();
+    if let Err(error) = capabilities::drop_all() {
+        tracing::debug!(%error, "give up capabilities");
+    }
     let mut descriptors: Vec<Descriptor> = Vec::new();
     loop {
         descriptors.clear();
