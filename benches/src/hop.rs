@@ -91,8 +91,8 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     let us = |series: &Series| series.map(|s| s * 1e6).show(1);
     writeln!(
         table,
-        "\nThe bare round trip, µs: an order with a fold of {TINY} numbers, answered; medians (least–most) of series of 100\n\n\
-         | order to a runner process | in this process | TCP, 2 kB | NATS, 2 kB |\n|---|---|---|---|\n| {} | {} | {} | {} |",
+        "\nThe bare round trip, µs: an order with a fold of {TINY} numbers, or those 2 kB sent, until the fold is answered; medians (least–most) of series of 100\n\n\
+         | order to a runner process | in this process | TCP | NATS |\n|---|---|---|---|\n| {} | {} | {} | {} |",
         us(&taken.order),
         us(&taken.here),
         us(&taken.tcp),

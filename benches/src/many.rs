@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Line};
 use crate::model::Model;
-use crate::observe::{anonymous_bytes, cpu_seconds, pss_bytes};
+use crate::observe::{Series, anonymous_bytes, cpu_seconds, pss_bytes};
 use crate::platform::Platform;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
@@ -158,14 +158,19 @@ fn table(parts: &[Part], bytes: u64, clients: usize, connections: usize, slab_mi
         )
         .expect("a string grows");
     }
-    let (first, last) = (&parts[0], &parts[PARTS - 1]);
+    // The first part pays for memory that the system has never handed out.
+    let warm = &parts[1..];
+    let spread = |of: &dyn Fn(&Part) -> f64| warm.iter().map(of).collect::<Series>();
+    let last = |of: &dyn Fn(&Part) -> f64| of(&parts[PARTS - 1]) / of(&parts[1]);
+    let (rate, memory) = (|part: &Part| part.gb_s, |part: &Part| part.peak.memory() as f64 / 1e6);
     writeln!(
         table,
-        "| **ratio, last to first** | **{:.2}** | {:.2} | | | **{:.2}** | {:.2} |",
-        last.gb_s / first.gb_s,
-        last.cpu_s / first.cpu_s,
-        last.peak.memory() as f64 / first.peak.memory() as f64,
-        last.peak.pss as f64 / first.peak.pss as f64
+        "| after client {} | {} | | | | {} | |\n| **last part to second** | **{:.2}** | | | | **{:.2}** | |",
+        parts[0].last_client,
+        spread(&rate).show(2),
+        spread(&memory).show(0),
+        last(&rate),
+        last(&memory),
     )
     .expect("a string grows");
     table
