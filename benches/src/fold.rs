@@ -4,13 +4,13 @@
 //! turn and turn about, and shares are taken within a round.
 
 use crate::lanes::{FedAvg, folds};
-use crate::memory::{Blocks, Memory, floats, floats_mut};
+use crate::memory::{Blocks, Memory, Update, floats, floats_mut};
 use crate::model::Model;
 use crate::native::{self, Width};
 use crate::observe::Series;
 use anyhow::{Result, ensure};
 use catchment_runner::InProcess;
-use catchment_slab::{Slab, SlabMut};
+use catchment_slab::SlabMut;
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -40,6 +40,7 @@ pub struct Arguments {
 pub struct Line {
     /// Updates a call.
     pub batch: usize,
+    read_s: Series,
     wasm_s: Series,
     native_s: Series,
 }
@@ -51,7 +52,6 @@ pub struct Report {
     threads: usize,
     elements: usize,
     updates: usize,
-    read_s: Series,
     /// By size of batch.
     pub lines: Vec<Line>,
 }
@@ -68,7 +68,7 @@ impl Report {
 
     /// Share of the read ceiling, update bytes alone.
     pub fn share(&self, line: &Line) -> Series {
-        self.read_s.over(&line.wasm_s)
+        line.read_s.over(&line.wasm_s)
     }
 
     /// Share of the read ceiling, with what is read and written of the accumulator.
@@ -88,21 +88,21 @@ impl Report {
         let rate = |seconds: &Series| seconds.map(|s| gb / s);
         let mut table = format!(
             "Fold, {}, F32, {} threads, {}, native with {}; GB/s of update bytes, medians (least–most) of {} rounds; \
-             read ceiling {}\n\n\
-             | updates a call | wasm | native | share of ceiling | with the accumulator | share of native |\n\
-             |---|---|---|---|---|---|\n",
+             shares within a round\n\n\
+             | updates a call | read ceiling | wasm | native | share of ceiling | with the accumulator | share of native |\n\
+             |---|---|---|---|---|---|---|\n",
             self.what,
             self.threads,
             self.pages,
             Width::detect().name(),
             self.lines[0].wasm_s.count(),
-            rate(&self.read_s).show(1),
         );
         for line in &self.lines {
             writeln!(
                 table,
-                "| {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} |",
                 line.batch,
+                rate(&line.read_s).show(1),
                 rate(&line.wasm_s).show(1),
                 rate(&line.native_s).show(1),
                 self.share(line).show(2),
@@ -124,39 +124,40 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     let bytes = elements as u64 * 4;
     let memory = Memory::open((count as u64 + 9) * (bytes + (4 << 20)), 0)?;
     let first = memory.numbers(elements, number)?;
-    let mut updates = vec![(first, 1.0)];
+    let mut updates = vec![Update { slab: first, weight: 1.0 }];
     for k in 1..count {
-        updates.push((memory.copy(&updates[0].0)?, 1.0 + k as f64));
+        updates.push(Update { slab: memory.copy(updates[0].bytes()?)?, weight: 1.0 + k as f64 });
     }
     let fedavg = FedAvg::load()?;
     let mut wasm = Wasm { fedavg, runners: InProcess::default(), sum: memory.blocks(elements)?, threads };
     let mut native =
         Native { from: memory.zeros(elements as u64 * 8)?, to: memory.zeros(elements as u64 * 8)?, threads };
-    let slabs = updates.iter().map(|(slab, _)| Ok(slab.bytes()?)).collect::<Result<Vec<_>>>()?;
+    let slabs = updates.iter().map(Update::bytes).collect::<Result<Vec<_>>>()?;
     let mut lines: Vec<Line> = BATCHES
         .iter()
-        .map(|batch| Line { batch: *batch, wasm_s: Series::default(), native_s: Series::default() })
+        .map(|batch| Line {
+            batch: *batch,
+            read_s: Series::default(),
+            wasm_s: Series::default(),
+            native_s: Series::default(),
+        })
         .collect();
-    let mut read_s = Series::default();
     for round in 0..=rounds {
-        let mut ceiling_s = f64::INFINITY;
-        for streams in STREAMS {
-            ceiling_s = ceiling_s.min(timed(|| {
-                native::read_shared(threads, streams, &slabs);
-                Ok(())
-            })?);
-        }
         for line in &mut lines {
             let wasm_s = timed(|| wasm.fold(&updates, line.batch, elements as u64))?;
+            // Beside each other, because what other machines on the same host leave of its memory changes by the second.
+            let mut read_s = f64::INFINITY;
+            for streams in STREAMS {
+                let read = || native::read_shared(threads, streams, &slabs);
+                read_s = read_s.min(timed(|| Ok(read()))?);
+            }
             let native_s = timed(|| native.fold(&updates, line.batch))?;
             // The first round touches everything for the first time.
             if round > 0 {
+                line.read_s.push(read_s);
                 line.wasm_s.push(wasm_s);
                 line.native_s.push(native_s);
             }
-        }
-        if round > 0 {
-            read_s.push(ceiling_s);
         }
     }
     ensure!(wasm.sum.holds(floats(native.from.bytes_mut())?)?, "wasm and native sums are the same bits");
@@ -165,7 +166,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         false => format!("{}, {count} × {:.0} MB", model.name(), bytes as f64 / 1e6),
     };
     let pages = if memory.store().huge_files().0 > 0 { "huge pages" } else { "small pages" };
-    Ok(Report { what, pages, threads, elements, updates: count, read_s, lines })
+    Ok(Report { what, pages, threads, elements, updates: count, lines })
 }
 
 /// Ordinary numbers.
@@ -187,7 +188,7 @@ struct Wasm {
 }
 
 impl Wasm {
-    fn fold(&mut self, updates: &[(Slab, f64)], batch: usize, elements: u64) -> Result<()> {
+    fn fold(&mut self, updates: &[Update], batch: usize, elements: u64) -> Result<()> {
         for batch in updates.chunks(batch) {
             self.fedavg.run(&self.runners, self.threads, folds(batch, &self.sum, elements)?)?;
             self.sum.flip();
@@ -203,9 +204,9 @@ struct Native {
 }
 
 impl Native {
-    fn fold(&mut self, updates: &[(Slab, f64)], batch: usize) -> Result<()> {
+    fn fold(&mut self, updates: &[Update], batch: usize) -> Result<()> {
         for batch in updates.chunks(batch) {
-            let terms = batch.iter().map(|(slab, weight)| Ok((floats::<f32>(slab.bytes()?)?, *weight)));
+            let terms = batch.iter().map(|update| Ok((floats::<f32>(update.bytes()?)?, update.weight)));
             let terms = terms.collect::<Result<Vec<_>>>()?;
             native::fold_shared(self.threads, floats(self.from.bytes_mut())?, floats_mut(self.to.bytes_mut())?, &terms);
             std::mem::swap(&mut self.from, &mut self.to);

@@ -10,7 +10,7 @@ pub use peer::{Arguments as PeerArguments, child};
 
 use crate::fold::number;
 use crate::lanes::{FedAvg, folds, merges};
-use crate::memory::{Blocks, Memory};
+use crate::memory::{Blocks, Memory, Update};
 use crate::model::Model;
 use crate::observe::Series;
 use crate::platform::binary;
@@ -18,7 +18,7 @@ use anyhow::Result;
 use catchment_proxy::{Mode, Options};
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners, Setup};
 use catchment_runtime::RuntimeConfig;
-use catchment_slab::{Slab, SlabStore};
+use catchment_slab::SlabStore;
 use peer::Peer;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -116,16 +116,16 @@ fn measure(fedavg: &FedAvg, nats: &Nats, case: Case, rounds: usize, times: usize
     let width = if partials { 8 } else { 4 };
     let each = (batch as u64 * width + 16) * elements as u64;
     let memory = Memory::open(each + 16 * elements as u64 + (64 << 20), 2 * each)?;
-    let mut updates = Vec::new();
+    let mut updates: Vec<Update> = Vec::new();
     for _ in 0..batch {
-        let slab = match (updates.first(), partials) {
-            (Some((first, _)), _) => memory.copy(first)?,
+        let slab = match (updates.first().map(Update::bytes), partials) {
+            (Some(first), _) => memory.copy(first?)?,
             (None, true) => memory.numbers(elements, |i| f64::from(number(i)))?,
             (None, false) => memory.numbers(elements, number)?,
         };
-        updates.push((slab, 0.5));
+        updates.push(Update { slab, weight: 0.5 });
     }
-    let payload = updates.iter().map(|(slab, _)| Ok(slab.bytes()?)).collect::<Result<Vec<_>>>()?;
+    let payload = updates.iter().map(Update::bytes).collect::<Result<Vec<_>>>()?;
     let lanes = std::thread::available_parallelism()?.get();
     let processes = processes(memory.store(), lanes as u32)?;
     let here = InProcess::default();
@@ -163,13 +163,13 @@ fn measure(fedavg: &FedAvg, nats: &Nats, case: Case, rounds: usize, times: usize
 fn by_order(
     fedavg: &FedAvg,
     runners: &dyn Runners,
-    updates: &[(Slab, f64)],
+    updates: &[Update],
     sum: &mut Blocks,
     case: Case,
     lanes: usize,
 ) -> Result<()> {
     let calls = match case.partials {
-        true => merges(&updates[0].0, sum, case.elements as u64)?,
+        true => merges(&updates[0].slab, sum, case.elements as u64)?,
         false => folds(updates, sum, case.elements as u64)?,
     };
     fedavg.run(runners, lanes, calls)?;

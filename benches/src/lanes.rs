@@ -1,6 +1,6 @@
 //! Work as a node gives it out: cut into ranges, a few ranges an order, and lanes that take the next one.
 
-use crate::memory::{Blocks, slab_window, update};
+use crate::memory::{Blocks, Update, slab_window};
 use anyhow::{Context, Result};
 use catchment_runner::{Blueprint, Lane, Runners, Work};
 use catchment_runtime::{Call, FoldArgs, Function, Limits, MergeArgs, Rule, Runtime, RuntimeConfig};
@@ -80,10 +80,9 @@ fn ranges(elements: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// The calls that fold updates into an accumulator, in one batch.
-pub fn folds<'a>(updates: &'a [(Slab, f64)], into: &'a Blocks, elements: u64) -> Result<Vec<Call<BorrowedFd<'a>>>> {
+pub fn folds<'a>(updates: &'a [Update], into: &'a Blocks, elements: u64) -> Result<Vec<Call<BorrowedFd<'a>>>> {
     let call = |(first, elements)| {
-        let updates: Result<Vec<_>> =
-            updates.iter().map(|(slab, weight)| update(slab, *weight, first, elements)).collect();
+        let updates: Result<Vec<_>> = updates.iter().map(|update| update.window(first, elements)).collect();
         Ok(Call::Fold(FoldArgs {
             elements,
             rule: Rule::Mean,

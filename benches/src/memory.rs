@@ -46,10 +46,10 @@ impl Memory {
         Ok(slab.freeze(b"")?)
     }
 
-    /// A frozen slab with what another one holds.
-    pub fn copy(&self, of: &Slab) -> Result<Slab> {
-        let mut slab = self.store.grant(of.len())?;
-        slab.bytes_mut().copy_from_slice(of.bytes()?);
+    /// A frozen slab with these bytes.
+    pub fn copy(&self, of: &[u8]) -> Result<Slab> {
+        let mut slab = self.store.grant(of.len() as u64)?;
+        slab.bytes_mut().copy_from_slice(of);
         Ok(slab.freeze(b"")?)
     }
 
@@ -117,10 +117,25 @@ pub fn floats_mut(bytes: &mut [u8]) -> Result<&mut [f64]> {
     <[f64]>::mut_from_bytes(bytes).map_err(|error| anyhow::anyhow!("{error:?}"))
 }
 
-/// Some coordinates of an update of F32.
-pub fn update(slab: &Slab, weight: f64, first: u64, elements: u64) -> Result<UpdateWindow<BorrowedFd<'_>>> {
-    let window = slab_window(slab, first, elements, 4)?;
-    Ok(UpdateWindow { window, dtype: Dtype::F32, weight, num_samples: 1.0, staleness: 0 })
+/// An update, or a partial.
+pub struct Update {
+    /// Where it lies.
+    pub slab: Slab,
+    /// What it counts.
+    pub weight: f64,
+}
+
+impl Update {
+    /// Its bytes.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        Ok(self.slab.bytes()?)
+    }
+
+    /// Some of its coordinates, when they are F32.
+    pub fn window(&self, first: u64, elements: u64) -> Result<UpdateWindow<BorrowedFd<'_>>> {
+        let window = slab_window(&self.slab, first, elements, 4)?;
+        Ok(UpdateWindow { window, dtype: Dtype::F32, weight: self.weight, num_samples: 1.0, staleness: 0 })
+    }
 }
 
 /// Some coordinates of a slab of numbers so wide.

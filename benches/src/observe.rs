@@ -77,8 +77,11 @@ impl Series {
         median(self.0.iter().copied())
     }
 
-    /// `median (least–most)`, with so many digits.
+    /// `median (least–most)`, with so many digits; of a single value, that.
     pub fn show(&self, digits: usize) -> String {
+        if self.0.len() == 1 {
+            return format!("{:.digits$}", self.0[0]);
+        }
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         format!("{:.digits$} ({least:.digits$}–{most:.digits$})", self.median())

@@ -12,12 +12,9 @@ pub struct Arguments {
     /// A Python with `flwr` and `numpy`, to measure those beside.
     #[arg(long)]
     peers: Option<PathBuf>,
-    /// Where to draw rounds and folds.
+    /// Where to draw rounds and folds; the round of very many clients goes beside it, as `…-many.svg`.
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// Where to draw the round of very many clients.
-    #[arg(long)]
-    many_svg: Option<PathBuf>,
 }
 
 /// Prints every table as it is ready, and draws the charts that were asked for.
@@ -43,11 +40,14 @@ pub fn all(arguments: &Arguments) -> Result<()> {
         std::fs::write(svg, chart(&with_peers, &folds).svg())?;
     }
     println!("{}", hop::run(&hop::Arguments { rounds: 9, small: false })?);
-    println!("{}", start::run(&start::Arguments { rounds: 10, idle_seconds: 65 })?);
-    let svg = arguments.many_svg.clone();
+    let svg = arguments.svg.as_ref().map(|svg| {
+        let stem = svg.file_stem().unwrap_or_default().to_string_lossy();
+        svg.with_file_name(format!("{stem}-many.svg"))
+    });
     println!("{}", many::run(&many::Arguments { clients: 1000, connections: 4, slab_mib: 640, svg })?);
     println!("{}", download::run(&download::Arguments { model: Model::Resnet152, clients: 64, rounds: 4 })?);
     println!("{}", idle::run(&idle::Arguments { jobs: 100, seconds: 30 })?);
+    println!("{}", start::run(&start::Arguments { rounds: 10, idle_seconds: 65 })?);
     Ok(())
 }
 

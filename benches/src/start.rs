@@ -3,7 +3,7 @@
 use crate::first;
 use crate::hop::processes;
 use crate::lanes::{FedAvg, folds, wasm};
-use crate::memory::Memory;
+use crate::memory::{Memory, Update};
 use crate::observe::Series;
 use anyhow::Result;
 use catchment_runtime::{Limits, Runtime, RuntimeConfig};
@@ -57,7 +57,7 @@ fn parts(rounds: usize) -> Result<Parts> {
     let mut parts = Parts::default();
     let (fedavg, wasm, config) = (FedAvg::load()?, wasm()?, serde_json::json!({}));
     let memory = Memory::open(64 << 20, 0)?;
-    let updates = [(memory.numbers(512, crate::fold::number)?, 1.0)];
+    let updates = [Update { slab: memory.numbers(512, crate::fold::number)?, weight: 1.0 }];
     let mut sum = memory.blocks(512)?;
     for _ in 0..rounds {
         let runtime = Runtime::new(RuntimeConfig::default())?;
