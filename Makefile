@@ -4,27 +4,34 @@
 CARGO  ?= cargo
 TARGET := $(if $(CARGO_TARGET_DIR),$(abspath $(CARGO_TARGET_DIR)),$(CURDIR)/target)
 XTASK  := $(CARGO) run --quiet --release --package xtask --
+# What the binaries carry: wasm functions, and kernel programs where this machine can build them.
+EMBED  := CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions CATCHMENT_EMBED_EBPF=$(TARGET)/ebpf
 BUS    ?= embedded
 SECONDS ?= 10
 
-.PHONY: help build demo test lint fuzz bench docs clean
+.PHONY: help build demo demo-ebpf test lint fuzz bench docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build the release binaries, functions embedded, into $(TARGET)/release
+build: ## Build the release binaries, functions and kernel programs embedded, into $(TARGET)/release
 	$(XTASK) functions --install
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) build --release --workspace --bins
+	$(XTASK) ebpf --install --optional
+	$(EMBED) $(CARGO) build --release --workspace --bins
 
 demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
 	$(XTASK) demo --bus $(BUS)
 
+demo-ebpf: build ## The same with two runner processes: shows the routing map, and moves work between them in mid-round
+	$(XTASK) demo --runners 2 --rounds 60
+
 test: build ## Everything: unit, property, simulation, and end to end on both buses
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(XTASK) test
+	$(EMBED) $(XTASK) test
 
 lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check
-	CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+	$(CARGO) fmt --check --manifest-path ebpf/Cargo.toml
+	$(EMBED) $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 
 fuzz: ## Run every fuzz target for SECONDS (default 10) each

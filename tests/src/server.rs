@@ -197,6 +197,11 @@ impl Server {
         self.nats.as_mut().expect("this test runs on NATS")
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u64 {
+        self.child.as_ref().expect("it runs").id().into()
+    }
+
     /// What the process holds.
     pub fn observe(&self) -> Observed {
         Observed::of(self.child.as_ref().expect("it runs").id())

@@ -67,6 +67,7 @@ const WRAPPED: &[(&str, &[&str])] = &[
     ("wasmtime", &["catchment-runtime"]),
     ("async-nats", &["catchment-bus", "catchment-tests"]),
     ("redb", &["catchment-bus"]),
+    ("aya", &["catchment-proxy"]),
     ("prometheus", &["catchment-node"]),
     ("candle-*", &["catchment-worker"]),
 ];

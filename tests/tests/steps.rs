@@ -5,6 +5,8 @@ use catchment_tests::{Api, Bus, Job, PATIENCE, Server, Tensor, file, on_both_bus
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// Of one update on its way in, as `types::Step` names them.
+const OF_ARRIVAL: [&str; 4] = ["Granted", "Received", "Frozen", "Logged"];
 /// Of one update or batch, as `types::Step` names them.
 const OF_UPDATE: [&str; 6] = ["Planned", "Called", "Flipped", "Batched", "Folded", "Released"];
 const OF_ROUND: [&str; 6] = ["Scratched", "Merged", "Finalized", "Kept", "Committed", "Published"];
@@ -112,6 +114,10 @@ async fn each_may_be_the_last(bus: Bus, runners: &str, steps: &[&str]) {
 }
 
 on_both_buses! {
+    async fn of_an_arrival(bus: Bus) {
+        each_may_be_the_last(bus, "0", &OF_ARRIVAL).await;
+    }
+
     async fn of_an_update(bus: Bus) {
         each_may_be_the_last(bus, "0", &OF_UPDATE).await;
     }

@@ -3,6 +3,7 @@
 mod chart;
 mod http;
 mod programs;
+mod routing;
 
 use crate::setup;
 use crate::workspace::target_dir;
@@ -29,6 +30,9 @@ pub struct Arguments {
     /// The network: mlp or cnn.
     #[arg(long, default_value = "mlp", value_parser = ["mlp", "cnn"])]
     model: String,
+    /// Runner processes; with them the routing map is shown, and changed while rounds go on.
+    #[arg(long, default_value_t = 0)]
+    runners: u32,
     /// Seed of everything random.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -50,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let memory = SharedMemory::new();
     let nats = if arguments.bus == "nats" { Some(start_nats(&dir)?) } else { None };
-    let platform = start_platform(&dir, &memory, nats.as_ref().map(|(_, url)| url.as_str()))?;
+    let platform = start_platform(&dir, &memory, nats.as_ref().map(|(_, url)| url.as_str()), arguments.runners)?;
     let server = Server::new(&platform.ready_line(Duration::from_secs(60))?)?;
     println!("catchment is up at {} (event bus: {}); logs in {}", server.url(), arguments.bus, dir.display());
 
@@ -110,10 +114,11 @@ impl Drop for SharedMemory {
     }
 }
 
-fn start_platform(dir: &Path, memory: &SharedMemory, nats: Option<&str>) -> Result<Program> {
+fn start_platform(dir: &Path, memory: &SharedMemory, nats: Option<&str>, runners: u32) -> Result<Program> {
     let mut arguments = vec!["up".to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned(), "--data".to_owned()];
     arguments.push(dir.join("data").display().to_string());
     arguments.extend(["--slabs".to_owned(), memory.0.display().to_string()]);
+    arguments.extend(["--runners".to_owned(), runners.to_string()]);
     if let Some(url) = nats {
         arguments.extend(["--nats".to_owned(), url.to_owned()]);
     }
@@ -166,9 +171,13 @@ fn watch(server: &Server, arguments: &Arguments, workers: &[Program], dir: &Path
     let bar = ProgressBar::new(arguments.rounds);
     bar.set_style(ProgressStyle::with_template("round {pos:>3} of {len} {bar:40} {elapsed:>4}  {msg}")?);
     let mut accuracies = Vec::new();
+    let mut routing = routing::Routing::new();
     let begun = Instant::now();
     loop {
         let round = server.json(&format!("/v1/jobs/{JOB}/round")).context("look at the round")?;
+        if arguments.runners > 0 {
+            routing.look(server, &round, &bar)?;
+        }
         let versions = server.json(&format!("/v1/jobs/{JOB}"))?["model_version"].as_u64().unwrap_or_default();
         for version in accuracies.len() as u64..=versions {
             accuracies.push((version, measure(server, version, arguments.seed, dir)?));
@@ -257,7 +266,8 @@ impl Report<'_> {
             ("peak memory of the aggregation side", format!("{:.1} MB", self.usage.peak_bytes as f64 / 1e6)),
         ];
         println!();
-        for (name, value) in rows {
+        let routed = ("descriptors to runners", format!("{}", sum("catchment_descriptors_routed_total")));
+        for (name, value) in rows.into_iter().chain((self.arguments.runners > 0).then_some(routed)) {
             println!("  {name:<38}{value}");
         }
     }

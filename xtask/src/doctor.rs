@@ -13,5 +13,6 @@ pub fn run() -> Result<()> {
         }
     }
     println!("  taken: {}", Toolchain::find()?.describe());
+    crate::ebpf::doctor();
     Ok(())
 }

@@ -34,7 +34,7 @@ struct Function {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = match Toolchain::find() {
         Err(_) if arguments.install || std::env::var_os("CI").is_some() => {
-            toolchain::install()?;
+            toolchain::install(toolchain::APT_LINE)?;
             Toolchain::find()?
         }
         found => found?,
@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let file = format!("{}.wasm", function.package.replace('-', "_"));
         let built = wasm_dir.join(WASM_TARGET).join("release").join(file);
         let to = out.join(format!("{}.wasm", function.name));
-        let bytes = copy_if_changed(&built, &to)?;
+        let bytes = workspace::copy_if_changed(&built, &to)?;
         println!("{} ({} KiB)", to.display(), bytes.div_ceil(1024));
     }
     Ok(())
@@ -118,17 +118,4 @@ fn functions() -> Result<Vec<Function>> {
 fn cargo_home() -> Option<PathBuf> {
     let set = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     set.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")))
-}
-
-/// Copies, through a neighbour so that no reader sees half a file; leaves an equal file alone, so that whatever
-/// depends on it stays fresh. Returns the size.
-fn copy_if_changed(from: &Path, to: &Path) -> Result<u64> {
-    let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
-    if fs::read(to).is_ok_and(|old| old == bytes) {
-        return Ok(bytes.len() as u64);
-    }
-    let part = to.with_extension(format!("part-{}", std::process::id()));
-    fs::write(&part, &bytes).with_context(|| format!("write {}", part.display()))?;
-    fs::rename(&part, to).with_context(|| format!("write {}", to.display()))?;
-    Ok(bytes.len() as u64)
 }

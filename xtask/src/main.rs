@@ -1,11 +1,12 @@
 //! The project's own build steps: what plain cargo cannot do.
 //!
-//! Functions are compiled for another target, with whichever toolchain a machine happens to have, and the plain
-//! workspace build must not depend on any of it. So it happens here, on request.
+//! Functions and kernel programs are compiled for other targets, with whichever toolchain a machine happens to have, and
+//! the plain workspace build must not depend on any of it. So it happens here, on request.
 #![forbid(unsafe_code)]
 
 mod demo;
 mod doctor;
+mod ebpf;
 mod functions;
 mod fuzz;
 mod setup;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Task {
     /// Build every function under functions/ as a wasm module
     Functions(functions::Arguments),
+    /// Build the kernel programs under ebpf/
+    Ebpf(ebpf::Arguments),
     /// Find or install what the tests need: a NATS server, and Python with safetensors
     Setup,
     /// Train one model with ten client processes and show what came of it
@@ -42,6 +45,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Functions(arguments) => functions::run(&arguments),
+        Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Setup => setup::run().map(drop),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),

@@ -15,7 +15,8 @@ pub const WASM_TARGET: &str = "wasm32-unknown-unknown";
 /// The packages that give a Debian machine all it needs.
 pub const APT_LINE: &str = "apt-get install -y --no-install-recommends rustc-web rust-web-src";
 
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// The distribution's compiler.
+pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// A toolchain that can build functions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,15 +75,7 @@ impl Toolchain {
     /// A `cargo build --target wasm32-unknown-unknown` with this toolchain, untouched by whatever the caller's
     /// environment says about the host's build.
     pub fn cargo_build(&self) -> Command {
-        let mut cargo = match self {
-            Self::Nightly => Command::new("cargo"),
-            _ => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
-        };
-        for (name, _) in std::env::vars_os() {
-            if concerns_the_host(&name) {
-                cargo.env_remove(name);
-            }
-        }
+        let mut cargo = clean_cargo(*self == Self::Nightly);
         cargo.args(["build", "--target", WASM_TARGET]);
         match self {
             Self::Target => {}
@@ -98,10 +91,24 @@ impl Toolchain {
     }
 }
 
-/// Installs what [`APT_LINE`] names, when this process may.
-pub fn install() -> Result<()> {
-    eprintln!("{APT_LINE}");
-    let mut words = APT_LINE.split(' ');
+/// A cargo that is untouched by whatever the caller's environment says about the host's build.
+pub fn clean_cargo(rustup: bool) -> Command {
+    let mut cargo = match rustup {
+        true => Command::new("cargo"),
+        false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+    };
+    for (name, _) in std::env::vars_os() {
+        if concerns_the_host(&name) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+/// Runs this `apt-get` line, when this process may.
+pub fn install(line: &str) -> Result<()> {
+    eprintln!("{line}");
+    let mut words = line.split(' ');
     let status = Command::new(words.next().expect("a program"))
         .args(words)
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -129,7 +136,7 @@ fn concerns_the_host(name: &OsString) -> bool {
     ];
     EXACT.contains(&name)
         || ["CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_PKG_", "CARGO_FEATURE_"].iter().any(|p| name.starts_with(p))
-        || name.starts_with("CARGO_TARGET_WASM32")
+        || ["CARGO_TARGET_WASM32", "CARGO_TARGET_BPFEL"].iter().any(|p| name.starts_with(p))
 }
 
 fn current() -> Finding {
@@ -138,11 +145,14 @@ fn current() -> Finding {
 }
 
 fn nightly() -> Finding {
-    let sysroot = output(Command::new("rustc").env("RUSTUP_TOOLCHAIN", "nightly").args(["--print", "sysroot"]))?;
-    if !sysroot.contains("nightly") {
-        return Err("none is installed".to_string());
-    }
+    let sysroot = nightly_sysroot()?;
     has_sources(Path::new(&sysroot)).then_some(Toolchain::Nightly).ok_or("it has no rust-src".to_string())
+}
+
+/// Where rustup's nightly lies, if there is one.
+pub fn nightly_sysroot() -> Result<String, String> {
+    let sysroot = output(Command::new("rustc").env("RUSTUP_TOOLCHAIN", "nightly").args(["--print", "sysroot"]))?;
+    sysroot.contains("nightly").then_some(sysroot).ok_or("none is installed".to_string())
 }
 
 fn distribution() -> Finding {
@@ -159,24 +169,33 @@ fn linker(distribution: &str) -> Option<PathBuf> {
     let sysroots = [output(Command::new("rustc").args(["--print", "sysroot"])).ok(), Some(distribution.to_string())];
     let targets = sysroots.into_iter().flatten().filter_map(|s| Path::new(&s).join("lib/rustlib").read_dir().ok());
     let bundled = targets.flatten().flatten().map(|target| target.path().join("bin/rust-lld"));
-    let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    bundled.chain(on_path.into_iter().flatten().map(|dir| dir.join("wasm-ld"))).find(|linker| linker.is_file())
+    bundled.filter(|linker| linker.is_file()).chain(on_path("wasm-ld")).next()
 }
 
-fn has_core(libdir: &Path) -> bool {
+/// A program on the search path.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|program| program.is_file())
+}
+
+/// Whether a folder of libraries has the core library.
+pub fn has_core(libdir: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(libdir) else { return false };
     entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
-fn has_sources(sysroot: &Path) -> bool {
+/// Whether a toolchain has the library's sources.
+pub fn has_sources(sysroot: &Path) -> bool {
     sysroot.join("lib/rustlib/src/rust/library/Cargo.toml").is_file()
 }
 
-fn version(rustc: &str) -> Option<String> {
+/// What a compiler says about itself.
+pub fn version(rustc: &str) -> Option<String> {
     output(Command::new(rustc).arg("--version")).ok()
 }
 
-fn output(command: &mut Command) -> Result<String, String> {
+/// What a command prints, or the first line of its complaint.
+pub fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| format!("{program}: {e}"))?;
     if !output.status.success() {

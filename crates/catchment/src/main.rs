@@ -29,13 +29,20 @@ fn main() -> ExitCode {
     if matches!(arguments.command, Command::Runner) {
         return runner();
     }
+    let link = match &arguments.command {
+        Command::Up(up) => match up.open_link() {
+            Ok(link) => link,
+            Err(error) => return exit::report(&error),
+        },
+        _ => None,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start threads")),
     };
     let outcome = match arguments.command {
         Command::Up(up) => {
-            let outcome = runtime.block_on(up.run());
+            let outcome = runtime.block_on(up.run(link));
             // A function that is still running must not hold the program up.
             runtime.shutdown_timeout(STOP_TIME);
             outcome

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_ledger::Ledger;
 use catchment_node::{Functions, Node, NodeConfig, Pace, RunnersConfig};
-use catchment_proxy::Mode;
+use catchment_proxy::{Link, Mode, Options, Report};
 use catchment_runner::Setup;
 use catchment_runtime::{Runtime, RuntimeConfig};
 use catchment_types::{Clock, DurationText, Entropy};
@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Functions that were embedded when the binary was built.
 const EMBEDDED: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/functions.rs"));
+
+/// The node's end of the link to runners, and what it became.
+pub type OpenLink = (Arc<dyn Link>, Report);
 
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
@@ -56,6 +59,9 @@ pub struct Up {
     /// Whether the kernel routes descriptors to runners: if it can, or refuse to start, or never.
     #[arg(long, default_value = "auto", env = "CATCHMENT_EBPF", value_name = "auto|on|off")]
     ebpf: Mode,
+    /// Directory on a bpffs where the kernel's routing map outlives this process, so that the next one goes on with it.
+    #[arg(long, value_name = "DIR", env = "CATCHMENT_EBPF_PIN")]
+    ebpf_pin: Option<PathBuf>,
     /// Connections served at one time.
     #[arg(long, default_value_t = 16_384, env = "CATCHMENT_CONNECTIONS")]
     connections: usize,
@@ -77,13 +83,33 @@ pub struct Up {
 }
 
 impl Up {
+    /// Makes the way to runner processes, if there are to be any, and gives up the rights that took. To be called while
+    /// the process has one thread: rights belong to threads.
+    pub fn open_link(&self) -> Result<Option<OpenLink>> {
+        if self.runners == 0 {
+            if self.ebpf == Mode::On {
+                bail!("--ebpf on routes descriptors to runner processes, and there are none: add --runners N");
+            }
+            return Ok(None);
+        }
+        let options = Options { pin: self.ebpf_pin.clone(), ..Options::default() };
+        let link = catchment_proxy::open(self.ebpf, &options).context("open the link to runners (--ebpf)")?;
+        tracing::info!("{}", link.1);
+        let kept = catchment_proxy::drop_to_needed().context("give up capabilities")?;
+        if !kept.is_empty() {
+            tracing::warn!(kept = kept.join(" "), "this kernel wants capabilities for every use of the routing map");
+        }
+        Ok(Some(link))
+    }
+
     /// Runs until SIGINT or SIGTERM.
-    pub async fn run(self) -> Result<()> {
+    pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
         raise_descriptor_limit();
         std::fs::create_dir_all(&self.data)
             .with_context(|| format!("create data directory {}", self.data.display()))?;
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
         let config = self.node_config()?;
+        let runners = link.map(|link| self.runners_config(config.lanes, link)).transpose()?;
         let runtime = Runtime::new(runtime_config()).context("start the wasm runtime")?;
         let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
         let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read --functions")?;
@@ -98,7 +124,7 @@ impl Up {
         };
         let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let node = Node::open(config, bus, ledger.clone(), functions, clock.clone(), entropy, steps()).await?;
+        let node = Node::open(config, runners, bus, ledger.clone(), functions, clock.clone(), entropy, steps()).await?;
         let stop = CancellationToken::new();
         let mut coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
         tokio::spawn(stop_on_signal(stop.clone()));
@@ -140,17 +166,10 @@ impl Up {
             accept_wait: duration(self.accept_wait),
             park_time: duration(self.park_time),
             connections_max: self.connections.max(1),
-            runners: self.runners_config(lanes)?,
         })
     }
 
-    fn runners_config(&self, lanes: usize) -> Result<Option<RunnersConfig>> {
-        if self.runners == 0 {
-            if self.ebpf == Mode::On {
-                bail!("--ebpf on routes descriptors to runner processes, and there are none: add --runners N");
-            }
-            return Ok(None);
-        }
+    fn runners_config(&self, lanes: usize, link: OpenLink) -> Result<RunnersConfig> {
         let nobody = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
         let setup = Setup {
             workers: (lanes as u32).div_ceil(self.runners),
@@ -159,14 +178,7 @@ impl Up {
         };
         let program = std::env::current_exe().context("find this program, to start runners")?;
         let arguments = vec!["runner".into()];
-        Ok(Some(RunnersConfig {
-            program,
-            arguments,
-            count: self.runners,
-            setup,
-            once: vec![END_AT.into()],
-            routing: self.ebpf,
-        }))
+        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: vec![END_AT.into()] })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::models::Models;
 use crate::parking::Parking;
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
-use catchment_proxy::Mode;
+use catchment_proxy::{Link, Report};
 use catchment_runner::{Runners, Setup};
 use catchment_slab::SlabStore;
 use catchment_types::{Clock, Entropy, NodeId, Step, Steps};
@@ -40,13 +40,12 @@ pub struct NodeConfig {
     pub park_time: Duration,
     /// Connections served at one time; more wait.
     pub connections_max: usize,
-    /// The processes that make the calls of functions; `None`: this one.
-    pub runners: Option<RunnersConfig>,
 }
 
 /// Processes that make the calls of functions.
-#[derive(Debug, Clone)]
 pub struct RunnersConfig {
+    /// How descriptors reach them.
+    pub link: (Arc<dyn Link>, Report),
     /// The program to start for each, with its arguments; it calls `catchment_runner::serve`.
     pub program: PathBuf,
     /// Its arguments.
@@ -57,8 +56,6 @@ pub struct RunnersConfig {
     pub setup: Setup,
     /// Environment variables for the first ones, and not for those that replace them.
     pub once: Vec<OsString>,
-    /// Whether the kernel routes descriptors to them.
-    pub routing: Mode,
 }
 
 /// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second on average.

@@ -11,6 +11,7 @@ mod models;
 mod path;
 mod problem;
 mod rounds;
+mod runners;
 mod serve;
 mod system;
 mod text;

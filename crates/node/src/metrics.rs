@@ -3,7 +3,8 @@
 
 use catchment_types::{Code, JobSpec, Problem};
 use prometheus::{
-    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -44,6 +45,20 @@ pub struct Metrics {
     pub cold_starts: IntCounterVec,
     /// CPU time of functions.
     pub function_cpu: CounterVec,
+    /// Time that work waited for a runner.
+    pub order_wait: HistogramVec,
+    /// Descriptors to runners, by path.
+    pub descriptors: IntCounterVec,
+    /// Bytes of payload that they named.
+    pub descriptor_payload: IntCounterVec,
+    /// Runner processes.
+    pub runners: IntGauge,
+    /// Runners started because another had ended.
+    pub runner_restarts: IntCounter,
+    /// CPU time of runners, by what it was.
+    pub runner_cpu: CounterVec,
+    /// How descriptors reach runners, and what was missing for more.
+    pub link: IntGaugeVec,
     /// Time to create one.
     pub cold_start_seconds: Histogram,
     /// Accepted updates that no accumulator has yet.
@@ -109,6 +124,50 @@ impl Metrics {
             last_commit: gauge("catchment_last_commit_timestamp_seconds", "When a job last committed.", &JOB),
             instances: gauge("catchment_function_instances", "Function instances, by level and state.", &level),
             cold_starts: counter("catchment_cold_starts_total", "Function instances created.", &JOB),
+            order_wait: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new("catchment_order_wait_seconds", "Time that work waited for a runner.")
+                        .buckets(vec![1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1.0, 10.0]),
+                    &JOB,
+                )
+                .expect("valid names"),
+            ),
+            descriptors: counter(
+                "catchment_descriptors_routed_total",
+                "Descriptors to runners, by path: kernel, socket or slow.",
+                &["namespace", "job", "path"],
+            ),
+            descriptor_payload: counter(
+                "catchment_descriptor_payload_bytes_total",
+                "Bytes of payload that descriptors to runners named.",
+                &JOB,
+            ),
+            runners: register(
+                &registry,
+                IntGauge::new("catchment_runners", "Runner processes.").expect("a valid name"),
+            ),
+            runner_restarts: register(
+                &registry,
+                IntCounter::new("catchment_runner_restarts_total", "Runners started because another had ended.")
+                    .expect("a valid name"),
+            ),
+            runner_cpu: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "catchment_runner_cpu_seconds_total",
+                        "What the kernel saw of runners: running, or queued for a CPU.",
+                    ),
+                    &["state"],
+                )
+                .expect("valid names"),
+            ),
+            link: gauge(
+                "catchment_link",
+                "Constant 1: how descriptors reach runners, and what was missing for the kernel to route or meter.",
+                &["link", "routing_lacks", "metering_lacks"],
+            ),
             function_cpu: register(
                 &registry,
                 CounterVec::new(Opts::new("catchment_function_cpu_seconds_total", "CPU time of functions."), &JOB)
@@ -165,11 +224,13 @@ impl Metrics {
             &self.uploads_resumed,
             &self.rounds,
             &self.cold_starts,
+            &self.descriptors,
+            &self.descriptor_payload,
         ] {
             remove(counter, of_job);
         }
         remove(&self.function_cpu, of_job);
-        for histogram in [&self.round_duration, &self.aggregation, &self.accept_to_commit] {
+        for histogram in [&self.order_wait, &self.round_duration, &self.aggregation, &self.accept_to_commit] {
             remove(histogram, of_job);
         }
         for gauge in [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.instances] {

@@ -40,8 +40,6 @@ pub enum NodeError {
          the log belongs to another data directory"
     )]
     Foreign { job: String, version: u64, path: String },
-    #[error("connect to runner processes: {0}")]
-    Link(#[from] catchment_proxy::LinkError),
     #[error(transparent)]
     Runners(#[from] catchment_runner::StartError),
     #[error("record what was lost: {0}")]
@@ -56,12 +54,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens what the node keeps and matches it with the log.
+    /// Opens what the node keeps and matches it with the log. `runners`: the processes that make the calls of functions,
+    /// or this one.
     ///
     /// # Errors
     /// A data or slab directory that cannot be used, or a log that cannot be reached, each named.
     pub async fn open(
         config: NodeConfig,
+        runners: Option<RunnersConfig>,
         bus: Bus,
         ledger: Ledger,
         functions: Functions,
@@ -76,7 +76,7 @@ impl Node {
         models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
         let (store, recovered) = open_slabs(slabs).await?;
-        let runners = start_runners(config.runners.clone(), &store).await?;
+        let runners = start_runners(runners, &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
         let context = Arc::new(Context {
@@ -134,11 +134,9 @@ async fn open_slabs(config: StoreConfig) -> Result<(SlabStore, Recovered), SlabE
 }
 
 async fn start_runners(config: Option<RunnersConfig>, store: &SlabStore) -> Result<Arc<dyn Runners>, NodeError> {
-    let Some(RunnersConfig { program, arguments, count, setup, once, routing }) = config else {
+    let Some(RunnersConfig { link, program, arguments, count, setup, once }) = config else {
         return Ok(Arc::new(InProcess::default()));
     };
-    let (link, report) = catchment_proxy::open(routing, &catchment_proxy::Options::default())?;
-    tracing::info!("{report}");
     let lock = store.lock()?;
     let config = ProcessesConfig { program, arguments, count, setup, once, lock, patience: PATIENCE };
     let started = tokio::task::spawn_blocking(move || Processes::start(config, link)).await;
@@ -172,6 +170,7 @@ impl Context {
     /// Lets go of everything that a deleted job had on this node.
     pub(crate) fn forget_job(&self, uid: JobUid) {
         self.layouts.forget(uid);
+        self.runners.erase(uid);
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
         }

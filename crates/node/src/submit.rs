@@ -11,7 +11,7 @@ use bytes::Bytes;
 use catchment_ingest::UpdateDigest;
 use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
 use catchment_types::{
-    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt,
+    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt, Step,
     UpdateKind,
 };
 use std::collections::BTreeMap;
@@ -289,6 +289,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         let descriptor = descriptor(&context, &accept, slab_bytes, &spec);
         let client = accept.client.clone();
         let outcome = context.ledger.accept(accept).await;
+        context.done(Step::Logged);
         let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
         if outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted()) {
             // The round's now.

@@ -13,7 +13,7 @@ use crate::submit::{Submission, internal, refusal};
 use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::AcceptOutcome;
 use catchment_slab::{Slab, SlabError, SlabMut};
-use catchment_types::{Code, Digest, Fit, JobUid, Problem, SlabId};
+use catchment_types::{Code, Digest, Fit, JobUid, Problem, SlabId, Step};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
@@ -85,6 +85,7 @@ impl Upload {
         with_room(context, most, prepare).await?;
         let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
         body.excuse(waited.elapsed());
+        context.done(Step::Granted);
         if let Some(at) = fit.head_at {
             slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());
         }
@@ -139,11 +140,13 @@ impl Upload {
         let Self { kept, submission, fit, scatter, digest, head_bytes, mut slab, .. } = self;
         let body_bytes = head_bytes + scatter.position();
         scatter.finish(slab.bytes_mut())?;
+        kept.context.done(Step::Received);
         let digest = submission.digest(&digest)?;
         let (uid, round) = (submission.uid, submission.round);
         let head = fit.head_at.map(|at| (at, head_bytes));
         let meta = SlabMeta { uid, round, digest, sections: fit.sections.clone(), head };
         let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
+        kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
         Ok(Frozen { submission, digest, body_bytes, held, kept })
     }

@@ -16,16 +16,19 @@
 //!
 //! [`Descriptor`]: catchment_types::Descriptor
 
+mod capabilities;
 mod credits;
 mod inbox;
+mod kernel;
 mod link;
 mod open;
 mod runner;
 mod socket;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
+pub use capabilities::drop_to_needed;
 pub use inbox::Inbox;
-pub use link::{Link, LinkError, Route, RouteCount, RunnerId};
-pub use open::{LinkKind, Mode, Options, Report, open};
+pub use link::{CpuTime, Link, LinkError, Route, RouteCount, RunnerId};
+pub use open::{Lack, LinkKind, Missing, Mode, Options, Report, open};

@@ -69,6 +69,31 @@ pub trait Link: Send + Sync {
 
     /// The routing map, and what went along each route.
     fn routes(&self) -> Vec<RouteCount>;
+
+    /// Begins to count what this process uses of the CPU, from each thread's next turn on. A link that cannot count does
+    /// nothing.
+    fn meter(&self, _pid: u32) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    /// Stops counting, and returns what was counted.
+    fn unmeter(&self, _pid: u32) -> Option<CpuTime> {
+        None
+    }
+
+    /// What a process used since it was first metered; `None` where nothing counts.
+    fn cpu(&self, _pid: u32) -> Option<CpuTime> {
+        None
+    }
+}
+
+/// What all threads of a process used of the CPU, and how long they waited for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuTime {
+    /// Nanoseconds running.
+    pub on_cpu_ns: u64,
+    /// Nanoseconds ready to run, without a CPU to run on.
+    pub queued_ns: u64,
 }
 
 /// A route, where it goes, and what went along it since it was first placed.

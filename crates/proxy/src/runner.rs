@@ -5,7 +5,7 @@ use crate::credits::Credits;
 use crate::link::RunnerId;
 use catchment_types::Descriptor;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -56,5 +56,22 @@ impl Runner {
                 Err(LinkError::Gone(self.id))
             }
         }
+    }
+
+    /// Asks the socket whether the runner hung up. A runner has nothing to say here, so whatever it did write is
+    /// thrown away, a bounded amount at a time.
+    pub(crate) fn look(&self) -> bool {
+        let mut scratch = [0; 4096];
+        for _ in 0..16 {
+            match rustix::net::recv(&self.socket, &mut scratch[..], RecvFlags::DONTWAIT) {
+                Ok((_, 1..)) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Ok((_, 0)) | Err(_) => {
+                    self.gone.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        self.is_gone()
     }
 }

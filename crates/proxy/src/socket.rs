@@ -2,7 +2,7 @@
 
 use crate::link::{Link, LinkError, Route, RouteCount, RunnerId};
 use crate::runner::Runner;
-use crate::table::{Counts, Table};
+use crate::table::Table;
 use catchment_types::Descriptor;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
@@ -59,8 +59,7 @@ impl Link for Socket {
             runner.credits.give(1);
             return Err(error);
         }
-        Counts::add(&placed.counts.socket, 1);
-        Counts::add(&placed.counts.payload_bytes, descriptor.length);
+        placed.counts.socket(descriptor);
         Ok(())
     }
 

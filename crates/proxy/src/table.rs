@@ -2,6 +2,7 @@
 
 use crate::link::{LinkError, Route, RouteCount, RunnerId};
 use crate::runner::Runner;
+use catchment_types::Descriptor;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,40 +18,58 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Placed {
     pub(crate) runner: Option<Arc<Runner>>,
+    /// Where the kernel counts, on the link that has it count.
+    pub(crate) slot: u32,
     pub(crate) counts: Counts,
 }
 
 /// What user space counts. Each is a sum that nobody orders anything by.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    pub(crate) socket: AtomicU64,
-    pub(crate) slow: AtomicU64,
-    pub(crate) dropped: AtomicU64,
-    pub(crate) payload_bytes: AtomicU64,
+    socket: AtomicU64,
+    slow: AtomicU64,
+    dropped: AtomicU64,
+    payload_bytes: AtomicU64,
 }
 
 impl Counts {
-    pub(crate) fn add(counter: &AtomicU64, count: u64) {
-        counter.fetch_add(count, Ordering::Relaxed);
+    pub(crate) fn socket(&self, descriptor: &Descriptor) {
+        self.socket.fetch_add(1, Ordering::Relaxed);
+        self.payload_bytes.fetch_add(descriptor.length, Ordering::Relaxed);
+    }
+
+    pub(crate) fn slow(&self, descriptor: &Descriptor) {
+        self.slow.fetch_add(1, Ordering::Relaxed);
+        self.payload_bytes.fetch_add(descriptor.length, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Table {
     pub(crate) fn attach(&mut self, runner: Runner) -> Result<(), LinkError> {
-        let id = runner.id;
-        if self.runners.contains_key(&id) {
-            return Err(LinkError::Attached(id));
-        }
-        self.runners.insert(id, Arc::new(runner));
+        self.vacant(runner.id)?;
+        self.runners.insert(runner.id, Arc::new(runner));
         Ok(())
     }
 
-    /// Takes the runner out of everything.
-    pub(crate) fn detach(&mut self, runner: RunnerId) {
+    /// Whether a runner can be attached under this number.
+    pub(crate) fn vacant(&self, runner: RunnerId) -> Result<(), LinkError> {
+        if self.runners.contains_key(&runner) { Err(LinkError::Attached(runner)) } else { Ok(()) }
+    }
+
+    /// Takes the runner out of everything; returns the routes that it served, each with its slot.
+    pub(crate) fn detach(&mut self, runner: RunnerId) -> Vec<(Route, u32)> {
         self.runners.remove(&runner);
-        for placed in self.routes.values_mut() {
-            placed.runner.take_if(|placed| placed.id == runner);
+        let mut served = Vec::new();
+        for (route, placed) in &mut self.routes {
+            if placed.runner.take_if(|placed| placed.id == runner).is_some() {
+                served.push((*route, placed.slot));
+            }
         }
+        served
     }
 
     pub(crate) fn runner(&self, runner: RunnerId) -> Result<&Arc<Runner>, LinkError> {
@@ -65,7 +84,9 @@ impl Table {
             return Err(LinkError::Gone(runner.id));
         }
         if !runner.credits.take() {
-            return Err(LinkError::Full(runner.id));
+            // One that died with all its credits would be full for good.
+            let error = if runner.look() { LinkError::Gone } else { LinkError::Full };
+            return Err(error(runner.id));
         }
         Ok((placed, runner))
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 fn link(credits: u32) -> Arc<dyn Link> {
     let (link, report) = open(Mode::Off, &Options { credits, ..Options::default() }).expect("a link");
-    assert_eq!((report.link, report.missing), (LinkKind::Socket, None));
+    assert_eq!((report.link, report.routing), (LinkKind::Socket, None));
     link
 }
 

@@ -29,6 +29,7 @@ enum Stage {
 
 struct Seat {
     number: u64,
+    offered: Instant,
     stage: Stage,
 }
 
@@ -56,7 +57,9 @@ impl Desk {
 
     /// Puts an order there. A lane has one at a time.
     pub fn offer(&self, route: u64, number: u64, parcel: Parcel) {
-        let before = self.seats().insert(route, Seat { number, stage: Stage::Offered(Box::new(parcel)) });
+        let before = self
+            .seats()
+            .insert(route, Seat { number, offered: Instant::now(), stage: Stage::Offered(Box::new(parcel)) });
         assert!(before.is_none(), "a lane gives its next order when it has the answer to the one before");
     }
 
@@ -77,9 +80,11 @@ impl Desk {
     pub fn answer(&self, route: u64, number: u64, from: RunnerId, outcome: Outcome) {
         if let Some(seat) = self.seats().get_mut(&route)
             && seat.number == number
-            && matches!(seat.stage, Stage::Taken { by, .. } if by == from)
+            && let Stage::Taken { by, since } = seat.stage
+            && by == from
         {
-            seat.stage = Stage::Answered(outcome);
+            let waited = since.duration_since(seat.offered);
+            seat.stage = Stage::Answered(outcome.map(|done| Done { waited, ..done }));
         }
         self.changed.notify_all();
     }

@@ -41,7 +41,7 @@ impl InProcess {
             }
             idle.push((blueprint.clone(), instance));
         }
-        Ok(Done { replies: replies?, cpu, cold_start })
+        Ok(Done { replies: replies?, cpu, cold_start, waited: Duration::ZERO })
     }
 
     fn take(&self, blueprint: &Blueprint, function: &Function) -> Result<(Instance, Option<Duration>), FunctionError> {

@@ -35,14 +35,17 @@ mod order;
 mod process;
 mod processes;
 mod serve;
+mod survey;
 mod wire;
 
 pub use executor::InProcess;
 pub use message::Setup;
 pub use order::{Blueprint, Done, Lane, Work};
-pub use processes::{Processes, ProcessesConfig, RunnerView, StartError};
+pub use processes::{Processes, ProcessesConfig, StartError};
 pub use serve::{ServeError, serve};
+pub use survey::{Counts, RouteInfo, RunnerInfo, Survey};
 
+use catchment_proxy::{LinkError, Route, RunnerId};
 use catchment_runtime::FunctionError;
 use catchment_types::JobUid;
 
@@ -57,4 +60,22 @@ pub trait Runners: Send + Sync {
 
     /// Gives up the instances of a job.
     fn forget(&self, job: JobUid);
+
+    /// Gives up everything of a job that is gone for good.
+    fn erase(&self, job: JobUid) {
+        self.forget(job);
+    }
+
+    /// What there is to see. Nothing, where no process but this one makes calls.
+    fn survey(&self) -> Survey {
+        Survey::default()
+    }
+
+    /// Sends a route's orders to another runner from now on. Work that was taken already stays where it is.
+    ///
+    /// # Errors
+    /// A route or runner that is not there, and what the link says.
+    fn place(&self, route: Route, _runner: RunnerId) -> Result<(), LinkError> {
+        Err(LinkError::Unplaced(route))
+    }
 }

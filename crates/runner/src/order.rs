@@ -66,6 +66,8 @@ pub struct Done {
     pub cpu: Duration,
     /// How long making the instance took, if there was none.
     pub cold_start: Option<Duration>,
+    /// How long the work waited for a runner.
+    pub waited: Duration,
 }
 
 /// Work in a form that travels: calls name files by their place in a list.

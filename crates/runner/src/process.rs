@@ -1,7 +1,7 @@
 //! One runner process, as its node sees it.
 
 use crate::message::{Setup, ToNode, ToRunner, VERSION};
-use crate::wire;
+use crate::wire::{self, SAID_BYTES_MAX};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::io::{Error, Result};
@@ -45,7 +45,7 @@ impl Process {
         wire::send(&here, &ToRunner::Start { version: VERSION, setup }, &[link.as_fd(), lock])?;
         drop(link);
         here.set_read_timeout(Some(START_TIME))?;
-        match wire::receive(&here)? {
+        match wire::receive(&here, SAID_BYTES_MAX)? {
             Some((ToNode::Ready { confined }, _)) => process.confined = confined,
             Some((ToNode::Failed { reason }, _)) => return Err(Error::other(reason)),
             Some(_) => return Err(Error::other("it did not begin with `ready`")),
@@ -92,7 +92,7 @@ impl Control {
 
     /// The next message; `None` when the runner is gone.
     pub fn receive(&self) -> Result<Option<ToNode>> {
-        Ok(wire::receive(&self.reading)?.map(|(message, _)| message))
+        Ok(wire::receive(&self.reading, SAID_BYTES_MAX)?.map(|(message, _)| message))
     }
 
     /// Ends the connection, upon which the runner ends.

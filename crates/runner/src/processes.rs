@@ -5,7 +5,8 @@ use crate::desk::{Desk, Outcome, Parcel, Progress};
 use crate::message::{Setup, ToNode, ToRunner};
 use crate::order::{Done, Lane, Order, Work};
 use crate::process::{Control, Process};
-use catchment_proxy::{Link, LinkError, Route, RunnerId};
+use crate::survey::{Counts, RouteInfo, RunnerInfo, Survey};
+use catchment_proxy::{CpuTime, Link, LinkError, Report, Route, RunnerId};
 use catchment_runtime::{Compiled, Function, FunctionError, HostError};
 use catchment_types::{Digest, JobUid};
 use std::collections::{BTreeMap, HashMap};
@@ -56,17 +57,6 @@ pub struct StartError {
     error: Error,
 }
 
-/// A runner, for people and metrics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunnerView {
-    /// Its name, never used twice.
-    pub id: RunnerId,
-    /// Its process.
-    pub pid: u32,
-    /// Lanes placed there.
-    pub lanes: usize,
-}
-
 /// Makes calls in runner processes. Dropping it ends them.
 pub struct Processes {
     shared: Arc<Shared>,
@@ -76,6 +66,7 @@ pub struct Processes {
 struct Shared {
     config: ProcessesConfig,
     link: Arc<dyn Link>,
+    report: Report,
     desk: Desk,
     roster: Mutex<Roster>,
     /// Told when the roster has changed.
@@ -91,7 +82,11 @@ struct Shared {
 struct Roster {
     members: BTreeMap<RunnerId, Member>,
     /// Where each lane's orders go.
-    places: HashMap<u64, (JobUid, RunnerId)>,
+    places: HashMap<Route, (Lane, RunnerId)>,
+    /// What went along routes that are gone, by job.
+    past: HashMap<JobUid, Counts>,
+    /// CPU time of runners that have ended.
+    past_cpu: Option<CpuTime>,
 }
 
 struct Member {
@@ -109,11 +104,12 @@ impl Processes {
     ///
     /// # Errors
     /// One that does not start; those that did are ended.
-    pub fn start(config: ProcessesConfig, link: Arc<dyn Link>) -> Result<Self, StartError> {
+    pub fn start(config: ProcessesConfig, (link, report): (Arc<dyn Link>, Report)) -> Result<Self, StartError> {
         let (count, program) = (config.count, config.program.display().to_string());
         let shared = Arc::new(Shared {
             config,
             link,
+            report,
             desk: Desk::default(),
             roster: Mutex::default(),
             joined: Condvar::new(),
@@ -137,30 +133,6 @@ impl Processes {
             begun.map_err(|error| failed(number, error))?;
         }
         Ok(this)
-    }
-
-    /// The runners there are.
-    pub fn runners(&self) -> Vec<RunnerView> {
-        let roster = lock(&self.shared.roster);
-        let lanes = |id: RunnerId| roster.places.values().filter(|(_, at)| *at == id).count();
-        roster.members.iter().map(|(id, member)| RunnerView { id: *id, pid: member.pid, lanes: lanes(*id) }).collect()
-    }
-
-    /// Runners that were started because another had ended.
-    pub fn restarts(&self) -> u64 {
-        self.shared.restarts.load(Relaxed)
-    }
-
-    /// Sends a lane's orders to another runner from now on. Work that was taken already stays where it is.
-    ///
-    /// # Errors
-    /// A runner that is not there, and what the link says.
-    pub fn place(&self, lane: Lane, runner: RunnerId) -> Result<(), LinkError> {
-        let mut roster = lock(&self.shared.roster);
-        let route = lane.route();
-        self.shared.link.place(Route(route.0), runner)?;
-        roster.places.insert(route.0, (lane.job, runner));
-        Ok(())
     }
 }
 
@@ -220,6 +192,9 @@ impl Shared {
         let started = Process::start(program, &config.arguments, config.setup, link, store, without);
         let (process, control) = started.inspect_err(|_| self.link.detach(id))?;
         let (pid, control) = (process.pid(), Arc::new(control));
+        if let Err(error) = self.link.meter(pid) {
+            tracing::warn!(%error, pid, "meter a runner");
+        }
         tracing::info!(runner = id.0, pid, confined = process.confined, "a runner is up");
         let member = Member { control: control.clone(), pid, pinged: None };
         lock(&self.roster).members.insert(id, member);
@@ -243,13 +218,18 @@ impl Shared {
                 Err(error) => break format!("receive from it: {error}"),
             }
         };
+        let pid = process.pid();
         {
             let mut roster = lock(&self.roster);
             roster.members.remove(&id);
             roster.places.retain(|_, (_, at)| *at != id);
+            if let Some(used) = self.link.unmeter(pid) {
+                let past = roster.past_cpu.get_or_insert_default();
+                past.on_cpu_ns += used.on_cpu_ns;
+                past.queued_ns += used.queued_ns;
+            }
         }
         self.link.detach(id);
-        let pid = process.pid();
         let status = process.end();
         if !self.is_stopping() {
             tracing::warn!(runner = id.0, pid, reason, status, "a runner has ended; its work is done again");
@@ -282,15 +262,19 @@ impl Shared {
     /// Sees that a lane has a runner: the one with the fewest lanes. `false` when there is none.
     fn ensure_placed(&self, lane: Lane) -> Result<bool, LinkError> {
         let mut roster = lock(&self.roster);
-        let route = lane.route();
-        if roster.places.contains_key(&route.0) {
+        let route = Route(lane.route().0);
+        if roster.places.contains_key(&route) {
             return Ok(true);
         }
         let lanes = |id: &RunnerId| roster.places.values().filter(|(_, at)| at == id).count();
         let Some(runner) = roster.members.keys().min_by_key(|id| lanes(id)).copied() else { return Ok(false) };
-        self.link.place(Route(route.0), runner)?;
-        roster.places.insert(route.0, (lane.job, runner));
+        self.link.place(route, runner)?;
+        roster.places.insert(route, (lane, runner));
         Ok(true)
+    }
+
+    fn placed_at(&self, lane: Lane) -> Option<RunnerId> {
+        lock(&self.roster).places.get(&Route(lane.route().0)).map(|(_, runner)| *runner)
     }
 
     /// Asks a runner that takes long for a sign of life, and ends it when it gives none.
@@ -336,8 +320,13 @@ impl Shared {
                     if let Err(error) = hinted {
                         tracing::debug!(%error, "send a descriptor");
                     }
+                    if begun.elapsed() > self.config.patience
+                        && let Some(runner) = self.placed_at(lane)
+                    {
+                        self.watch(runner);
+                    }
                     if begun.elapsed() > RUNNER_WAIT && self.desk.withdraw(route) {
-                        return Err(HostError::Lost("no runner took the work".to_owned()).into());
+                        return Err(HostError::Engine("no runner took the work".to_owned()).into());
                     }
                 }
             }
@@ -351,24 +340,66 @@ impl Runners for Processes {
         let (shared, lane) = (&self.shared, work.lane);
         let compiled = shared.compiled(work.blueprint.function, work.function)?;
         let (order, files) = Order::of(work)?;
+        let calls = order.calls.len();
         let number = shared.orders.fetch_add(1, Relaxed);
         let descriptor = order.descriptor(lane, number);
         shared.desk.offer(lane.route().0, number, Parcel { order, files, compiled });
-        shared.wait_for(lane, || shared.link.send(&descriptor))
+        let done = shared.wait_for(lane, || shared.link.send(&descriptor))?;
+        if done.replies.len() != calls {
+            let reason = format!("a runner answered {} of {calls} calls", done.replies.len());
+            return Err(HostError::Contract(reason).into());
+        }
+        Ok(done)
     }
 
     fn forget(&self, job: JobUid) {
         let mut roster = lock(&self.shared.roster);
-        roster.places.retain(|route, (of, _)| {
-            if *of == job {
-                self.shared.link.remove(Route(*route));
+        let gone: Vec<Route> =
+            roster.places.extract_if(|_, (lane, _)| lane.job == job).map(|(route, _)| route).collect();
+        for route in gone {
+            if let Some(count) = self.shared.link.remove(route) {
+                roster.past.entry(job).or_default().add(&count);
             }
-            *of != job
-        });
+        }
         let controls: Vec<Arc<Control>> = roster.members.values().map(|member| member.control.clone()).collect();
         drop(roster);
         for control in controls {
             control.send(&ToRunner::Forget { job }, &[]).ok();
         }
+    }
+    fn erase(&self, job: JobUid) {
+        self.forget(job);
+        lock(&self.shared.roster).past.remove(&job);
+    }
+
+    fn survey(&self) -> Survey {
+        let shared = &self.shared;
+        let roster = lock(&shared.roster);
+        let mut jobs = roster.past.clone();
+        let mut routes = Vec::new();
+        for count in shared.link.routes() {
+            if let Some((lane, _)) = roster.places.get(&count.route) {
+                jobs.entry(lane.job).or_default().add(&count);
+                routes.push(RouteInfo { lane: *lane, count });
+            }
+        }
+        let runner = |(id, member): (&RunnerId, &Member)| {
+            let lanes = roster.places.values().filter(|(_, at)| at == id).count();
+            RunnerInfo { id: *id, pid: member.pid, lanes, cpu: shared.link.cpu(member.pid) }
+        };
+        let runners: Vec<RunnerInfo> = roster.members.iter().map(runner).collect();
+        let used = runners.iter().filter_map(|runner| runner.cpu).chain(roster.past_cpu);
+        let cpu =
+            used.reduce(|a, b| CpuTime { on_cpu_ns: a.on_cpu_ns + b.on_cpu_ns, queued_ns: a.queued_ns + b.queued_ns });
+        let (report, restarts) = (Some(shared.report.clone()), shared.restarts.load(Relaxed));
+        Survey { report, runners, restarts, cpu, routes, jobs }
+    }
+
+    fn place(&self, route: Route, runner: RunnerId) -> Result<(), LinkError> {
+        let mut roster = lock(&self.shared.roster);
+        let Some((lane, _)) = roster.places.get(&route).copied() else { return Err(LinkError::Unplaced(route)) };
+        self.shared.link.place(route, runner)?;
+        roster.places.insert(route, (lane, runner));
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use crate::confine::confine;
 use crate::executor::InProcess;
 use crate::message::{Setup, ToNode, ToRunner, VERSION};
 use crate::order::{Done, Order};
-use crate::wire;
+use crate::wire::{self, MESSAGE_BYTES_MAX};
 use catchment_proxy::Inbox;
 use catchment_runtime::{Compiled, Function, FunctionError, HostError, Runtime};
 use catchment_types::{Digest, Step, Steps};
@@ -36,7 +36,7 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`].
 pub fn serve(control: UnixStream, steps: Arc<dyn Steps>) -> Result<(), ServeError> {
-    let (setup, files) = match wire::receive(&control)? {
+    let (setup, files) = match wire::receive(&control, MESSAGE_BYTES_MAX)? {
         Some((ToRunner::Start { version: VERSION, setup }, files)) => (setup, files),
         Some((ToRunner::Start { version, .. }, _)) => return Err(ServeError::Version(version)),
         _ => return Err(ServeError::NotStarted),
@@ -65,7 +65,7 @@ pub fn serve(control: UnixStream, steps: Arc<dyn Steps>) -> Result<(), ServeErro
     }
     let taker = runner.clone();
     std::thread::Builder::new().name("link".to_owned()).spawn(move || taker.follow(inbox))?;
-    while let Some((message, files)) = wire::receive(&control)? {
+    while let Some((message, files)) = wire::receive(&control, MESSAGE_BYTES_MAX)? {
         match message {
             ToRunner::Order { route, number, order } => runner.enqueue(Queued { route, number, order, files }),
             ToRunner::Forget { job } => runner.executor.forget(job),

@@ -18,7 +18,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Bytes of one message at most.
-const MESSAGE_BYTES_MAX: usize = catchment_codec::WIRE_BYTES_MAX;
+pub const MESSAGE_BYTES_MAX: usize = catchment_codec::WIRE_BYTES_MAX;
+/// Bytes of what a runner says at most: numbers, and a reason.
+pub const SAID_BYTES_MAX: usize = 256 << 10;
 /// Files that go with one batch; the kernel takes 253.
 const BATCH: usize = 200;
 /// Files of one message at most: a round's updates, and a few more.
@@ -60,8 +62,8 @@ fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Res
     Ok(())
 }
 
-/// Receives a message; `None` when the other end is gone.
-pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream) -> Result<Option<(M, Vec<OwnedFd>)>> {
+/// Receives a message of at most `bytes_max`; `None` when the other end is gone.
+pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<(M, Vec<OwnedFd>)>> {
     let mut files = Vec::new();
     let mut head = [0; HEAD_BYTES];
     if !receive_with(socket, &mut head, &mut files)? {
@@ -69,7 +71,7 @@ pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream) -> Result<Option<(M
     }
     let [a, b, c, d, e, f, g, h] = head;
     let (len, count) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
-    if len > MESSAGE_BYTES_MAX || count > FILES_MAX {
+    if len > bytes_max || count > FILES_MAX {
         return Err(invalid(format!("a message of {len} bytes and {count} files")));
     }
     while files.len() < count {
@@ -83,7 +85,7 @@ pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream) -> Result<Option<(M
     }
     let mut bytes = vec![0; len];
     socket.read_exact(&mut bytes)?;
-    let message = catchment_codec::decode(&bytes, MESSAGE_BYTES_MAX).map_err(invalid)?;
+    let message = catchment_codec::decode(&bytes, bytes_max).map_err(invalid)?;
     Ok(Some((message, files)))
 }
 
@@ -137,9 +139,9 @@ mod tests {
                 send(&here, &"two".to_owned(), &borrowed[..2]).unwrap();
                 here.shutdown(std::net::Shutdown::Both).unwrap();
             });
-            let (text, none) = receive::<String>(&there).unwrap().unwrap();
+            let (text, none) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.as_str(), none.len()), ("none", 0));
-            let (text, all) = receive::<String>(&there).unwrap().unwrap();
+            let (text, all) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.len(), all.len()), (long.len(), 450));
             for (i, file) in all.into_iter().enumerate() {
                 use std::os::unix::fs::FileExt;
@@ -147,9 +149,9 @@ mod tests {
                 let n = std::fs::File::from(file).read_at(&mut bytes, 0).unwrap();
                 assert_eq!(bytes[..n], *i.to_string().as_bytes());
             }
-            let (text, two) = receive::<String>(&there).unwrap().unwrap();
+            let (text, two) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.as_str(), two.len()), ("two", 2));
-            assert!(receive::<String>(&there).unwrap().is_none());
+            assert!(receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().is_none());
         });
     }
 
@@ -159,7 +161,7 @@ mod tests {
             let (mut here, there) = UnixStream::pair().unwrap();
             here.write_all(bytes).unwrap();
             drop(here);
-            receive::<String>(&there)
+            receive::<String>(&there, MESSAGE_BYTES_MAX)
         };
         assert!(pair(&[0xff; 8]).is_err());
         assert!(pair(&[1, 0, 0, 0]).is_err());
@@ -167,5 +169,8 @@ mod tests {
         assert!(pair(&[1, 0, 0, 0, 1, 0, 0, 0, 1]).is_err());
         assert!(pair(&[1, 0, 0, 0, 0, 0, 0, 0, 77]).is_err());
         assert!(pair(&[]).unwrap().is_none());
+        let (here, there) = UnixStream::pair().unwrap();
+        send(&here, &"long".repeat(100), &[]).unwrap();
+        assert!(receive::<String>(&there, 400).is_err());
     }
 }

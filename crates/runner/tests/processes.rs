@@ -48,11 +48,11 @@ fn runners_compute_what_this_process_does() {
         });
         assert!((1..=4).contains(&cold_starts.into_inner()), "instances are kept between orders");
     }
-    let lanes: Vec<usize> = processes.runners().iter().map(|runner| runner.lanes).collect();
+    let lanes: Vec<usize> = processes.survey().runners.iter().map(|runner| runner.lanes).collect();
     assert_eq!(lanes, [2, 2], "lanes are spread");
     processes.forget(JobUid::from_bytes([1; 16]));
-    assert!(processes.runners().iter().all(|runner| runner.lanes == 0));
-    assert_eq!(processes.restarts(), 0);
+    assert!(processes.survey().runners.iter().all(|runner| runner.lanes == 0));
+    assert_eq!(processes.survey().restarts, 0);
 }
 
 /// Has a runner that is stuck in a function get a signal; gives what came of the work.
@@ -63,7 +63,7 @@ fn interrupted(processes: &Processes, functions: &Functions, signal: Signal) -> 
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| processes.run(batch.fold(&functions.endless, &never, 0)));
         std::thread::sleep(Duration::from_millis(300));
-        let [runner] = &processes.runners()[..] else { panic!("there is one") };
+        let [runner] = &processes.survey().runners[..] else { panic!("there is one") };
         kill(runner.pid, signal);
         stuck.join().unwrap()
     })
@@ -82,7 +82,7 @@ fn a_runner_that_is_killed_gives_its_work_back_and_is_replaced() {
     let lost = interrupted(&processes, &functions, Signal::KILL);
     assert!(matches!(lost, Err(FunctionError::Host(HostError::Lost(_)))), "{lost:?}");
     still_folds(&processes, &functions);
-    assert_eq!(processes.restarts(), 1);
+    assert_eq!(processes.survey().restarts, 1);
 }
 
 #[test]
@@ -97,6 +97,16 @@ fn a_runner_that_gives_no_sign_of_life_is_ended() {
 }
 
 #[test]
+fn work_for_a_runner_that_sleeps_is_done_by_the_next() {
+    let functions = Functions::new();
+    let processes = start(1, socket_link());
+    let [runner] = &processes.survey().runners[..] else { panic!("there is one") };
+    kill(runner.pid, Signal::STOP);
+    still_folds(&processes, &functions);
+    assert_eq!(processes.survey().restarts, 1);
+}
+
+#[test]
 fn a_function_that_never_ends_is_stopped_there_and_the_runner_lives() {
     let functions = Functions::new();
     let processes = start(1, socket_link());
@@ -104,13 +114,13 @@ fn a_function_that_never_ends_is_stopped_there_and_the_runner_lives() {
     let stopped = processes.run(batch.fold(&functions.endless, &blueprint(&functions.endless, 2), 0));
     assert_eq!(stopped, Err(FunctionError::TimedOut { call: "fold".into(), limit_ms: 300 }));
     still_folds(&processes, &functions);
-    assert_eq!(processes.restarts(), 0);
+    assert_eq!(processes.survey().restarts, 0);
 }
 
 #[test]
 fn runners_end_with_their_node() {
     let processes = start(2, socket_link());
-    let pids: Vec<u32> = processes.runners().iter().map(|runner| runner.pid).collect();
+    let pids: Vec<u32> = processes.survey().runners.iter().map(|runner| runner.pid).collect();
     drop(processes);
     for pid in pids {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} is waited for");
@@ -166,7 +176,8 @@ impl Link for Unreliable {
 #[test]
 fn lost_and_doubled_descriptors_change_nothing() {
     let functions = Functions::new();
-    let processes = start(2, Arc::new(Unreliable { link: socket_link(), sent: AtomicU64::new(0) }));
+    let (link, report) = socket_link();
+    let processes = start(2, (Arc::new(Unreliable { link, sent: AtomicU64::new(0) }), report));
     let blueprint = blueprint(&functions.fedavg, 1);
     for turn in 0..60 {
         let batch = Batch::new(turn);
@@ -179,18 +190,21 @@ fn lost_and_doubled_descriptors_change_nothing() {
 #[test]
 fn a_lane_moves_while_it_works() {
     let functions = Functions::new();
-    let link = socket_link();
-    let processes = start(2, link.clone());
+    let processes = start(2, socket_link());
     let blueprint = blueprint(&functions.fedavg, 1);
     let lane = Lane { job: blueprint.job, index: 0 };
-    let runners: Vec<RunnerId> = processes.runners().iter().map(|runner| runner.id).collect();
+    let route = Route(lane.route().0);
+    let runners: Vec<RunnerId> = processes.survey().runners.iter().map(|runner| runner.id).collect();
     for turn in 0..40 {
         let batch = Batch::new(turn);
         processes.run(batch.fold(&functions.fedavg, &blueprint, 0)).unwrap();
         batch.check();
-        processes.place(lane, runners[turn as usize % 2]).unwrap();
+        processes.place(route, runners[turn as usize % 2]).unwrap();
     }
-    let [route] = link.routes()[..] else { panic!("one lane has one route") };
-    assert_eq!(route.delivered(), 40);
-    assert_eq!(route.payload_bytes, 40 * 4 * ELEMENTS as u64 * 4);
+    let survey = processes.survey();
+    let [only] = &survey.routes[..] else { panic!("one lane has one route") };
+    assert_eq!((only.lane, only.count.route, only.count.delivered()), (lane, route, 40));
+    assert_eq!(only.count.payload_bytes, 40 * 4 * ELEMENTS as u64 * 4);
+    processes.forget(lane.job);
+    assert_eq!(processes.survey().jobs[&lane.job].socket, 40, "counts outlive their route");
 }

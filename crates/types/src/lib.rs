@@ -33,6 +33,6 @@ pub use tensors::{
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
-    CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, Task,
-    TaskKind,
+    CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, RouteView,
+    RunnerView, RunnersView, Task, TaskKind,
 };

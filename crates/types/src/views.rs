@@ -304,3 +304,62 @@ pub struct FunctionView {
     /// What its `config` takes.
     pub config_help: String,
 }
+
+/// The runner processes of a node, and the map by which work is routed to them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RunnersView {
+    /// Who routes descriptors: `kernel`, `socket`, or `in process` where there are no runners.
+    pub link: String,
+    /// What was missing for the kernel to route, or to meter.
+    #[serde(default)]
+    pub lacks: Option<String>,
+    /// Runners that were started because another had ended.
+    pub restarts: u64,
+    /// The runners.
+    pub runners: Vec<RunnerView>,
+    /// The routing map.
+    pub routes: Vec<RouteView>,
+}
+
+/// A runner process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RunnerView {
+    /// Its number, never used twice.
+    pub runner: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Lanes of jobs that are placed there.
+    pub lanes: u64,
+    /// Time that the kernel saw it running, in milliseconds.
+    #[serde(default)]
+    pub on_cpu_ms: Option<u64>,
+    /// Time that it waited for a CPU, in milliseconds.
+    #[serde(default)]
+    pub queued_ms: Option<u64>,
+}
+
+/// One entry of the routing map, and what went along it since it was placed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RouteView {
+    /// Its name: sixteen hexadecimal digits.
+    pub route: String,
+    /// The job's namespace.
+    #[schema(value_type = String)]
+    pub namespace: Name,
+    /// The job.
+    #[schema(value_type = String)]
+    pub job: Name,
+    /// Which of the job's lanes.
+    pub lane: u32,
+    /// The runner that serves it.
+    #[serde(default)]
+    pub runner: Option<u32>,
+    /// Descriptors that the kernel has routed.
+    pub kernel: u64,
+    /// Descriptors that went over a Unix socket.
+    pub socket: u64,
+    /// Descriptors that the node forwarded, because the kernel could not.
+    pub slow: u64,
+    /// Bytes of payload that they named. They themselves did not move.
+    pub payload_bytes: u64,
+}

@@ -13,7 +13,7 @@ use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
-use catchment_slab::{Accumulator, Slab};
+use catchment_slab::{Accumulator, Slab, SlabError, SlabStore};
 use catchment_types::{Digest, Dtype, ModelCommit, Record, Step, Topology, UpdateKind};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -301,8 +301,18 @@ impl Worker {
 
     /// Memory for a while.
     pub fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
-        let accumulator = self.context.store.grant_accumulator(1, bytes.max(1), b"scratch")?;
+        let accumulator = self.grant(|store| store.grant_accumulator(1, bytes.max(1), b"scratch"))?;
         Ok(Scratch { context: self.context.clone(), accumulator })
+    }
+
+    /// Takes memory, for which uploads that broke off give way.
+    fn grant<T>(&self, take: impl Fn(&SlabStore) -> Result<T, SlabError>) -> Result<T, SlabError> {
+        loop {
+            match take(&self.context.store) {
+                Err(SlabError::NoRoom { .. }) if self.context.parking.give_way() => {}
+                other => return other,
+            }
+        }
     }
 
     /// Merges the leaves through the levels of the topology.
@@ -356,7 +366,7 @@ impl Worker {
         let version = facts.previous_version;
         let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
         let file = self.context.models.file(self.uid, version, facts.previous_etag).map_err(disk)?;
-        let mut slab = self.context.store.grant(self.model.own.slab_bytes)?;
+        let mut slab = self.grant(|store| store.grant(self.model.own.slab_bytes))?;
         let mut scatter = Scatter::new(self.model.own.clone());
         copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
             scatter.feed(bytes, slab.bytes_mut()).map_err(std::io::Error::other)

@@ -173,6 +173,7 @@ impl Lanes {
     fn count(&self, done: &Done) {
         let metrics = &self.context.metrics;
         metrics.function_cpu.with_label_values(&self.labels()).inc_by(done.cpu.as_secs_f64());
+        metrics.order_wait.with_label_values(&self.labels()).observe(done.waited.as_secs_f64());
         if let Some(took) = done.cold_start {
             metrics.cold_start_seconds.observe(took.as_secs_f64());
             metrics.cold_starts.with_label_values(&self.labels()).inc();

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use catchment_proxy::Lack;
 use catchment_types::{Code, FunctionView, Page, Problem};
 use std::sync::Arc;
 
@@ -51,7 +52,40 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
             context.metrics.uploads_parked.with_label_values(&labels).set(count);
         }
     });
+    gauge_runners(&context);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
+}
+
+fn gauge_runners(context: &Context) {
+    let (survey, metrics) = (context.runners.survey(), &context.metrics);
+    metrics.runners.set(survey.runners.len() as i64);
+    metrics.runner_restarts.reset();
+    metrics.runner_restarts.inc_by(survey.restarts);
+    if let Some(cpu) = survey.cpu {
+        for (state, ns) in [("running", cpu.on_cpu_ns), ("queued", cpu.queued_ns)] {
+            let counter = metrics.runner_cpu.with_label_values(&[state]);
+            counter.reset();
+            counter.inc_by(ns as f64 / 1e9);
+        }
+    }
+    if let Some(report) = &survey.report {
+        let lacks = |lack: &Option<Lack>| lack.as_ref().map_or("", |lack| lack.missing.name());
+        let labels = [report.link.name(), lacks(&report.routing), lacks(&report.metering)];
+        metrics.link.with_label_values(&labels).set(1);
+    }
+    context.ledger.read(|state| {
+        for (job, counts) in survey.jobs.iter().filter_map(|(uid, counts)| Some((state.job(*uid)?, counts))) {
+            let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
+            let payload = metrics.descriptor_payload.with_label_values(&labels);
+            payload.reset();
+            payload.inc_by(counts.payload_bytes);
+            for (path, count) in counts.by_path() {
+                let counter = metrics.descriptors.with_label_values(&[labels[0], labels[1], path]);
+                counter.reset();
+                counter.inc_by(count);
+            }
+        }
+    });
 }
 
 /// The interface's description.

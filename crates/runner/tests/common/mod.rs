@@ -1,6 +1,6 @@
 //! Functions, batches whose sums are known, and runner processes of this very program.
 
-use catchment_proxy::{Link, Mode, Options};
+use catchment_proxy::{Link, Mode, Options, Report};
 use catchment_runner::{Blueprint, Lane, Processes, ProcessesConfig, Setup, StartError, Work};
 use catchment_runtime::{Call, Dtype, FoldArgs, Function, Limits, Rule, Runtime, RuntimeConfig, UpdateWindow, Window};
 use catchment_types::JobUid;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub fn start(count: u32, link: Arc<dyn Link>) -> Processes {
+pub fn start(count: u32, link: (Arc<dyn Link>, Report)) -> Processes {
     let arguments = ["--ignored", "--exact", "runner_process", "--nocapture"].map(Into::into).to_vec();
     start_program(std::env::current_exe().unwrap(), arguments, count, link).unwrap()
 }
@@ -23,7 +23,7 @@ pub fn start_program(
     program: PathBuf,
     arguments: Vec<OsString>,
     count: u32,
-    link: Arc<dyn Link>,
+    link: (Arc<dyn Link>, Report),
 ) -> Result<Processes, StartError> {
     let setup = Setup { workers: 2, runtime: RuntimeConfig::default(), user: None };
     let lock = File::open("/dev/null").unwrap().into();
@@ -31,8 +31,8 @@ pub fn start_program(
     Processes::start(ProcessesConfig { program, arguments, count, setup, once: vec![], lock, patience }, link)
 }
 
-pub fn socket_link() -> Arc<dyn Link> {
-    catchment_proxy::open(Mode::Off, &Options::default()).unwrap().0
+pub fn socket_link() -> (Arc<dyn Link>, Report) {
+    catchment_proxy::open(Mode::Off, &Options::default()).unwrap()
 }
 
 pub fn kill(pid: u32, signal: Signal) {
