@@ -37,8 +37,8 @@ lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
 fuzz: ## Run every fuzz target for SECONDS (default 10) each
 	$(XTASK) fuzz --seconds $(SECONDS)
 
-bench: build ## Measured claims, as Markdown tables (PEERS=python-with-flwr: Flower beside)
-	$(TARGET)/release/catchment-benches all $(if $(PEERS),--peers $(PEERS))
+bench: build ## Measured claims, as Markdown tables (PEERS=python-with-flwr: Flower beside; SVG=file: charts)
+	$(TARGET)/release/catchment-benches all $(if $(PEERS),--peers $(PEERS)) $(if $(SVG),--svg $(SVG))
 
 docs: build ## Regenerate committed files (docs/openapi.json)
 	$(TARGET)/release/catchment openapi > docs/openapi.json

@@ -4,11 +4,14 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 /// A connection.
 pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// When the last call's last byte had been given to the kernel.
+    pub last_byte: Option<Instant>,
 }
 
 impl Connection {
@@ -16,7 +19,7 @@ impl Connection {
     pub fn open(address: &str) -> Result<Self> {
         let stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; 1 << 20] })
+        Ok(Self { stream, buffer: vec![0; 1 << 20], last_byte: None })
     }
 
     /// One call; the answer's status and body.
@@ -24,6 +27,7 @@ impl Connection {
         let head = format!("{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {}\r\n\r\n", body.len());
         self.stream.write_all(head.as_bytes())?;
         self.stream.write_all(body)?;
+        self.last_byte = Some(Instant::now());
         let (status, length, mut read) = self.head()?;
         while (read.len() as u64) < length {
             let taken = self.stream.read(&mut self.buffer)?;

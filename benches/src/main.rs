@@ -1,19 +1,29 @@
 //! Measured claims: each is a ratio to a peer or to the machine's own ceiling, both from one run.
 //!
-//! The platform is the release binary as its users start it; clients and sinks are processes of their own. Times on a
-//! shared machine are noisy, so every figure is a median of several rounds, and nothing here ever fails on a time.
-#![forbid(unsafe_code)]
+//! The platform is the release binary as its users start it; clients and sinks are processes of their own. Folds and hops
+//! are measured on the crates that a node makes them with. Times on a shared machine are noisy, so what is compared is
+//! measured turn and turn about, every figure is a median, and nothing here ever fails on a time.
+#![deny(unsafe_code)]
 
+mod chart;
 mod clients;
 mod download;
+mod first;
+mod fold;
+mod hop;
 mod http;
 mod idle;
+mod lanes;
+mod many;
+mod memory;
 mod model;
+mod native;
 mod observe;
 mod platform;
 mod report;
 mod round;
 mod sink;
+mod start;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -34,15 +44,22 @@ enum What {
     Download(download::Arguments),
     /// CPU and memory with many jobs and nothing to do
     Idle(idle::Arguments),
+    /// Updates folded in wasm, beside the same sum natively and the machine's reading of memory
+    Fold(fold::Arguments),
+    /// A payload from memory to a finished fold in another process, beside TCP and NATS
+    Hop(hop::Arguments),
+    /// What starting takes, and the first fold after idling
+    Start(start::Arguments),
+    /// A round of very many clients: throughput and memory along it
+    Many(many::Arguments),
     /// Everything, in the sizes of the documentation
-    All {
-        /// A Python with `flwr` and `numpy`, to measure those beside.
-        #[arg(long)]
-        peers: Option<PathBuf>,
-    },
+    All(report::Arguments),
     /// A client process (used by the others)
     #[command(hide = true)]
     Client(clients::Arguments),
+    /// A process that folds what it is sent (used by the others)
+    #[command(hide = true)]
+    Peer(hop::PeerArguments),
     /// A server that reads and forgets, or sends one file (used by the others)
     #[command(hide = true)]
     Sink {
@@ -54,10 +71,15 @@ enum What {
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
-        What::Round(arguments) => round::run(&arguments).map(|table| println!("{table}")),
+        What::Round(arguments) => round::run(&arguments).map(|report| println!("{}", report.table())),
         What::Download(arguments) => download::run(&arguments).map(|table| println!("{table}")),
         What::Idle(arguments) => idle::run(&arguments).map(|table| println!("{table}")),
-        What::All { peers } => report::all(peers.as_deref()),
+        What::Fold(arguments) => fold::run(&arguments).map(|report| println!("{}", report.table())),
+        What::Hop(arguments) => hop::run(&arguments).map(|table| println!("{table}")),
+        What::Start(arguments) => start::run(&arguments).map(|table| println!("{table}")),
+        What::Many(arguments) => many::run(&arguments).map(|table| println!("{table}")),
+        What::All(arguments) => report::all(&arguments),
+        What::Peer(arguments) => hop::child(&arguments),
         What::Client(arguments) => clients::child(&arguments),
         What::Sink { file } => sink::child(file.as_deref()),
     }

@@ -33,10 +33,14 @@ impl Model {
             Self::Resnet18 => resnet(&[2, 2, 2, 2], false),
             Self::Resnet152 => resnet(&[3, 8, 36, 3], true),
             Self::Flat152 => {
-                let elements = Self::Resnet152.tensors().iter().map(|(_, shape)| shape.iter().product::<u64>()).sum();
-                vec![("w".to_owned(), vec![elements])]
+                vec![("w".to_owned(), vec![Self::Resnet152.elements()])]
             }
         }
+    }
+
+    /// Its numbers.
+    pub fn elements(self) -> u64 {
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<u64>()).sum()
     }
 
     /// Writes it as a safetensors file with small numbers of no meaning. Returns its length in bytes.

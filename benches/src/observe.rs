@@ -46,3 +46,57 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
+
+/// Several measurements of one thing.
+#[derive(Debug, Clone, Default)]
+pub struct Series(Vec<f64>);
+
+impl Series {
+    /// One more.
+    pub fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    /// Element by element, this over that: for what was measured turn and turn about.
+    pub fn over(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
+    }
+
+    /// Every value in another unit.
+    pub fn map(&self, to: impl Fn(f64) -> f64) -> Self {
+        Self(self.0.iter().copied().map(to).collect())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        median(self.0.iter().copied())
+    }
+
+    /// `median (least–most)`, with so many digits; of a single value, that.
+    pub fn show(&self, digits: usize) -> String {
+        if self.0.len() == 1 {
+            return format!("{:.digits$}", self.0[0]);
+        }
+        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        format!("{:.digits$} ({least:.digits$}–{most:.digits$})", self.median())
+    }
+}
+
+impl FromIterator<f64> for Series {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
+/// Bytes that could be allocated now without swapping.
+pub fn free_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("MemAvailable")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? << 10)
+}

@@ -4,7 +4,7 @@ use crate::http::Connection;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use tempfile::TempDir;
 
 /// A running platform.
@@ -19,12 +19,17 @@ pub struct Platform {
 impl Platform {
     /// Starts one with `slab_mib` of shared memory. The binary is the one beside this program.
     pub fn start(slab_mib: u64) -> Result<Self> {
+        Self::start_with(slab_mib, &[], "warn", Stdio::inherit())
+    }
+
+    /// The same with more arguments, and a log of its own kind that goes to `log`.
+    pub fn start_with(slab_mib: u64, arguments: &[&str], level: &str, log: Stdio) -> Result<Self> {
         let (data, slabs) =
             (TempDir::new()?, tempfile::Builder::new().prefix("catchment-bench-").tempdir_in("/dev/shm")?);
         let mut command = Command::new(binary()?);
         command.args(["up", "--listen", "127.0.0.1:0", "--room-wait", "60s", "--slab-mib", &slab_mib.to_string()]);
         command.arg("--data").arg(data.path().join("data")).arg("--slabs").arg(slabs.path());
-        command.env("RUST_LOG", "warn").stdout(Stdio::piped());
+        command.args(arguments).env("RUST_LOG", level).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().context("start catchment")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
@@ -44,13 +49,19 @@ impl Platform {
         crate::observe::directory_bytes(self.slabs.path())
     }
 
+    /// What it logs, where it was started with a pipe for it.
+    pub fn log(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
     /// A connection to it.
     pub fn connect(&self) -> Result<Connection> {
         Connection::open(&self.address)
     }
 }
 
-fn binary() -> Result<PathBuf> {
+/// The program under test: the one beside this.
+pub fn binary() -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("catchment");
     if !program.is_file() {
         bail!("{} is missing: run `make build`", program.display());

@@ -53,7 +53,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("catchment-worker", &["catchment-types", "catchment-client"]),
     ("catchment-tests", &[]),
-    ("catchment-benches", &[]),
+    (
+        "catchment-benches",
+        &["catchment-types", "catchment-slab", "catchment-runtime", "catchment-proxy", "catchment-runner"],
+    ),
     ("xtask", &[]),
 ];
 
@@ -69,8 +72,9 @@ const WRAPPED: &[(&str, &[&str])] = &[
     ("candle-*", &["catchment-worker"]),
 ];
 
-/// Crates that may hold unsafe code; every other forbids it.
-const UNSAFE: [&str; 4] = ["catchment-slab", "catchment-runtime", "catchment-sdk", "catchment-proxy"];
+/// Crates that may hold unsafe code; every other forbids it. Benches call what is compiled for the processor at hand.
+const UNSAFE: [&str; 5] =
+    ["catchment-slab", "catchment-runtime", "catchment-sdk", "catchment-proxy", "catchment-benches"];
 /// Files of `catchment-sdk` that may: the two sides of its contract, and the macro that exports a function.
 const UNSAFE_IN_SDK: [&str; 3] = ["abi.rs", "guest.rs", "lib.rs"];
 

@@ -1,0 +1,1 @@
+"""Rounds whose clients answer with an update that is made once."""

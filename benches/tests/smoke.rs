@@ -1,0 +1,37 @@
+//! Every bench once, as small as it goes, so that none rots. Nothing here looks at a time.
+
+use std::process::Command;
+
+fn bench(arguments: &str, says: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_catchment-benches"));
+    let output = command.args(arguments.split(' ')).output().unwrap();
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains(says), "{arguments}\n{said}\n{log}");
+}
+
+#[test]
+fn fold() {
+    bench("fold --small --rounds 1", "| 16 |");
+}
+
+#[test]
+fn hop() {
+    bench("hop --small --rounds 1", "bare round trip");
+}
+
+#[test]
+fn start() {
+    bench("start --rounds 1 --idle-seconds 1", "idle 2 s");
+}
+
+#[test]
+fn round() {
+    bench("round --clients 2 --rounds 2 --window 2", "| Catchment |");
+}
+
+#[test]
+fn many() {
+    let svg = tempfile::NamedTempFile::new().unwrap();
+    bench(&format!("many --clients 10 --svg {}", svg.path().display()), "after client 1");
+    assert!(std::fs::read_to_string(svg.path()).unwrap().ends_with("</svg>\n"));
+}
