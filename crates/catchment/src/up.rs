@@ -4,7 +4,7 @@ use crate::system::{END_AT, SystemClock, SystemEntropy, default_slab_budget_byte
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_ledger::Ledger;
-use catchment_node::{Functions, Node, NodeConfig, Pace, RunnersConfig};
+use catchment_node::{Environment, Functions, Node, NodeConfig, Pace, RunnersConfig};
 use catchment_proxy::{Link, Mode, Options, Report};
 use catchment_runner::Setup;
 use catchment_runtime::{Runtime, RuntimeConfig};
@@ -124,7 +124,8 @@ impl Up {
         };
         let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let node = Node::open(config, runners, bus, ledger.clone(), functions, clock.clone(), entropy, steps()).await?;
+        let environment = Environment { clock: clock.clone(), entropy, steps: steps() };
+        let node = Node::open(config, runners, bus, ledger.clone(), functions, environment).await?;
         let stop = CancellationToken::new();
         let mut coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
         tokio::spawn(stop_on_signal(stop.clone()));
@@ -178,7 +179,7 @@ impl Up {
         };
         let program = std::env::current_exe().context("find this program, to start runners")?;
         let arguments = vec!["runner".into()];
-        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: vec![END_AT.into()] })
+        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: vec![END_AT] })
     }
 }
 

@@ -42,6 +42,16 @@ pub struct NodeConfig {
     pub connections_max: usize,
 }
 
+/// What a node does not have of itself: handed in, so that tests may choose it.
+pub struct Environment {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// Told of every step.
+    pub steps: Arc<dyn Steps>,
+}
+
 /// Processes that make the calls of functions.
 pub struct RunnersConfig {
     /// How descriptors reach them.

@@ -23,6 +23,6 @@ mod subjects;
 mod submit;
 mod upload;
 
-pub use context::{NodeConfig, Pace, RunnersConfig};
+pub use context::{Environment, NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;
 pub use node::{Node, NodeError};

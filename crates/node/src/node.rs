@@ -2,7 +2,7 @@
 
 use crate::aggregate::{self, Holdings};
 use crate::checkin::Desk;
-use crate::context::{Context, NodeConfig, RunnersConfig};
+use crate::context::{Context, Environment, NodeConfig, RunnersConfig};
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -13,7 +13,7 @@ use catchment_bus::Bus;
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
-use catchment_types::{Clock, Entropy, JobUid, NodeId, Steps};
+use catchment_types::{Entropy, JobUid, NodeId};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,10 +65,9 @@ impl Node {
         bus: Bus,
         ledger: Ledger,
         functions: Functions,
-        clock: Arc<dyn Clock>,
-        entropy: Arc<dyn Entropy>,
-        steps: Arc<dyn Steps>,
+        environment: Environment,
     ) -> Result<Self, NodeError> {
+        let Environment { clock, entropy, steps } = environment;
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
         let models = Models::open(&config.data_dir).map_err(data)?;

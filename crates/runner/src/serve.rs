@@ -132,11 +132,8 @@ impl Runner {
                     tracing::warn!(%error, "read a descriptor");
                     continue;
                 }
-                Err(error) => {
-                    // Without hints this runner is of no use; a fresh one is.
-                    tracing::error!(%error, "the link broke");
-                    std::process::exit(1);
-                }
+                // Without hints this runner is of no use; a fresh one is.
+                Err(error) => panic!("the link broke: {error}"),
             }
             for descriptor in &descriptors {
                 if self.send(&ToNode::Take { route: descriptor.function.0 }).is_err() {
@@ -163,8 +160,7 @@ impl Runner {
             let result = self.execute(order, files);
             self.steps.done(Step::RunnerCalled);
             if let Err(error) = self.send(&ToNode::Answer { route, number, result }) {
-                tracing::error!(%error, "answer");
-                std::process::exit(1);
+                panic!("an answer that is owed cannot be given: {error}");
             }
             self.steps.done(Step::RunnerAnswered);
         }
