@@ -39,9 +39,9 @@ pub fn run(rounds: usize, idle_seconds: u64) -> Result<String> {
     std::fs::write(&small, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4096]].concat())?;
     Model::Resnet18.write(&large)?;
     let long = Duration::from_secs(idle_seconds);
-    let mut table = format!(
+    let mut table = String::from(
         "First fold after idling, from the last byte of the update, ms, medians (least–most)\n\n\
-         | | answered 202 | fold begun | receipt says folded |\n|---|---|---|---|\n"
+         | | answered 202 | fold begun | receipt says folded |\n|---|---|---|---|\n",
     );
     let mut row = |what: &str, runners: &str, file: &Path, rounds: usize, idle: Duration| {
         let taken = measure(runners, file, rounds, idle)?;

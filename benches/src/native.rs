@@ -160,14 +160,13 @@ fn add<T: Number, const K: usize>(from: Option<&[f64]>, out: &mut [f64], terms: 
     };
     match from {
         Some(from) => {
-            let from = &from[..out.len()];
-            for i in 0..out.len() {
-                out[i] = sum(from[i], i);
+            for (i, (to, from)) in out.iter_mut().zip(from).enumerate() {
+                *to = sum(*from, i);
             }
         }
         None => {
-            for i in 0..out.len() {
-                out[i] = sum(out[i], i);
+            for (i, to) in out.iter_mut().enumerate() {
+                *to = sum(*to, i);
             }
         }
     }
