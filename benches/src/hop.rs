@@ -179,7 +179,7 @@ fn by_order(
 
 /// One runner process with a thread a lane, as `catchment up --runners 1` starts it.
 pub fn processes(store: &SlabStore, workers: u32) -> Result<Processes> {
-    let (link, _) = catchment_proxy::open(Mode::Off, &Options::default())?;
+    let link = catchment_proxy::open(Mode::Off, &Options::default())?;
     let nobody = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
     let config = ProcessesConfig {
         program: binary()?,
