@@ -59,9 +59,12 @@ pub fn send_bytes(mut socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>
 /// Receives a message of at most `bytes_max` that comes without files; any that do are closed by the kernel.
 pub fn receive_alone<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<M>> {
     let mut head = [0; HEAD_BYTES];
-    match socket.read(&mut head[..1])? {
-        0 => return Ok(None),
-        _ => socket.read_exact(&mut head[1..])?,
+    match socket.read(&mut head[..1]) {
+        Ok(0) => return Ok(None),
+        // It ended with something unread.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+        Ok(_) => socket.read_exact(&mut head[1..])?,
+        Err(error) => return Err(error),
     }
     let [a, b, c, d, files @ ..] = head;
     let len = u32::from_le_bytes([a, b, c, d]) as usize;
