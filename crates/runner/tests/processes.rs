@@ -102,6 +102,8 @@ fn work_for_a_runner_that_sleeps_is_done_by_the_next() {
     let processes = start(1, socket_link());
     let [runner] = &processes.survey().runners[..] else { panic!("there is one") };
     kill(runner.pid, Signal::STOP);
+    // A signal takes its time.
+    std::thread::sleep(Duration::from_millis(100));
     still_folds(&processes, &functions);
     assert_eq!(processes.survey().restarts, 1);
 }
