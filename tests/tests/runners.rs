@@ -70,8 +70,8 @@ on_both_buses! {
                 let seen = runners(&server).await;
                 let route = &seen["routes"][0];
                 homes.push(route["runner"].as_u64().expect("a runner"));
-                let other = seen["runners"].as_array().expect("a list").iter().map(|runner| runner["runner"].as_u64().expect("a number"));
-                let other = other.filter(|runner| Some(*runner) != route["runner"].as_u64()).next().expect("there are two");
+                let mut numbers = seen["runners"].as_array().expect("a list").iter().map(|runner| &runner["runner"]);
+                let other = numbers.find(|runner| **runner != route["runner"]).expect("there are two");
                 let path = format!("/v1/runners/{other}/routes/{}", route["route"].as_str().expect("a name"));
                 server.api().call("PUT", &path, &[], None).await.expect(204);
                 server.api().call("PUT", &path.replace(&format!("/{other}/"), "/999/"), &[], None).await.problem(404, "not_found");

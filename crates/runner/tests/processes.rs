@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 /// Not a test: this program again, as the runner that the tests start.
 #[test]
 #[ignore = "a runner process of other tests"]
+#[allow(clippy::disallowed_methods, reason = "its threads may still be at work, as in the program")]
 fn runner_process() {
     let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     catchment_runner::serve(UnixStream::from(control), Arc::new(NoSteps)).unwrap();
