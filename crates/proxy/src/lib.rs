@@ -26,7 +26,8 @@ mod runner;
 mod socket;
 mod table;
 #[cfg(test)]
-pub(crate) mod testing;
+#[path = "../tests/common/basics.rs"]
+mod testing;
 
 pub use capabilities::{drop_all, drop_to_needed};
 pub use inbox::Inbox;

@@ -96,6 +96,14 @@ pub struct CpuTime {
     pub queued_ns: u64,
 }
 
+impl std::ops::Add for CpuTime {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { on_cpu_ns: self.on_cpu_ns + other.on_cpu_ns, queued_ns: self.queued_ns + other.queued_ns }
+    }
+}
+
 /// A route, where it goes, and what went along it since it was first placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteCount {

@@ -159,8 +159,18 @@ fn mount_bpffs(at: &Path) -> bool {
     mounted
 }
 
-fn pinned(at: &Path) -> Options {
-    Options { pin: Some(at.join("catchment/node")), metering: false, ..Options::default() }
+/// Runs with a place for pins, in a thread of its own: options that name it, the bpffs it lies on, and a folder with
+/// programs that anybody may read.
+fn with_pins(body: impl FnOnce(Options, &Path, &Path) + Send + 'static) {
+    let Some(_) = kernel(&Options::default()) else { return };
+    let (home, programs) = (folder(), readable_programs());
+    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
+    apart(move || {
+        if mount_bpffs(&at) {
+            let pin = Some(at.join("catchment/node"));
+            body(Options { pin, metering: false, ..Options::default() }, &at, &programs);
+        }
+    });
 }
 
 fn versions(options: &Options) -> Vec<String> {
@@ -170,14 +180,7 @@ fn versions(options: &Options) -> Vec<String> {
 
 #[test]
 fn pinned_routing_outlives_its_process_and_is_replaced_by_another_version() {
-    let Some(_) = kernel(&Options::default()) else { return };
-    let home = folder();
-    let at = home.path().to_path_buf();
-    apart(move || {
-        if !mount_bpffs(&at) {
-            return;
-        }
-        let options = pinned(&at);
+    with_pins(|options, _, _| {
         let (link, _) = open(Mode::On, &options).expect("a link");
         works(&link, 1);
         works(&link, 2);
@@ -220,14 +223,7 @@ fn pinned_routing_outlives_its_process_and_is_replaced_by_another_version() {
 
 #[test]
 fn pins_from_which_the_program_was_taken_are_replaced() {
-    let Some(_) = kernel(&Options::default()) else { return };
-    let (home, programs) = (folder(), readable_programs());
-    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
-    apart(move || {
-        if !mount_bpffs(&at) {
-            return;
-        }
-        let options = pinned(&at);
+    with_pins(|options, _, programs| {
         drop(open(Mode::On, &options).expect("a link"));
         let home = options.pin.clone().expect("a directory");
         let version = home.join(&versions(&options)[0]);
@@ -247,18 +243,11 @@ fn pins_from_which_the_program_was_taken_are_replaced() {
 
 #[test]
 fn whoever_owns_pins_needs_no_capability() {
-    let Some(_) = kernel(&Options::default()) else { return };
-    let (home, programs) = (folder(), readable_programs());
-    let (at, programs) = (home.path().to_path_buf(), programs.path().to_path_buf());
-    apart(move || {
-        if !mount_bpffs(&at) {
-            return;
-        }
-        let options = pinned(&at);
+    with_pins(|options, at, programs| {
         drop(open(Mode::On, &options).expect("a link"));
         let home = options.pin.clone().expect("a directory");
         let version = home.join(&versions(&options)[0]);
-        fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).expect("to be searched");
+        fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("to be searched");
         for path in [home.clone(), version.clone()] {
             std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("another owner");
         }
@@ -266,7 +255,7 @@ fn whoever_owns_pins_needs_no_capability() {
             std::os::unix::fs::chown(entry.expect("a pin").path(), Some(65534), Some(65534)).expect("another owner");
         }
         become_nobody();
-        let options = Options { programs: Some(programs), ..options };
+        let options = Options { programs: Some(programs.to_path_buf()), ..options };
         let (link, report) = open(Mode::On, &options).expect("a link");
         assert_eq!(report.link, LinkKind::Kernel);
         works(&link, 1);

@@ -3,6 +3,7 @@
 //! It is why descriptors may be lost or come twice: an order is given to one runner only, and an answer counts only from
 //! the runner that took it.
 
+use crate::lock;
 use crate::order::Done;
 use catchment_proxy::RunnerId;
 use catchment_runtime::{Compiled, FunctionError, HostError, Reply};
@@ -54,7 +55,7 @@ pub struct Desk {
 
 impl Desk {
     fn seats(&self) -> MutexGuard<'_, HashMap<u64, Seat>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seats)
     }
 
     /// Puts an order there. A lane has one at a time.

@@ -1,12 +1,12 @@
 //! Instances, and the calls they make, in the process that has them.
 
-use crate::Runners;
 use crate::order::{Blueprint, Done, Work};
+use crate::{Runners, lock};
 use catchment_runtime::{Call, Function, FunctionError, HostError, Instance};
 use catchment_types::JobUid;
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Instances kept for the next call at most.
@@ -20,7 +20,7 @@ pub struct InProcess {
 
 impl InProcess {
     fn idle(&self) -> MutexGuard<'_, Vec<(Blueprint, Instance)>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// Makes calls of `function` on an instance that fits `blueprint`.

@@ -52,6 +52,7 @@ pub use survey::{Counts, RouteInfo, RunnerInfo, Survey};
 use catchment_proxy::{LinkError, Route, RunnerId};
 use catchment_runtime::FunctionError;
 use catchment_types::JobUid;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Who makes calls. Blocks.
 pub trait Runners: Send + Sync {
@@ -82,4 +83,9 @@ pub trait Runners: Send + Sync {
     fn place(&self, route: Route, _runner: RunnerId) -> Result<(), LinkError> {
         Err(LinkError::Unplaced(route))
     }
+}
+
+/// What is behind a mutex, also after a panic elsewhere: nothing here is left half done by one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

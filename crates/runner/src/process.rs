@@ -1,5 +1,6 @@
 //! One runner process, as its node sees it.
 
+use crate::lock;
 use crate::message::{Setup, ToNode, ToRunner, VERSION};
 use crate::wire::{self, SAID_BYTES_MAX};
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// How long a runner may leave its messages unread.
@@ -103,8 +104,7 @@ impl Control {
 
     /// The same with an encoded message, and files.
     pub fn send_bytes(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {
-        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        wire::send_bytes(&writing, message, files).inspect_err(|_| self.close())
+        wire::send_bytes(&lock(&self.writing), message, files).inspect_err(|_| self.close())
     }
 
     /// The next message; `None` when the runner is gone.

@@ -1,12 +1,12 @@
 //! Runner processes: started, watched, replaced; and the way of work to them.
 
-use crate::Runners;
 use crate::desk::{Desk, Outcome, Parcel, Progress};
 use crate::message::{Setup, ToNode, ToRunner};
 use crate::order::{Done, Lane, Order, Work};
 use crate::process::{Control, Process};
 use crate::survey::{Counts, RouteInfo, RunnerInfo, Survey};
 use crate::wire;
+use crate::{Runners, lock};
 use catchment_proxy::{CpuTime, Link, LinkError, Report, Route, RunnerId};
 use catchment_runtime::{Compiled, Function, FunctionError, HostError};
 use catchment_types::{Digest, JobUid};
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -94,10 +94,6 @@ struct Member {
     control: Arc<Control>,
     pid: u32,
     pinged: Option<Instant>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Processes {
@@ -226,9 +222,7 @@ impl Shared {
             roster.members.remove(&id);
             roster.places.values_mut().filter(|(_, at)| *at == Some(id)).for_each(|(_, at)| *at = None);
             if let Some(used) = self.link.unmeter(pid) {
-                let past = roster.past_cpu.get_or_insert_default();
-                past.on_cpu_ns += used.on_cpu_ns;
-                past.queued_ns += used.queued_ns;
+                roster.past_cpu = Some(roster.past_cpu.unwrap_or_default() + used);
             }
         }
         self.link.detach(id);
@@ -261,22 +255,18 @@ impl Shared {
         Ok(())
     }
 
-    /// Sees that a lane has a runner: the one with the fewest lanes. `false` when there is none.
-    fn ensure_placed(&self, lane: Lane) -> Result<bool, LinkError> {
+    /// Sees that a lane has a runner: the one with the fewest lanes. `None` when there is none.
+    fn ensure_placed(&self, lane: Lane) -> Result<Option<RunnerId>, LinkError> {
         let mut roster = lock(&self.roster);
         let route = Route(lane.route().0);
-        if roster.places.get(&route).is_some_and(|(_, at)| at.is_some()) {
-            return Ok(true);
+        if let Some((_, Some(runner))) = roster.places.get(&route) {
+            return Ok(Some(*runner));
         }
         let lanes = |id: &RunnerId| roster.places.values().filter(|(_, at)| *at == Some(*id)).count();
-        let Some(runner) = roster.members.keys().min_by_key(|id| lanes(id)).copied() else { return Ok(false) };
+        let Some(runner) = roster.members.keys().min_by_key(|id| lanes(id)).copied() else { return Ok(None) };
         self.link.place(route, runner)?;
         roster.places.insert(route, (lane, Some(runner)));
-        Ok(true)
-    }
-
-    fn placed_at(&self, lane: Lane) -> Option<RunnerId> {
-        lock(&self.roster).places.get(&Route(lane.route().0)).and_then(|(_, runner)| *runner)
+        Ok(Some(runner))
     }
 
     /// Asks a runner that takes long for a sign of life, and ends it when it gives none.
@@ -318,14 +308,14 @@ impl Shared {
                 Progress::Taken(runner, since) if since > self.config.patience => self.watch(runner),
                 Progress::Taken(..) => {}
                 Progress::Offered => {
-                    let hinted = self.ensure_placed(lane).and_then(|placed| if placed { hint() } else { Ok(()) });
-                    if let Err(error) = hinted {
-                        tracing::debug!(%error, "send a descriptor");
-                    }
-                    if begun.elapsed() > self.config.patience
-                        && let Some(runner) = self.placed_at(lane)
+                    let placed = self.ensure_placed(lane);
+                    if let Ok(Some(runner)) = placed
+                        && begun.elapsed() > self.config.patience
                     {
                         self.watch(runner);
+                    }
+                    if let Err(error) = placed.and_then(|at| at.map_or(Ok(()), |_| hint())) {
+                        tracing::debug!(%error, "send a descriptor");
                     }
                     if begun.elapsed() > RUNNER_WAIT.max(4 * self.config.patience) && self.desk.withdraw(route) {
                         return Err(HostError::Unserved.into());
@@ -387,8 +377,7 @@ impl Runners for Processes {
         };
         let runners: Vec<RunnerInfo> = roster.members.iter().map(runner).collect();
         let used = runners.iter().filter_map(|runner| runner.cpu).chain(roster.past_cpu);
-        let cpu =
-            used.reduce(|a, b| CpuTime { on_cpu_ns: a.on_cpu_ns + b.on_cpu_ns, queued_ns: a.queued_ns + b.queued_ns });
+        let cpu = used.reduce(|a, b| a + b);
         let (report, restarts) = (Some(shared.report.clone()), shared.restarts.load(Relaxed));
         Survey { report, runners, restarts, cpu, routes, jobs }
     }

@@ -1,11 +1,11 @@
 //! The runner's end: takes orders, makes their calls, answers.
 
-use crate::Runners;
 use crate::confine::confine;
 use crate::executor::InProcess;
 use crate::message::{Setup, ToNode, ToRunner, VERSION};
 use crate::order::{Done, Order};
 use crate::wire::{self, MESSAGE_BYTES_MAX};
+use crate::{Runners, lock};
 use catchment_proxy::Inbox;
 use catchment_runtime::{Compiled, Function, FunctionError, HostError, Runtime};
 use catchment_types::{Digest, Step, Steps};
@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Why a runner does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,8 @@ pub enum ServeError {
 
 /// Serves until the node is gone. Threads may still be at work then: the caller ends the process.
 ///
-/// `steps` is told of the runner's. Nothing else may run in the process yet: rights are given up for this thread and those it starts.
+/// `steps` is told of the runner's. Nothing else may run in the process yet: rights are given up for this thread and
+/// those it starts.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -108,10 +109,6 @@ struct Runner {
     queue: Mutex<VecDeque<Queued>>,
     queued: Condvar,
     steps: Arc<dyn Steps>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Runner {

@@ -3,7 +3,7 @@
 use crate::order::Lane;
 use catchment_proxy::{CpuTime, Report, RouteCount, RunnerId};
 use catchment_types::JobUid;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The runners, and the way to them.
 #[derive(Debug, Clone, Default)]
@@ -44,29 +44,20 @@ pub struct RouteInfo {
     pub count: RouteCount,
 }
 
-/// Descriptors by path, and the payload they named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Descriptors, and the payload they named.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Routed by the kernel.
-    pub kernel: u64,
-    /// Sent over a Unix socket.
-    pub socket: u64,
-    /// Forwarded by the node, because the kernel could not.
-    pub slow: u64,
+    /// Descriptors by path; see [`RouteCount::by_path`].
+    pub by_path: BTreeMap<&'static str, u64>,
     /// Bytes of payload.
     pub payload_bytes: u64,
 }
 
 impl Counts {
     pub(crate) fn add(&mut self, count: &RouteCount) {
-        self.kernel += count.kernel;
-        self.socket += count.socket;
-        self.slow += count.slow;
+        for (path, descriptors) in count.by_path() {
+            *self.by_path.entry(path).or_default() += descriptors;
+        }
         self.payload_bytes += count.payload_bytes;
-    }
-
-    /// By path, as a metric labels them.
-    pub fn by_path(&self) -> [(&'static str, u64); 3] {
-        [("kernel", self.kernel), ("socket", self.socket), ("slow", self.slow)]
     }
 }

@@ -66,14 +66,8 @@ pub fn receive_alone<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: us
         Ok(_) => socket.read_exact(&mut head[1..])?,
         Err(error) => return Err(error),
     }
-    let [a, b, c, d, files @ ..] = head;
-    let len = u32::from_le_bytes([a, b, c, d]) as usize;
-    if len > bytes_max || files != [0; 4] {
-        return Err(invalid(format!("a message of {len} bytes, or with files")));
-    }
-    let mut bytes = vec![0; len];
-    socket.read_exact(&mut bytes)?;
-    catchment_codec::decode(&bytes, bytes_max).map(Some).map_err(invalid)
+    let (len, _) = announced(head, bytes_max, 0)?;
+    read(socket, len).map(Some)
 }
 
 fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result<()> {
@@ -92,17 +86,13 @@ fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Res
 }
 
 /// Receives a message of at most `bytes_max`; `None` when the other end is gone.
-pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<(M, Vec<OwnedFd>)>> {
+pub fn receive<M: DeserializeOwned>(socket: &UnixStream, bytes_max: usize) -> Result<Option<(M, Vec<OwnedFd>)>> {
     let mut files = Vec::new();
     let mut head = [0; HEAD_BYTES];
     if !receive_with(socket, &mut head, &mut files)? {
         return Ok(None);
     }
-    let [a, b, c, d, e, f, g, h] = head;
-    let (len, count) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
-    if len > bytes_max || count > FILES_MAX {
-        return Err(invalid(format!("a message of {len} bytes and {count} files")));
-    }
+    let (len, count) = announced(head, bytes_max, FILES_MAX)?;
     while files.len() < count {
         let before = files.len();
         if !receive_with(socket, &mut [0], &mut files)? || files.len() == before {
@@ -112,10 +102,24 @@ pub fn receive<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -
     if files.len() > count {
         return Err(invalid(format!("{} files came; {count} were announced", files.len())));
     }
+    Ok(Some((read(socket, len)?, files)))
+}
+
+/// Bytes and files that a head announces, within these limits.
+fn announced(head: [u8; HEAD_BYTES], bytes_max: usize, files_max: usize) -> Result<(usize, usize)> {
+    let [a, b, c, d, e, f, g, h] = head;
+    let (len, count) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
+    if len > bytes_max || count > files_max {
+        return Err(invalid(format!("a message of {len} bytes and {count} files")));
+    }
+    Ok((len, count))
+}
+
+/// Reads what follows a head.
+fn read<M: DeserializeOwned>(mut socket: &UnixStream, len: usize) -> Result<M> {
     let mut bytes = vec![0; len];
     socket.read_exact(&mut bytes)?;
-    let message = catchment_codec::decode(&bytes, bytes_max).map_err(invalid)?;
-    Ok(Some((message, files)))
+    catchment_codec::decode(&bytes, len).map_err(invalid)
 }
 
 /// Fills `bytes`; `false` when there was nothing any more.

@@ -209,5 +209,5 @@ fn a_lane_moves_while_it_works() {
     assert_eq!((only.lane, only.count.route, only.count.delivered()), (lane, route, 40));
     assert_eq!(only.count.payload_bytes, 40 * 4 * ELEMENTS as u64 * 4);
     processes.forget(lane.job);
-    assert_eq!(processes.survey().jobs[&lane.job].socket, 40, "counts outlive their route");
+    assert_eq!(processes.survey().jobs[&lane.job].by_path["socket"], 40, "counts outlive their route");
 }

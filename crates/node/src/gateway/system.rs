@@ -82,10 +82,10 @@ fn gauge_runners(context: &Context) {
             let payload = metrics.descriptor_payload.with_label_values(&labels);
             payload.reset();
             payload.inc_by(counts.payload_bytes);
-            for (path, count) in counts.by_path() {
+            for (path, count) in &counts.by_path {
                 let counter = metrics.descriptors.with_label_values(&[labels[0], labels[1], path]);
                 counter.reset();
-                counter.inc_by(count);
+                counter.inc_by(*count);
             }
         }
     });

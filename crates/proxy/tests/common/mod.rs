@@ -1,31 +1,13 @@
 //! What the tests share.
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+mod basics;
+
+#[allow(unused_imports, reason = "not every test uses both")]
+pub use basics::{descriptor, skipped};
 use catchment_proxy::{Link, Mode, Options, Report, open};
-use catchment_types::{Descriptor, FunctionId, JobUid, Kind, SlabId};
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A descriptor of a route that carries a number.
-pub fn descriptor(route: u64, number: u64) -> Descriptor {
-    Descriptor {
-        function: FunctionId(route),
-        job: JobUid::from_bytes([7; 16]),
-        round: number,
-        slab: SlabId::new(5, 9),
-        offset: 0,
-        kind: Kind::Update,
-        length: 1000,
-        weight: 1.0,
-    }
-}
-
-/// Says that a test is skipped, past the test harness, which hides what tests print.
-pub fn skipped(why: &str) {
-    let test = std::thread::current().name().unwrap_or_default().to_string();
-    writeln!(std::io::stderr(), "SKIPPED {test}: {why}").expect("standard error");
-}
 
 /// A link on which the kernel routes, or a line that says why the test is skipped.
 pub fn kernel(options: &Options) -> Option<(Arc<dyn Link>, Report)> {

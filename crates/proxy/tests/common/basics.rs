@@ -1,9 +1,10 @@
-//! What the unit tests share.
+//! What unit tests share with the others.
 
 use catchment_types::{Descriptor, FunctionId, JobUid, Kind, SlabId};
+use std::io::Write;
 
 /// A descriptor of a route that carries a number.
-pub(crate) fn descriptor(route: u64, number: u64) -> Descriptor {
+pub fn descriptor(route: u64, number: u64) -> Descriptor {
     Descriptor {
         function: FunctionId(route),
         job: JobUid::from_bytes([7; 16]),
@@ -17,8 +18,7 @@ pub(crate) fn descriptor(route: u64, number: u64) -> Descriptor {
 }
 
 /// Says that a test is skipped, past the test harness, which hides what tests print.
-pub(crate) fn skipped(why: &str) {
-    use std::io::Write;
+pub fn skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or_default().to_string();
     writeln!(std::io::stderr(), "SKIPPED {test}: {why}").expect("standard error");
 }
