@@ -2,7 +2,7 @@
 
 use crate::commands::ClientCommand;
 use crate::connection::{CONNECTION_HEADING, Connection};
-use crate::up::Up;
+use crate::up::{CoordinatorRole, NodeRole, Up};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -58,12 +58,14 @@ fn definition() -> clap::Command {
             argument.hide(is_connection)
         })
     };
-    whole.mut_subcommand("up", hide).mut_subcommand("openapi", hide)
+    ["up", "node", "coordinator", "openapi"].into_iter().fold(whole, |whole, name| whole.mut_subcommand(name, hide))
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Up(Box<Up>),
+    Node(Box<NodeRole>),
+    Coordinator(CoordinatorRole),
     /// Print the description of the HTTP interface (OpenAPI).
     Openapi,
     /// Make the calls of functions for the node that started this process. (Nodes start it; people do not.)

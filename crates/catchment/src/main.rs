@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod cluster;
 mod commands;
 mod connection;
 mod exit;
+mod node_args;
 mod output;
 mod progress;
 mod system;
@@ -29,24 +31,23 @@ fn main() -> ExitCode {
     if matches!(arguments.command, Command::Runner) {
         return runner();
     }
-    let link = match &arguments.command {
-        Command::Up(up) => match up.open_link() {
-            Ok(link) => link,
-            Err(error) => return exit::report(&error),
-        },
+    let node = match &arguments.command {
+        Command::Up(up) => Some(&up.node),
+        Command::Node(role) => Some(&role.node),
         _ => None,
+    };
+    let link = match node.map(|node| node.open_link()).transpose() {
+        Ok(link) => link.flatten(),
+        Err(error) => return exit::report(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start threads")),
     };
     let outcome = match arguments.command {
-        Command::Up(up) => {
-            let outcome = runtime.block_on(up.run(link));
-            // A function that is still running must not hold the program up.
-            runtime.shutdown_timeout(STOP_TIME);
-            outcome
-        }
+        Command::Up(up) => served(runtime, up.run(link)),
+        Command::Node(role) => served(runtime, role.run(link)),
+        Command::Coordinator(role) => served(runtime, role.run()),
         Command::Runner => unreachable!("it runs without this runtime"),
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
         Command::Client(command) => {
@@ -54,6 +55,14 @@ fn main() -> ExitCode {
         }
     };
     outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS)
+}
+
+/// Runs a server to its end.
+fn served(runtime: tokio::runtime::Runtime, server: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let outcome = runtime.block_on(server);
+    // A function that is still running must not hold the program up.
+    runtime.shutdown_timeout(STOP_TIME);
+    outcome
 }
 
 /// A process that makes the calls of functions for the node that started it. Alone in the process: it gives up rights
@@ -69,7 +78,9 @@ fn runner() -> ExitCode {
 /// Logs go to standard error; `RUST_LOG` chooses which. Commands that call a server say in their results what
 /// happened, so they log warnings only.
 fn log_to_stderr(arguments: &Arguments) {
-    let level = if matches!(arguments.command, Command::Up(_) | Command::Runner) { "info" } else { "warn" };
+    let serves =
+        matches!(arguments.command, Command::Up(_) | Command::Node(_) | Command::Coordinator(_) | Command::Runner);
+    let level = if serves { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());

@@ -1,210 +1,144 @@
-//! `catchment up`: everything in one process.
+//! The processes of a cluster: all in one (`up`), and each alone (`node`, `coordinator`).
 
-use crate::system::{END_AT, SystemClock, SystemEntropy, default_slab_budget_bytes, default_slab_dir, steps};
+use crate::cluster::ClusterArgs;
+use crate::node_args::{NodeArgs, OpenLink};
+use crate::system::{SystemClock, SystemEntropy, steps};
 use anyhow::{Context as _, Result, bail};
-use catchment_bus::{Bus, NatsConfig};
+use catchment_bus::Bus;
+use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Speak};
 use catchment_ledger::Ledger;
-use catchment_node::{Environment, Functions, Node, NodeConfig, Pace, RunnersConfig};
-use catchment_proxy::{Link, Mode, Options, Report};
-use catchment_runner::Setup;
-use catchment_runtime::{Runtime, RuntimeConfig};
-use catchment_types::{Clock, DurationText, Entropy};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use catchment_node::{Environment, Node};
+use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Functions that were embedded when the binary was built.
-const EMBEDDED: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/functions.rs"));
-
-/// The node's end of the link to runners, and what it became.
-pub type OpenLink = (Arc<dyn Link>, Report);
-
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
 /// State is kept in the data directory and in shared memory, so that a killed instance goes on where it was when it is
-/// started again with the same `--data`.
+/// started again with the same `--data`. With `--nats`, several of them are one cluster.
 #[derive(Debug, clap::Args)]
 pub struct Up {
-    /// Address to serve HTTP on; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:7070", env = "CATCHMENT_LISTEN")]
-    listen: SocketAddr,
-    /// Where the event log, checkpoints and the node's name are kept.
-    #[arg(long, default_value = "./catchment-data", value_name = "DIR", env = "CATCHMENT_DATA")]
-    data: PathBuf,
     /// Keep the event log on this NATS server (JetStream) instead of in the data directory.
     #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
     nats: Option<String>,
-    /// Where shared memory is kept: a directory on a tmpfs. Default: one under /dev/shm for each data directory.
-    #[arg(long, value_name = "DIR", env = "CATCHMENT_SLABS")]
-    slabs: Option<PathBuf>,
-    /// Shared memory to use, in MiB. Default: half of what is free.
-    #[arg(long, value_name = "MIB", env = "CATCHMENT_SLAB_MIB")]
-    slab_mib: Option<u64>,
-    /// Directory of further functions (*.wasm). May be given more than once.
-    #[arg(long, value_name = "DIR", env = "CATCHMENT_FUNCTIONS", value_delimiter = ':')]
-    functions: Vec<PathBuf>,
-    /// Threads that fold. Default: one per core.
-    #[arg(long, value_name = "N", env = "CATCHMENT_LANES")]
-    lanes: Option<usize>,
-    /// Runner processes, which make the calls of functions and can reach nothing else. 0: functions run in this process.
-    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=256), env = "CATCHMENT_RUNNERS")]
-    runners: u32,
-    /// User and group (UID:GID) of runners. Default: 65534:65534 when this process runs as root, else its own.
-    #[arg(long, value_name = "UID:GID", value_parser = user_and_group, env = "CATCHMENT_RUNNER_USER")]
-    runner_user: Option<(u32, u32)>,
-    /// Whether the kernel routes descriptors to runners: if it can, or refuse to start, or never.
-    #[arg(long, default_value = "auto", env = "CATCHMENT_EBPF", value_name = "auto|on|off")]
-    ebpf: Mode,
-    /// Directory on a bpffs where the kernel's routing map outlives this process, so that the next one goes on with it.
-    #[arg(long, value_name = "DIR", env = "CATCHMENT_EBPF_PIN")]
-    ebpf_pin: Option<PathBuf>,
-    /// Connections served at one time.
-    #[arg(long, default_value_t = 16_384, env = "CATCHMENT_CONNECTIONS")]
-    connections: usize,
-    /// How long a body may take before the minimum rate applies.
-    #[arg(long, default_value = "10s", env = "CATCHMENT_BODY_GRACE")]
-    body_grace: DurationText,
-    /// Least bytes a second of a body, on average.
-    #[arg(long, default_value_t = 16 << 10, env = "CATCHMENT_BODY_RATE_MIN")]
-    body_rate_min: u64,
-    /// How long an update waits for shared memory before it is answered with 429.
-    #[arg(long, default_value = "5s", env = "CATCHMENT_ROOM_WAIT")]
-    room_wait: DurationText,
-    /// How long an update waits for the event log before it is answered with 503.
-    #[arg(long, default_value = "10s", env = "CATCHMENT_ACCEPT_WAIT")]
-    accept_wait: DurationText,
-    /// How long an update whose connection broke is kept, for its client to go on with. It gives way when there is no room.
-    #[arg(long, default_value = "60s", env = "CATCHMENT_PARK_TIME")]
-    park_time: DurationText,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Run a node of a cluster: a gateway, shared memory and functions. Some coordinator must run, too.
+#[derive(Debug, clap::Args)]
+pub struct NodeRole {
+    /// The cluster's NATS server (JetStream).
+    #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
+    nats: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Run a coordinator of a cluster: it opens and closes rounds, and gives up nodes that are lost. Of several, one decides
+/// and the others stand by.
+#[derive(Debug, clap::Args)]
+pub struct CoordinatorRole {
+    /// The cluster's NATS server (JetStream).
+    #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
+    nats: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 impl Up {
-    /// Makes the way to runner processes, if there are to be any, and gives up the rights that took. To be called while
-    /// the process has one thread: rights belong to threads.
-    pub fn open_link(&self) -> Result<Option<OpenLink>> {
-        if self.runners == 0 {
-            if self.ebpf == Mode::On {
-                bail!("--ebpf on routes descriptors to runner processes, and there are none: add --runners N");
-            }
-            return Ok(None);
-        }
-        let options = Options { pin: self.ebpf_pin.clone(), ..Options::default() };
-        let link = catchment_proxy::open(self.ebpf, &options).context("open the link to runners (--ebpf)")?;
-        tracing::info!("{}", link.1);
-        let kept = catchment_proxy::drop_to_needed().context("give up capabilities")?;
-        if !kept.is_empty() {
-            tracing::warn!(kept = kept.join(" "), "this kernel wants capabilities for every use of the routing map");
-        }
-        Ok(Some(link))
-    }
-
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
-        raise_descriptor_limit();
-        std::fs::create_dir_all(&self.data)
-            .with_context(|| format!("create data directory {}", self.data.display()))?;
-        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
-        let config = self.node_config()?;
-        let runners = link.map(|link| self.runners_config(config.lanes, link)).transpose()?;
-        let runtime = Runtime::new(runtime_config()).context("start the wasm runtime")?;
-        let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
-        let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read --functions")?;
-        if EMBEDDED.is_empty() && dirs.is_empty() {
-            tracing::warn!("this binary carries no functions: build it with `make build`, or pass --functions DIR");
-        }
-        let bus = match &self.nats {
-            Some(url) => Bus::nats(NatsConfig::new(url))
-                .await
-                .with_context(|| format!("use the NATS server at {url} (an address is like nats://host:4222)"))?,
-            None => Bus::embedded(&self.data).await?,
-        };
-        let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+        serve(&self.node, self.nats.as_deref(), &self.cluster, true, link).await
+    }
+}
+
+impl NodeRole {
+    /// Runs until SIGINT or SIGTERM.
+    pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
+        serve(&self.node, Some(&self.nats), &self.cluster, false, link).await
+    }
+}
+
+impl CoordinatorRole {
+    /// Runs until SIGINT or SIGTERM.
+    pub async fn run(self) -> Result<()> {
+        let bus = self.cluster.connect(&self.nats).await?;
+        let entropy = SystemEntropy;
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let environment = Environment { clock: clock.clone(), entropy, steps: steps() };
-        let node = Node::open(config, runners, bus, ledger.clone(), functions, environment).await?;
+        let id = coordinator_id(&entropy);
+        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id })]);
+        let fleet = Fleet::join(bus.events.clone(), speak, self.cluster.pace()?, entropy.bytes16()).await?;
         let stop = CancellationToken::new();
-        let mut coordinator = tokio::spawn(catchment_coordinator::run(ledger, clock));
         tokio::spawn(stop_on_signal(stop.clone()));
-        let address = listener.local_addr()?;
-        tracing::info!(%address, data = %self.data.display(), bus = self.nats.as_deref().unwrap_or("embedded"), "ready");
-        println!("catchment is up: http://{address}");
-        let mut node = std::pin::pin!(node.run(listener, stop.clone()));
-        let result = tokio::select! {
-            result = &mut node => result,
-            ended = &mut coordinator => {
-                // Without it updates would be taken and rounds never end.
-                tracing::error!(?ended, "the coordinator has stopped; so does the node");
-                stop.cancel();
-                node.await?;
-                bail!("the coordinator has stopped; the log says why");
+        tracing::info!(bus = self.nats, "ready");
+        println!("catchment coordinator is up");
+        tokio::select! {
+            () = catchment_coordinator::run(ledger, fleet, Arc::new(SystemClock), id) => {
+                bail!("the coordinator has stopped; the log says why")
             }
-        };
-        coordinator.abort();
-        tracing::info!("stopped");
-        result.map_err(anyhow::Error::from)
-    }
-
-    fn node_config(&self) -> Result<NodeConfig> {
-        let slab_dir = self.slabs.clone().unwrap_or_else(|| default_slab_dir(&self.data));
-        let slab_budget_bytes = match self.slab_mib {
-            Some(0) => bail!("--slab-mib is at least 1"),
-            Some(mib) => mib << 20,
-            None => default_slab_budget_bytes(&slab_dir),
-        };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let lanes = self.lanes.unwrap_or(cores).clamp(1, 256);
-        Ok(NodeConfig {
-            data_dir: self.data.clone(),
-            slab_dir,
-            slab_budget_bytes,
-            lanes,
-            pace: Pace { grace: duration(self.body_grace), rate_min: self.body_rate_min.max(1) },
-            room_wait: duration(self.room_wait),
-            accept_wait: duration(self.accept_wait),
-            park_time: duration(self.park_time),
-            connections_max: self.connections.max(1),
-        })
-    }
-
-    fn runners_config(&self, lanes: usize, link: OpenLink) -> Result<RunnersConfig> {
-        let nobody = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
-        let setup = Setup {
-            workers: (lanes as u32).div_ceil(self.runners),
-            runtime: runtime_config(),
-            user: self.runner_user.or(nobody),
-        };
-        let program = std::env::current_exe().context("find this program, to start runners")?;
-        let arguments = vec!["runner".into()];
-        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: vec![END_AT] })
+            () = stop.cancelled() => Ok(()),
+        }
     }
 }
 
-/// The same for all processes: what one has compiled, another runs.
-fn runtime_config() -> RuntimeConfig {
-    RuntimeConfig { instances_max: 256, heap_bytes_max: 64 << 20, cpu_ms_max: 3_600_000, ..RuntimeConfig::default() }
+/// Runs a node, and a coordinator beside it if it `coordinates`.
+async fn serve(
+    node: &NodeArgs,
+    nats: Option<&str>,
+    cluster: &ClusterArgs,
+    coordinates: bool,
+    link: Option<OpenLink>,
+) -> Result<()> {
+    crate::node_args::raise_descriptor_limit();
+    std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
+    let listener = TcpListener::bind(node.listen).await.with_context(|| format!("listen on {}", node.listen))?;
+    let config = node.node_config()?;
+    let runners = link.map(|link| node.runners_config(config.lanes, link)).transpose()?;
+    let functions = node.functions()?;
+    let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+    let id = coordinator_id(entropy.as_ref());
+    let address = listener.local_addr()?;
+    let pace = nats.map(|_| cluster.pace()).transpose()?;
+    let membership = node.membership(address, pace, coordinates.then_some(id))?;
+    let bus = match nats {
+        Some(url) => cluster.connect(url).await?,
+        None => Bus::embedded(&node.data).await?,
+    };
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let environment = Environment { clock: clock.clone(), entropy, steps: steps() };
+    let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;
+    let stop = CancellationToken::new();
+    let coordinator = catchment_coordinator::run(ledger, opened.fleet(), clock, id);
+    let mut coordinator =
+        tokio::spawn(async move { if coordinates { coordinator.await } else { std::future::pending().await } });
+    tokio::spawn(stop_on_signal(stop.clone()));
+    tracing::info!(%address, data = %node.data.display(), bus = nats.unwrap_or("embedded"), "ready");
+    println!("catchment is up: http://{address}");
+    let mut running = std::pin::pin!(opened.run(listener, stop.clone()));
+    let result = tokio::select! {
+        result = &mut running => result,
+        ended = &mut coordinator => {
+            // Without it updates would be taken and rounds never end.
+            tracing::error!(?ended, "the coordinator has stopped; so does the node");
+            stop.cancel();
+            running.await?;
+            bail!("the coordinator has stopped; the log says why");
+        }
+    };
+    coordinator.abort();
+    tracing::info!("stopped");
+    result.map_err(anyhow::Error::from)
 }
 
-fn user_and_group(text: &str) -> Result<(u32, u32), String> {
-    let parsed = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
-    parsed.ok_or_else(|| format!("`{text}` is not UID:GID, two numbers"))
-}
-
-/// Every connection and every update being received holds descriptors; the default limit is made for other programs.
-fn raise_descriptor_limit() {
-    let resource = rustix::process::Resource::Nofile;
-    let limit = rustix::process::getrlimit(resource);
-    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = rustix::process::setrlimit(resource, raised) {
-        tracing::warn!(%error, "raise the limit of open files");
-    }
-}
-
-fn duration(text: DurationText) -> Duration {
-    Duration::from_millis(text.ms())
+fn coordinator_id(entropy: &dyn Entropy) -> u64 {
+    u64::from_le_bytes(*entropy.bytes16().first_chunk().expect("sixteen bytes have eight"))
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

@@ -1,20 +1,35 @@
 //! The decisions, without I/O or clock.
 
 use catchment_ledger::{Job, Phase, Round, State};
-use catchment_types::{CloseReason, JobState, OnShortfall, Record, TimeMs};
+use catchment_types::{CloseReason, JobState, NodeId, OnShortfall, Record, TimeMs};
 
 /// What to do now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Decision {
-    /// Records to append, at most one a job; each is valid only at the sequence it was decided at.
+    /// Records to append, at most one a node or job; each is valid only at the sequence it was decided at.
     pub records: Vec<Record>,
     /// When the next deadline passes, if any does.
     pub look_again_ms: Option<TimeMs>,
 }
 
-/// Decides for every job.
-pub fn decide(state: &State, now_ms: TimeMs) -> Decision {
+/// Who is there, as far as the coordinator knows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Nodes {
+    /// Nodes that take work.
+    pub live: Vec<NodeId>,
+    /// Nodes that have been silent for too long.
+    pub lost: Vec<NodeId>,
+}
+
+/// Decides for every node and job.
+pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
     let mut decision = Decision::default();
+    let holders = state.holders();
+    let lost = nodes.lost.iter().filter(|node| holders.contains(node));
+    decision.records.extend(lost.map(|node| {
+        let incarnation = state.incarnation(*node);
+        Record::NodeLost { node: *node, incarnation, at_ms: now_ms }
+    }));
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
         match job.active_round() {
             None => decision.records.extend(open_next(job, now_ms)),
@@ -33,7 +48,13 @@ pub fn decide(state: &State, now_ms: TimeMs) -> Decision {
 fn open_next(job: &Job, now_ms: TimeMs) -> Option<Record> {
     let round = job.round_number() + 1;
     let deadline_ms = job.spec.deadline.map(|deadline| now_ms.saturating_add(deadline.ms()));
-    (round <= job.spec.rounds).then_some(Record::RoundOpened { uid: job.uid, round, deadline_ms, at_ms: now_ms })
+    (round <= job.spec.rounds).then_some(Record::RoundOpened {
+        uid: job.uid,
+        round,
+        deadline_ms,
+        nodes: Vec::new(),
+        at_ms: now_ms,
+    })
 }
 
 /// What becomes of an active round, if anything does now.

@@ -8,5 +8,5 @@
 mod decide;
 mod run;
 
-pub use decide::{Decision, decide};
+pub use decide::{Decision, Nodes, decide};
 pub use run::run;

@@ -1,6 +1,7 @@
 //! Carries decisions out.
 
-use crate::decide::decide;
+use crate::decide::{Nodes, decide};
+use catchment_fleet::Fleet;
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_types::Clock;
 use std::sync::Arc;
@@ -9,15 +10,28 @@ use std::time::Duration;
 /// How long to wait before deciding again when a decision could not be carried out.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Decides whenever the state changes or a deadline passes; sleeps otherwise. Runs until dropped.
-pub async fn run(ledger: Ledger, clock: Arc<dyn Clock>) {
-    let mut changes = ledger.watch();
+/// Decides whenever the state or the fleet changes or a deadline passes, while it is the one of the coordinators that
+/// does; sleeps otherwise. Runs until dropped. `id`: its name in the fleet.
+pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
+    let (mut changes, mut members) = (ledger.watch(), fleet.watch());
+    let mut leads = false;
     loop {
         changes.mark_unchanged();
+        members.mark_unchanged();
+        if leads != fleet.is_leader(id) {
+            leads = !leads;
+            tracing::info!(leads, "this coordinator {}", if leads { "decides from now on" } else { "stands by" });
+        }
         let now_ms = clock.now_ms();
-        let (sequence, decision) = ledger.read(|state: &State| (state.sequence(), decide(state, now_ms)));
+        let (sequence, decision) = ledger.read(|state: &State| {
+            let nodes = Nodes {
+                live: fleet.live().into_iter().filter(|beat| !beat.draining).map(|beat| beat.node).collect(),
+                lost: fleet.lost_of(state.holders()),
+            };
+            (state.sequence(), decide(state, &nodes, now_ms))
+        });
         // Only the first is still valid once it is appended; the state's change brings us back for the rest.
-        if let Some(record) = decision.records.into_iter().next() {
+        if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
             tracing::info!(?record, "decide");
             match ledger.decide(record, sequence).await {
                 Ok(Outcome::Ignored(why)) => {
@@ -37,6 +51,7 @@ pub async fn run(ledger: Ledger, clock: Arc<dyn Clock>) {
         let until_deadline = decision.look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            changed = members.changed() => if changed.is_err() { return },
             () = sleep_for(until_deadline) => {}
         }
     }

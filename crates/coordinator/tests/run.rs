@@ -25,6 +25,7 @@ const INITIAL: ModelCommit = ModelCommit {
     version: 0,
     etag: Digest::from_bytes([7; 32]),
     bytes: 64,
+    node: NodeId(1),
     function: None,
     contributors: 0,
     contribution: None,
@@ -80,6 +81,7 @@ async fn submit(ledger: &Ledger, job: u8, round: u64, client: u32) -> AcceptOutc
         metrics: BTreeMap::new(),
         bytes: 64,
         node: NodeId(1),
+        incarnation: 0,
         slab: SlabId::new(client, round as u32),
         at_ms: 0,
     };
@@ -90,7 +92,7 @@ async fn submit(ledger: &Ledger, job: u8, round: u64, client: u32) -> AcceptOutc
 async fn commit(ledger: &Ledger, job: u8, round: u64) -> Outcome {
     let receipts = ledger.read(|state| {
         let round = state.job(uid(job)).unwrap().active_round().unwrap();
-        round.pending().map(|(update, _)| update.receipt).collect()
+        round.pending().map(|update| update.receipt).collect()
     });
     ledger.propose(Record::Folded { uid: uid(job), round, receipts }).await.unwrap();
     let model = ledger.read(|state| {

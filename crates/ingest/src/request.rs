@@ -89,7 +89,8 @@ fn frame(parsed: &httparse::Request<'_, '_>) -> Option<Frame> {
     }
     let path = parsed.path?.split('?').next().unwrap_or_default();
     let is_update = matches!(parsed.method, Some("PUT" | "PATCH")) && path.contains("/updates/") && length.is_some();
-    let is_model = parsed.method == Some("GET") && path.ends_with("/model") && length.unwrap_or(0) == 0;
+    let is_file = path.ends_with("/model") || path.starts_with("/v1/peer/");
+    let is_model = parsed.method == Some("GET") && is_file && length.unwrap_or(0) == 0;
     Some(Frame { body_bytes: length.unwrap_or(0), expects, may_be_direct: (is_update && !is_encoded) || is_model })
 }
 

@@ -87,11 +87,20 @@ fn audit_round(job: &Job, round: &Round) -> Result<(), String> {
     ensure!(round.folded() == folded + committed, "{} folded, counted otherwise", round.folded());
     ensure!(round.received() <= round.goal, "{} received over the goal {}", round.received(), round.goal);
     ensure!(round.pending().count() as u64 == accepted, "pending is not what is accepted");
-    let orders: Vec<u64> = round.pending().map(|(update, _)| update.order).collect();
-    ensure!(
-        orders.is_sorted() && round.pending().all(|(u, _)| u.state == ReceiptState::Accepted),
-        "pending is mixed up"
-    );
+    ensure!(round.pending().all(|update| update.state == ReceiptState::Accepted), "pending is mixed up");
+    for (node, share) in round.shares() {
+        let held = || round.contributors().filter(move |update| update.accept.node == node);
+        let in_accumulator = held().filter(|update| update.state != ReceiptState::Accepted).count() as u64;
+        let bytes: u64 = held().map(|update| update.accept.bytes).sum();
+        ensure!(share.updates > 0, "a node holds nothing");
+        ensure!(
+            (share.updates, share.folded, share.bytes) == (held().count() as u64, in_accumulator, bytes),
+            "a node's share is counted wrongly"
+        );
+        ensure!(round.pending_on(node).map(|update| update.order).is_sorted(), "pending is out of order");
+    }
+    let shared: u64 = round.shares().map(|(_, share)| share.updates).sum();
+    ensure!(shared == round.received(), "shares are not all of the round");
     audit_clients(round)?;
     let version = job.models.get(round.model_version as usize).map(|model| model.commit.version);
     ensure!(version == Some(round.model_version), "it trains from a model that does not exist");

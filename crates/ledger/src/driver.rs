@@ -24,8 +24,8 @@ const GROUP: usize = 512;
 const GROUP_BYTES: usize = 512 << 10;
 /// Bytes of a record around its group, at most.
 const ENVELOPE_BYTES: usize = 64;
-/// Bytes of one encoded accept at most, metrics left out: 112 of fixed fields, 16 of lengths, 128 of client.
-const ACCEPT_BYTES: usize = 256;
+/// Bytes of one encoded accept at most, metrics left out: 120 of fixed fields, 16 of lengths, 128 of client.
+const ACCEPT_BYTES: usize = 264;
 /// Bytes of one encoded record.
 const RECORD_BYTES_MAX: usize = 900 << 10;
 /// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
@@ -401,6 +401,7 @@ mod tests {
                 metrics: (0..metrics).map(|i| (format!("{i:040}"), 1.0)).collect::<BTreeMap<_, _>>(),
                 bytes: u64::MAX,
                 node: NodeId(u64::MAX),
+                incarnation: u64::MAX,
                 slab: SlabId::from_u64(u64::MAX),
                 at_ms: u64::MAX,
             };

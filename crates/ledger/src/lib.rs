@@ -16,5 +16,5 @@ mod state;
 pub use driver::{Ledger, LedgerError};
 pub use job::{Job, Model};
 pub use outcome::{AcceptOutcome, Outcome};
-pub use round::{Phase, Round, Update};
+pub use round::{Phase, Round, Share, Update};
 pub use state::State;

@@ -25,6 +25,8 @@ pub enum AcceptOutcome {
     WrongState(JobState),
     /// There is no such job any more.
     UnknownJob,
+    /// The node that took it was given up meanwhile.
+    NodeLost,
 }
 
 impl AcceptOutcome {

@@ -1,8 +1,9 @@
 //! One round: who sent what, and how far it is.
 
 use catchment_types::{
-    Accept, ClientId, CloseReason, Code, Digest, JobSpec, ReceiptId, ReceiptState, RoundState, SlabId, TimeMs,
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, ReceiptId, ReceiptState, RoundState, TimeMs,
 };
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 /// Named numbers that a model has at most. A name has at most 4 KiB, so they fit a record.
@@ -53,6 +54,19 @@ struct ClientSlot {
     current: Option<ReceiptId>,
 }
 
+/// What one node holds of a round.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Share {
+    /// Updates that count.
+    pub updates: u64,
+    /// Of those, updates in its accumulators.
+    pub folded: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Updates that no accumulator has yet, by order of acceptance.
+    pending: BTreeMap<u64, ReceiptId>,
+}
+
 /// One round of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Round {
@@ -72,10 +86,12 @@ pub struct Round {
     pub deadline_ms: Option<TimeMs>,
     /// When it ended, once it has.
     pub ended_ms: Option<TimeMs>,
+    /// Where its clients are sent, the best first; empty for anywhere.
+    pub nodes: Vec<NodeId>,
     updates: BTreeMap<ReceiptId, Update>,
     clients: HashMap<ClientId, ClientSlot>,
-    /// Updates that no accumulator has yet, by order of acceptance.
-    pending: BTreeMap<u64, ReceiptId>,
+    /// Who holds what counts.
+    shares: BTreeMap<NodeId, Share>,
     leaves: u32,
     received: u64,
     folded: u64,
@@ -88,6 +104,7 @@ impl Round {
         spec: &JobSpec,
         opened_ms: TimeMs,
         deadline_ms: Option<TimeMs>,
+        nodes: &[NodeId],
     ) -> Self {
         Self {
             number,
@@ -98,9 +115,10 @@ impl Round {
             opened_ms,
             deadline_ms,
             ended_ms: None,
+            nodes: nodes.to_vec(),
             updates: BTreeMap::new(),
             clients: HashMap::new(),
-            pending: BTreeMap::new(),
+            shares: BTreeMap::new(),
             leaves: spec.topology.leaves(),
             received: 0,
             folded: 0,
@@ -165,11 +183,28 @@ impl Round {
 
     /// Digest over the receipts of the contributors, in order: what a commit says it is made of.
     pub fn contribution(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("catchment v1 contribution set");
-        for update in self.contributors() {
-            hasher.update(update.receipt.as_bytes());
-        }
-        hasher.finalize().into()
+        contribution(self.contributors())
+    }
+
+    /// The same over what one node has in the accumulator of one leaf: what a partial says it is made of.
+    pub fn contribution_of(&self, node: NodeId, leaf: u32) -> Digest {
+        contribution(self.contributors().filter(|update| update.accept.node == node && update.leaf == leaf))
+    }
+
+    /// Nodes that hold updates that count, and what they hold.
+    pub fn shares(&self) -> impl Iterator<Item = (NodeId, &Share)> {
+        self.shares.iter().map(|(node, share)| (*node, share))
+    }
+
+    /// What `node` holds.
+    pub fn share(&self, node: NodeId) -> Option<&Share> {
+        self.shares.get(&node)
+    }
+
+    /// The node that makes the model: the one that holds the most bytes, so that the fewest move. Every process that has
+    /// read as far says the same. `None` while nothing counts.
+    pub fn top(&self) -> Option<NodeId> {
+        self.shares.iter().max_by_key(|(node, share)| (share.bytes, Reverse(**node))).map(|(node, _)| *node)
     }
 
     /// Sample-weighted means of the numbers that contributors reported: of the first [`METRICS_MAX`] names in the order
@@ -200,11 +235,14 @@ impl Round {
         // Updates are never removed, so their number is the order of the next.
         let order = self.updates.len() as u64;
         let leaf = (order % u64::from(self.leaves)) as u32;
-        let accept = accept.clone();
+        let (accept, node, bytes) = (accept.clone(), accept.node, accept.bytes);
         let update = Update { receipt, accept, state: ReceiptState::Accepted, code: None, reason: None, order, leaf };
         let before = self.updates.insert(receipt, update);
         assert!(before.is_none(), "every attempt of every client has a receipt of its own");
-        self.pending.insert(order, receipt);
+        let share = self.shares.entry(node).or_default();
+        share.pending.insert(order, receipt);
+        share.updates += 1;
+        share.bytes += bytes;
         self.received += 1;
         if self.received >= self.goal {
             self.phase = Phase::Aggregating;
@@ -228,16 +266,26 @@ impl Round {
         }
         let was_folded = update.state == ReceiptState::Folded;
         update.state = state;
-        self.pending.remove(&update.order);
         update.code = code;
         update.reason = reason.map(str::to_owned);
+        let node = update.accept.node;
+        let share = self.shares.get_mut(&node).expect("what counts is somewhere");
+        share.pending.remove(&update.order);
         match state {
-            ReceiptState::Folded => self.folded += 1,
+            ReceiptState::Folded | ReceiptState::Committed => {
+                self.folded += u64::from(!was_folded);
+                share.folded += u64::from(!was_folded);
+            }
             ReceiptState::Discarded | ReceiptState::Lost => {
                 self.received -= 1;
                 self.folded -= u64::from(was_folded);
+                share.updates -= 1;
+                share.folded -= u64::from(was_folded);
+                share.bytes -= update.accept.bytes;
+                if share.updates == 0 {
+                    self.shares.remove(&node);
+                }
             }
-            ReceiptState::Committed => self.folded += u64::from(!was_folded),
             ReceiptState::Accepted | ReceiptState::Other => {}
         }
         true
@@ -257,9 +305,19 @@ impl Round {
         is_accepted && self.set_state(receipt, ReceiptState::Discarded, Some(Code::FunctionTrap), Some(reason))
     }
 
+    /// Everything that a node holds is gone, as below. Its accumulators go as a whole, because nothing can be taken out of
+    /// a sum.
+    pub(crate) fn lose_node(&mut self, node: NodeId) -> bool {
+        if !self.shares.contains_key(&node) {
+            return false;
+        }
+        let held = self.contributors().filter(|update| update.accept.node == node);
+        let receipts: Vec<ReceiptId> = held.map(|update| update.receipt).collect();
+        self.lose(&receipts, "the node that held it was lost; send it again")
+    }
+
     /// The updates are gone; their clients may send them again, and a closed round opens again for them.
-    pub(crate) fn lose(&mut self, receipts: &[ReceiptId]) -> bool {
-        let reason = "the memory that held it was lost; send it again";
+    pub(crate) fn lose(&mut self, receipts: &[ReceiptId], reason: &str) -> bool {
         let mut any = false;
         for receipt in receipts {
             if !self.set_state(*receipt, ReceiptState::Lost, Some(Code::NotReady), Some(reason)) {
@@ -301,9 +359,15 @@ impl Round {
         self.ended_ms = Some(at_ms);
     }
 
-    /// Slabs of updates that no accumulator has yet, in order of acceptance.
-    pub fn pending(&self) -> impl Iterator<Item = (&Update, SlabId)> {
-        self.pending.values().map(|receipt| &self.updates[receipt]).map(|update| (update, update.accept.slab))
+    /// Updates that no accumulator has yet; those of one node in order of acceptance.
+    pub fn pending(&self) -> impl Iterator<Item = &Update> {
+        self.shares.keys().flat_map(|node| self.pending_on(*node))
+    }
+
+    /// The same of one node.
+    pub fn pending_on(&self, node: NodeId) -> impl Iterator<Item = &Update> {
+        let share = self.shares.get(&node);
+        share.into_iter().flat_map(|share| share.pending.values()).map(|receipt| &self.updates[receipt])
     }
 
     /// Number of updates, discarded and lost ones included.
@@ -315,4 +379,12 @@ impl Round {
     pub fn is_empty(&self) -> bool {
         self.updates.is_empty()
     }
+}
+
+fn contribution<'a>(updates: impl Iterator<Item = &'a Update>) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("catchment v1 contribution set");
+    for update in updates {
+        hasher.update(update.receipt.as_bytes());
+    }
+    hasher.finalize().into()
 }

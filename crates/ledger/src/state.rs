@@ -5,9 +5,9 @@ use crate::outcome::{AcceptOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
     Accept, ClientId, CloseReason, Digest, DurationText, JobAction, JobSpec, JobState, JobUid, ModelCommit, Name,
-    Receipt, ReceiptId, Record, SpecPatch, TimeMs,
+    NodeId, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The shortest deadline a round may be given by a patch; the spec refuses a shorter one too.
 const DEADLINE_MS_MIN: u64 = 100;
@@ -22,12 +22,24 @@ pub struct State {
     names: BTreeMap<(Name, Name), JobUid>,
     /// Where to look for a receipt: its job and round.
     receipts: HashMap<ReceiptId, (JobUid, u64)>,
+    /// How often each node was given up, where that ever happened.
+    incarnations: BTreeMap<NodeId, u64>,
 }
 
 impl State {
     /// Sequence of the last record applied; 0 before the first.
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// How often a node was given up for lost: which of its lives counts now.
+    pub fn incarnation(&self, node: NodeId) -> u64 {
+        self.incarnations.get(&node).copied().unwrap_or_default()
+    }
+
+    /// Nodes that hold something for an active round.
+    pub fn holders(&self) -> BTreeSet<NodeId> {
+        self.jobs().filter_map(Job::active_round).flat_map(Round::shares).map(|(node, _)| node).collect()
     }
 
     /// Every job, by identity.
@@ -91,9 +103,10 @@ impl State {
             Record::JobActed { uid, action, at_ms } => self.change(*uid, |job| act(job, *action, *at_ms)),
             Record::JobFailed { uid, reason, at_ms } => self.change(*uid, |job| fail(job, reason, *at_ms)),
             Record::ModelPut { uid, model, at_ms } => self.change(*uid, |job| put_model(job, model, *at_ms)),
-            Record::RoundOpened { uid, round, deadline_ms, at_ms } => {
-                self.open_round(*uid, *round, *deadline_ms, *at_ms)
+            Record::RoundOpened { uid, round, deadline_ms, nodes, at_ms } => {
+                self.open_round(*uid, *round, *deadline_ms, nodes, *at_ms)
             }
+            Record::RoundPlaced { uid, round, nodes } => self.change(*uid, |job| place(job, *round, nodes)),
             Record::RoundExtended { uid, round, deadline_ms } => {
                 self.change(*uid, |job| extend(job, *round, *deadline_ms))
             }
@@ -105,7 +118,11 @@ impl State {
             Record::Discarded { uid, round, receipt, reason } => {
                 self.touch(*uid, *round, false, |active| active.discard(*receipt, reason))
             }
-            Record::Lost { uid, round, receipts, .. } => self.touch(*uid, *round, true, |active| active.lose(receipts)),
+            Record::Lost { uid, round, receipts, .. } => {
+                let reason = "the memory that held it was lost; send it again";
+                self.touch(*uid, *round, true, |active| active.lose(receipts, reason))
+            }
+            Record::NodeLost { node, incarnation, .. } => self.lose_node(*node, *incarnation),
             Record::Committed { uid, round, model, at_ms } => {
                 self.change(*uid, |job| commit(job, *round, model, *at_ms))
             }
@@ -179,7 +196,14 @@ impl State {
         }
     }
 
-    fn open_round(&mut self, uid: JobUid, number: u64, deadline_ms: Option<TimeMs>, at_ms: TimeMs) -> Outcome {
+    fn open_round(
+        &mut self,
+        uid: JobUid,
+        number: u64,
+        deadline_ms: Option<TimeMs>,
+        nodes: &[NodeId],
+        at_ms: TimeMs,
+    ) -> Outcome {
         let Some(job) = self.jobs.get_mut(&uid) else { return Outcome::Ignored("no such job") };
         let Some(version) = job.newest_model().map(|model| model.commit.version) else {
             return Outcome::Ignored("no initial model");
@@ -188,7 +212,7 @@ impl State {
         if job.state != JobState::Running || job.active_round().is_some() || !is_next {
             return Outcome::Ignored("the round cannot open now");
         }
-        let round = Round::open(number, version, &job.spec, at_ms, deadline_ms);
+        let round = Round::open(number, version, &job.spec, at_ms, deadline_ms, nodes);
         let ended = job.round.replace(round);
         job.revision = self.sequence;
         let dropped = ended.map_or_else(Vec::new, |ended| job.retire(ended, at_ms));
@@ -196,9 +220,25 @@ impl State {
         Outcome::Done
     }
 
+    fn lose_node(&mut self, node: NodeId, incarnation: u64) -> Outcome {
+        if incarnation != self.incarnation(node) {
+            return Outcome::Ignored("that incarnation is over");
+        }
+        self.incarnations.insert(node, incarnation + 1);
+        for job in self.jobs.values_mut() {
+            if job.round.as_mut().is_some_and(|round| round.is_active() && round.lose_node(node)) {
+                job.revision = self.sequence;
+            }
+        }
+        Outcome::Done
+    }
+
     fn accept(&mut self, accept: &Accept) -> AcceptOutcome {
         if let Some(outcome) = self.judge(accept.uid, accept.round, &accept.client, Some(&accept.digest)) {
             return outcome;
+        }
+        if accept.incarnation != self.incarnation(accept.node) {
+            return AcceptOutcome::NodeLost;
         }
         let job = self.jobs.get_mut(&accept.uid).expect("judged just now");
         let round = job.round.as_mut().expect("an open round was judged just now");
@@ -294,6 +334,15 @@ fn extend(job: &mut Job, number: u64, deadline_ms: Option<TimeMs>) -> Result<(),
     if round.received() < round.goal {
         round.phase = Phase::Open;
     }
+    Ok(())
+}
+
+fn place(job: &mut Job, number: u64, nodes: &[NodeId]) -> Result<(), &'static str> {
+    let round = active(job, number)?;
+    if round.nodes == nodes {
+        return Err("it is placed there already");
+    }
+    round.nodes = nodes.to_vec();
     Ok(())
 }
 

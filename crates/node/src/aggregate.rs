@@ -9,8 +9,10 @@ mod holdings;
 mod job;
 mod lanes;
 mod leaf;
+pub mod offered;
 mod ranges;
 mod recover;
+mod remote;
 mod total;
 
 pub use holdings::Holdings;
@@ -50,6 +52,7 @@ pub fn prepare(
     spec: &JobSpec,
     uid: JobUid,
     round: u64,
+    incarnation: u64,
     model: &ModelLayout,
 ) -> Result<(), SlabError> {
     if model.takes.gathers() {
@@ -58,7 +61,7 @@ pub fn prepare(
     let layout = &model.layout;
     let ranges = ranges::cut(layout).len();
     for leaf in 0..spec.topology.leaves() {
-        let key = leaf::LeafKey { uid, round, leaf };
+        let key = leaf::LeafKey { uid, round, leaf, incarnation };
         context.holdings.leaf_or(key, || leaf::Leaf::create(&context.store, key, layout.elements(), ranges))?;
     }
     Ok(())
@@ -207,7 +210,7 @@ impl Dispatcher {
         }
         let (slabs, parked) = self.context.ledger.read(|state| {
             let open = |at: &Address| state.judge(at.uid, at.round, &at.client, None).is_none();
-            (self.context.holdings.take_ended(state), self.context.parking.take_unless(open))
+            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open))
         });
         self.context.release(slabs);
         drop(parked);

@@ -1,12 +1,14 @@
 //! What every part of a node works with.
 
 use crate::aggregate::Holdings;
+use crate::aggregate::offered::Digests;
 use crate::checkin::Desk;
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
+use crate::peers::Peers;
 use catchment_bus::Bus;
 use catchment_ledger::Ledger;
 use catchment_proxy::{Link, Report};
@@ -50,6 +52,28 @@ pub struct Environment {
     pub entropy: Arc<dyn Entropy>,
     /// Told of every step.
     pub steps: Arc<dyn Steps>,
+}
+
+/// How a node is known to others.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// Its name for people.
+    pub name: String,
+    /// Where its gateway is reached: `http://host:port`.
+    pub url: String,
+    /// Where it stands; empty when nobody said.
+    pub zone: String,
+    /// How often it speaks; `None` for a node that is alone.
+    pub pace: Option<catchment_fleet::Pace>,
+    /// The name of the coordinator in the same process, if there is one.
+    pub coordinator: Option<u64>,
+}
+
+impl Membership {
+    /// Whether there can be no other node.
+    pub fn is_alone(&self) -> bool {
+        self.pace.is_none()
+    }
 }
 
 /// Processes that make the calls of functions.
@@ -103,6 +127,10 @@ pub struct Context {
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.
     pub holdings: Holdings,
+    /// The other nodes.
+    pub peers: Peers,
+    /// Digests of what they were given.
+    pub digests: Digests,
     /// Uploads whose connection broke.
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.

@@ -9,10 +9,12 @@ mod encoding;
 mod jobs;
 mod models;
 mod path;
+mod peers;
 mod problem;
 mod rounds;
 mod runners;
 mod serve;
+pub(crate) mod stretch;
 mod system;
 mod text;
 mod updates;
@@ -35,6 +37,7 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .nest("/v1/jobs", jobs.clone())
         .nest("/v1/namespaces/{namespace}/jobs", jobs)
         .merge(rest)
+        .merge(peers::routes(context.clone()))
         .fallback(|uri: axum::http::Uri| async move {
             Failure::from(Problem::new(Code::NotFound, format!("there is nothing at {}", uri.path())))
         })

@@ -16,6 +16,7 @@ mod metrics;
 mod models;
 mod node;
 mod parking;
+mod peers;
 mod resume;
 mod slab_meta;
 mod small;
@@ -23,6 +24,6 @@ mod subjects;
 mod submit;
 mod upload;
 
-pub use context::{Environment, NodeConfig, Pace, RunnersConfig};
+pub use context::{Environment, Membership, NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;
 pub use node::{Node, NodeError};

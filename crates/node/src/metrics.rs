@@ -63,6 +63,8 @@ pub struct Metrics {
     pub cold_start_seconds: Histogram,
     /// Accepted updates that no accumulator has yet.
     pub queue_depth: IntGaugeVec,
+    /// Bytes that came from other nodes, by what they were.
+    pub peer_bytes: IntCounterVec,
     /// Shared memory by state.
     pub slab_bytes: IntGaugeVec,
     /// Large slab files made, by the size of their pages.
@@ -177,6 +179,11 @@ impl Metrics {
             ),
             cold_start_seconds: register(&registry, Histogram::with_opts(cold).expect("valid names")),
             queue_depth: gauge("catchment_queue_depth", "Accepted updates that wait to be folded.", &JOB),
+            peer_bytes: counter(
+                "catchment_peer_bytes_total",
+                "Bytes that came from other nodes: partials or updates.",
+                &["namespace", "job", "kind"],
+            ),
             slab_bytes: gauge("catchment_slab_bytes", "Shared memory, by state.", &["state"]),
             slab_large_files: gauge(
                 "catchment_slab_large_files",
@@ -229,6 +236,7 @@ impl Metrics {
             &self.cold_starts,
             &self.descriptors,
             &self.descriptor_payload,
+            &self.peer_bytes,
         ] {
             remove(counter, of_job);
         }

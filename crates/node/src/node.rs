@@ -1,15 +1,18 @@
 //! Puts a node together, starts it, and stops it in order.
 
+use crate::aggregate::offered::Digests;
 use crate::aggregate::{self, Holdings};
 use crate::checkin::Desk;
-use crate::context::{Context, Environment, NodeConfig, RunnersConfig};
+use crate::context::{Context, Environment, Membership, NodeConfig, RunnersConfig};
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
+use crate::peers::Peers;
 use crate::{gateway, head, small};
 use catchment_bus::Bus;
+use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Speak};
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
@@ -46,6 +49,8 @@ pub enum NodeError {
     Ledger(#[from] catchment_ledger::LedgerError),
     #[error(transparent)]
     Bus(#[from] catchment_bus::BusError),
+    #[error("prepare to call other nodes: {0}")]
+    Http(#[from] reqwest::Error),
 }
 
 /// One machine's gateway, shared memory and instances.
@@ -55,7 +60,7 @@ pub struct Node {
 
 impl Node {
     /// Opens what the node keeps and matches it with the log. `runners`: the processes that make the calls of functions,
-    /// or this one.
+    /// or this one. `membership`: how it joins the others.
     ///
     /// # Errors
     /// A data or slab directory that cannot be used, or a log that cannot be reached, each named.
@@ -66,18 +71,22 @@ impl Node {
         ledger: Ledger,
         functions: Functions,
         environment: Environment,
+        membership: Membership,
     ) -> Result<Self, NodeError> {
         let Environment { clock, entropy, steps } = environment;
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
         let models = Models::open(&config.data_dir).map_err(data)?;
-        check_models(&ledger, &models)?;
+        if membership.is_alone() {
+            check_models(&ledger, &models)?;
+        }
         models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
         let (store, recovered) = open_slabs(slabs).await?;
         let runners = start_runners(runners, &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
+        let peers = join(&bus, &store, &config, node, membership, entropy.as_ref()).await?;
         let context = Arc::new(Context {
             node,
             ledger,
@@ -90,6 +99,8 @@ impl Node {
             metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
             desk: Desk::default(),
             holdings,
+            peers,
+            digests: Digests::default(),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
             heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
@@ -100,6 +111,11 @@ impl Node {
             config,
         });
         Ok(Self { context })
+    }
+
+    /// Who is there, as this node sees it.
+    pub fn fleet(&self) -> Fleet {
+        self.context.peers.fleet.clone()
     }
 
     /// Serves and aggregates until `stop` is cancelled and what was in progress has ended.
@@ -119,6 +135,43 @@ impl Node {
         context.store.trim();
         Ok(())
     }
+}
+
+/// Begins to tell the others of this node, and to hear of them.
+async fn join(
+    bus: &Bus,
+    store: &SlabStore,
+    config: &NodeConfig,
+    node: NodeId,
+    membership: Membership,
+    entropy: &dyn Entropy,
+) -> Result<Peers, NodeError> {
+    let Membership { name, url, zone, pace, coordinator } = membership;
+    let pass = format!("{:032x}", u128::from_le_bytes(entropy.bytes16()));
+    let (store, shown, lanes, memory_bytes) = (store.clone(), pass.clone(), config.lanes, config.slab_budget_bytes);
+    let speak: Speak = Arc::new(move || {
+        let usage = store.usage();
+        let beat = NodeBeat {
+            node,
+            name: name.clone(),
+            url: url.clone(),
+            pass: shown.clone(),
+            zone: zone.clone(),
+            cores: lanes as u32,
+            memory_bytes,
+            memory_free_bytes: memory_bytes.saturating_sub(usage.frozen_bytes + usage.accumulator_bytes),
+            arrivals_per_s: 0.0,
+            service_s: 0.0,
+            draining: false,
+        };
+        let coordinator = coordinator.map(|id| Beat::Coordinator(CoordinatorBeat { id }));
+        std::iter::once(Beat::Node(beat)).chain(coordinator).collect()
+    });
+    let fleet = match pace {
+        Some(pace) => Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?,
+        None => Fleet::alone(&speak),
+    };
+    Ok(Peers::new(fleet, node, pass)?)
 }
 
 /// Opens the store. Runners of a node that was killed end by themselves, and hold the store until they have.

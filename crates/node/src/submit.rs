@@ -265,7 +265,7 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
 
 /// Appends to the log and answers. The waiting goes on when the client hangs up: the slab's fate hangs on the log.
 pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted, Problem> {
-    let Frozen { kept: _kept, submission, digest, body_bytes, mut held } = frozen;
+    let Frozen { kept: _kept, submission, incarnation, digest, body_bytes, mut held } = frozen;
     let slab = held.slab.as_ref().expect("held until the log has spoken");
     let slab_bytes = slab.len();
     let accept = Accept {
@@ -278,10 +278,11 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         metrics: submission.metrics.clone(),
         bytes: body_bytes,
         node: context.node,
+        incarnation,
         slab: slab.id(),
         at_ms: context.clock.now_ms(),
     };
-    context.holdings.hold(accept.slab, accept.uid, accept.round);
+    context.holdings.hold(accept.slab, accept.uid, accept.round, incarnation);
     let task_context = context.clone();
     let spec = submission.spec.clone();
     let task = async move {
@@ -301,7 +302,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
             held.slab.take();
         } else {
             // The round may have ended while this update set its accumulators aside.
-            let ended = context.ledger.read(|state| context.holdings.take_ended(state));
+            let ended = context.ledger.read(|state| context.holdings.take_ended(state, context.node));
             context.release(ended);
         }
         outcome
@@ -379,6 +380,10 @@ pub fn refusal(spec: &JobSpec, address: &Address, outcome: AcceptOutcome) -> Pro
         AcceptOutcome::WrongState(state) => Problem::new(
             Code::WrongState,
             format!("job `{name}` is {} and takes no updates now", crate::gateway::state_text(state)),
+        ),
+        AcceptOutcome::NodeLost => Problem::new(
+            Code::NotReady,
+            "this node was given up for lost while it took the update; it is back: send the update again",
         ),
         AcceptOutcome::UnknownJob => Problem::new(Code::NotFound, format!("job `{name}` does not exist any more")),
     }

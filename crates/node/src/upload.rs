@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::gateway::body::Body;
 use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
+use crate::peers::models::ensure;
 use crate::slab_meta::SlabMeta;
 use crate::submit::{Submission, internal, refusal};
 use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
@@ -24,6 +25,8 @@ const BLOCKING_BYTES: u64 = 1 << 20;
 // Fields drop in this order: the slab is free before the round's accumulators are, if they go.
 pub struct Upload {
     submission: Submission,
+    /// The node's, when it took memory for it.
+    incarnation: u64,
     fit: Arc<Fit>,
     scatter: Scatter,
     digest: UpdateDigest,
@@ -48,6 +51,8 @@ pub struct Progress {
 pub struct Frozen {
     /// What is said of it.
     pub submission: Submission,
+    /// The node's incarnation that took it.
+    pub incarnation: u64,
     /// Its digest.
     pub digest: Digest,
     /// Bytes of its body.
@@ -81,7 +86,8 @@ impl Upload {
         let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
         let most = bytes.max(model.layout.elements() * 16);
         // First what folding needs: updates that fill the memory before would never leave it.
-        let prepare = move || aggregate::prepare(&worker, &spec, uid, round, &model);
+        let incarnation = context.ledger.read(|state| state.incarnation(context.node));
+        let prepare = move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model);
         with_room(context, most, prepare).await?;
         let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
         body.excuse(waited.elapsed());
@@ -94,7 +100,7 @@ impl Upload {
         digest.feed(&rest);
         scatter.feed(&rest, slab.bytes_mut())?;
         let (head_bytes, length) = (header.data_begin, body.length());
-        Ok(Self { submission, fit, scatter, digest, head_bytes, length, slab, kept })
+        Ok(Self { submission, incarnation, fit, scatter, digest, head_bytes, length, slab, kept })
     }
 
     /// Receives what the body has.
@@ -137,7 +143,7 @@ impl Upload {
     /// `truncated`, `checksum`.
     pub fn freeze(self) -> Result<Frozen, Problem> {
         // What is bound last goes first: who waits for room is told once the slab is free.
-        let Self { kept, submission, fit, scatter, digest, head_bytes, mut slab, .. } = self;
+        let Self { kept, submission, incarnation, fit, scatter, digest, head_bytes, mut slab, .. } = self;
         let body_bytes = head_bytes + scatter.position();
         scatter.finish(slab.bytes_mut())?;
         kept.context.done(Step::Received);
@@ -148,7 +154,7 @@ impl Upload {
         let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
         kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
-        Ok(Frozen { submission, digest, body_bytes, held, kept })
+        Ok(Frozen { submission, incarnation, digest, body_bytes, held, kept })
     }
 }
 
@@ -194,8 +200,10 @@ impl Drop for HeldSlab {
 
 async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result<Arc<ModelLayout>, Problem> {
     let (context, uid, spec) = (context.clone(), submission.uid, submission.spec.clone());
-    let etag = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.etag));
-    let etag = etag.ok_or_else(|| refusal(&spec, &submission.address(), AcceptOutcome::UnknownJob))?;
+    let initial = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.clone()));
+    let initial = initial.ok_or_else(|| refusal(&spec, &submission.address(), AcceptOutcome::UnknownJob))?;
+    ensure(&context, uid, &initial).await?;
+    let etag = initial.etag;
     let find = move || context.layouts.get(&context.models, &context.functions, uid, &spec, etag);
     let layout = tokio::task::spawn_blocking(find).await;
     layout.map_err(internal)?.map_err(internal)

@@ -32,6 +32,9 @@ pub struct Accept {
     pub bytes: u64,
     /// The node that holds it.
     pub node: NodeId,
+    /// How often that node had been given up for lost when it took the update. Once it is given up again, this update is
+    /// not accepted: what a lost node holds counts for nothing.
+    pub incarnation: u64,
     /// Where it lies there.
     pub slab: SlabId,
     /// When the gateway had all of it.
@@ -71,6 +74,8 @@ pub struct ModelCommit {
     pub etag: Digest,
     /// Bytes of the file.
     pub bytes: u64,
+    /// The node that made the file; others fetch it from there.
+    pub node: NodeId,
     /// Digest of the function that made it; `None` for the initial model.
     pub function: Option<Digest>,
     /// Number of updates in it.
@@ -140,6 +145,8 @@ pub enum Record {
         round: u64,
         /// When it ends, if it does.
         deadline_ms: Option<TimeMs>,
+        /// Where its clients are sent, the best first; empty for anywhere.
+        nodes: Vec<NodeId>,
         /// When.
         at_ms: TimeMs,
     },
@@ -207,6 +214,25 @@ pub enum Record {
         round: u64,
         /// The new model.
         model: ModelCommit,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// An active round's clients are sent elsewhere from now on. What was accepted stays where it is.
+    RoundPlaced {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// Where, the best first; empty for anywhere.
+        nodes: Vec<NodeId>,
+    },
+    /// A node was given up, and with it everything that it holds for active rounds. Should it come back, it begins anew,
+    /// as its next incarnation.
+    NodeLost {
+        /// The node.
+        node: NodeId,
+        /// Which of its incarnations: the record counts only while that is the present one.
+        incarnation: u64,
         /// When.
         at_ms: TimeMs,
     },

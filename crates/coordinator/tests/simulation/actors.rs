@@ -193,8 +193,8 @@ impl World {
         let current = job.round.as_ref();
         let early = current.filter(|round| round.is_active() && !round.is_ready()).map(|round| round.contribution());
         let record = match self.rng.random_range(0..5) {
-            0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, at_ms },
-            1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, at_ms },
+            0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, nodes: vec![], at_ms },
+            1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, nodes: vec![], at_ms },
             2 => Record::Committed { uid, round: round + 1, model: next, at_ms },
             3 if early.is_some() => {
                 Record::Committed { uid, round, model: ModelCommit { contribution: early, ..next }, at_ms }

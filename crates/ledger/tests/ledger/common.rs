@@ -41,6 +41,7 @@ pub fn accept(uid: JobUid, round: u64, number: u64, body: u8) -> Accept {
         metrics: BTreeMap::from([("loss".to_owned(), number as f64)]),
         bytes: 64,
         node: NodeId(1),
+        incarnation: 0,
         slab: SlabId::new(number as u32, round as u32),
         at_ms: 5,
     }
@@ -51,6 +52,7 @@ pub fn initial_model() -> ModelCommit {
         version: 0,
         etag: digest(200),
         bytes: 64,
+        node: NodeId(1),
         function: None,
         contributors: 0,
         contribution: None,
@@ -65,6 +67,7 @@ pub fn commit_of(job: &Job, round: &Round) -> ModelCommit {
         version: job.models.len() as u64,
         etag: digest(201),
         bytes: 64,
+        node: NodeId(1),
         function: Some(digest(202)),
         contributors: round.received(),
         contribution: Some(round.contribution()),
@@ -121,7 +124,7 @@ impl Fixture {
     }
 
     pub fn open_until(&mut self, round: u64, deadline_ms: Option<TimeMs>) -> Outcome {
-        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, at_ms: self.now_ms })
+        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, nodes: vec![], at_ms: self.now_ms })
     }
 
     pub fn act(&mut self, action: JobAction) -> Outcome {
@@ -160,7 +163,7 @@ impl Fixture {
     }
 
     pub fn fold_pending(&mut self) -> Outcome {
-        let receipts: Vec<_> = self.round().pending().map(|(update, _)| update.receipt).collect();
+        let receipts: Vec<_> = self.round().pending().map(|update| update.receipt).collect();
         self.fold(self.round().number, &receipts)
     }
 

@@ -274,7 +274,7 @@ fn the_newest_ended_round_outlives_the_cap_on_receipts() {
     let mut last = Vec::new();
     // Not through the fixture, which would recount everything after each record.
     let mut apply = |record| fixture.state.apply(fixture.state.sequence() + 1, &record);
-    let open = |round| Record::RoundOpened { uid: JOB, round, deadline_ms: None, at_ms: 0 };
+    let open = |round| Record::RoundOpened { uid: JOB, round, deadline_ms: None, nodes: vec![], at_ms: 0 };
     for (round, clients) in [(1, 1), (2, 200_001)] {
         apply(open(round));
         let group = (0..clients).map(|number| accept(JOB, round, number, 0)).collect();
@@ -365,7 +365,7 @@ fn updates_wait_in_the_order_they_came_and_spread_over_the_leaves() {
     let mut fixture = Fixture::running(r#","goal":100,"deadline":null,"topology":{"tree":{"leaves":3,"middles":0}}"#);
     let receipts: Vec<_> = (0..10).map(|number| fixture.accepted(1, number)).collect();
     fixture.fold(1, &receipts[2..5]);
-    let waiting: Vec<_> = fixture.round().pending().map(|(u, slab)| (u.receipt, slab.index(), u.leaf)).collect();
+    let waiting: Vec<_> = fixture.round().pending().map(|u| (u.receipt, u.accept.slab.index(), u.leaf)).collect();
     let expected: Vec<_> = [0, 1, 5, 6, 7, 8, 9].map(|i| (receipts[i as usize], i, i % 3)).into();
     assert_eq!(waiting, expected);
 }

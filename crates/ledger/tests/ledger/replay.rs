@@ -72,7 +72,7 @@ impl Step {
         match self {
             Self::Ready(record) => record,
             Self::Opened(uid, which, deadline_ms, at_ms) => {
-                Record::RoundOpened { uid, round: number(uid, which), deadline_ms, at_ms }
+                Record::RoundOpened { uid, round: number(uid, which), deadline_ms, nodes: vec![], at_ms }
             }
             Self::Extended(uid, which, deadline_ms) => {
                 Record::RoundExtended { uid, round: number(uid, which), deadline_ms: Some(deadline_ms) }

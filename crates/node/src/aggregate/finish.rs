@@ -8,14 +8,16 @@ use super::job::{Input, JobAggregation, StepError, blocking, is_outside, rule, u
 use super::lanes::Level;
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, block_bytes};
 use super::ranges::Range;
+use super::remote::{self, RemoteLeaf};
 use super::total::exact_sum;
+use crate::peers::models::{ensure, spread};
 use crate::subjects;
 use catchment_ingest::{Scatter, first_non_finite};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, MergeArgs, TypedWindow, Window};
 use catchment_slab::{Accumulator, Slab, SlabError, SlabStore};
 use catchment_types::{Digest, Dtype, ModelCommit, Record, Step, Topology, UpdateKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -26,14 +28,16 @@ const COPY_BYTES: usize = 1 << 20;
 /// What the model is made of, read from the ledger in one look.
 pub struct Facts {
     round: u64,
-    leaves: Vec<u32>,
+    /// Leaves of this node.
+    leaves: Vec<LeafKey>,
+    /// Leaves of others.
+    remote: Vec<RemoteLeaf>,
     /// The updates, in the order of their clients' names.
     gathered: Vec<Update>,
     /// The sum of weights.
     pub total_weight: f64,
     updates: u64,
-    previous_version: u64,
-    previous_etag: Digest,
+    previous: ModelCommit,
     version: u64,
     contribution: Digest,
     metrics: BTreeMap<String, f64>,
@@ -44,44 +48,91 @@ pub struct Facts {
 /// Makes a round's model and commits it.
 pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
     let Some(facts) = facts(job, round) else { return Ok(()) };
-    let mut leaves = Vec::new();
-    for leaf in &facts.leaves {
-        let key = LeafKey { uid: job.uid, round, leaf: *leaf };
-        let leaf = job.context.holdings.leaf(key);
-        let leaf = leaf.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {} is missing", key.leaf)))?;
-        leaves.push(leaf);
-    }
-    let permits = job.ranges.len().clamp(1, job.context.config.lanes) as u32;
-    let lanes = job.context.lanes.acquire_many(permits).await.expect("never closed");
-    let worker = Worker {
+    let facts = Arc::new(facts);
+    ensure(&job.context, job.uid, &facts.previous).await.map_err(|problem| StepError::Again(problem.detail))?;
+    let worker = Arc::new(Worker {
         context: job.context.clone(),
         uid: job.uid,
         spec: job.spec.clone(),
         model: job.model.clone(),
         ranges: job.ranges.clone(),
         lanes: job.lanes.clone(),
+    });
+    let made = if job.model.takes.gathers() {
+        let (inputs, _copies) = inputs(&worker, &facts).await?;
+        worker
+            .clone()
+            .working({
+                let facts = facts.clone();
+                move |worker| worker.make_gathered(&inputs, &facts)
+            })
+            .await?
+    } else {
+        let top = merge_all(&worker, &facts).await?;
+        worker
+            .clone()
+            .working({
+                let facts = facts.clone();
+                move |worker| worker.make_folded(&top, &facts)
+            })
+            .await?
     };
-    let made = blocking(move || worker.make(&leaves, facts)).await?;
-    drop(lanes);
     match made {
-        Made::Model(commit, facts) => commit_model(job, round, *commit, *facts).await,
+        Made::Model(commit) => {
+            spread(&job.context, job.uid, commit.version, commit.etag).await;
+            commit_model(job, round, *commit, &facts).await
+        }
         Made::Culprits(culprits) => {
             for (update, error) in &culprits {
-                job.discard(LeafKey { uid: job.uid, round, leaf: 0 }, update, error).await?;
+                job.discard(round, update, error).await?;
             }
             Ok(())
         }
     }
 }
 
+/// Merges this node's leaves, and then, one after the other, those of the other nodes: each moves over the network once,
+/// and takes memory only while it is merged.
+async fn merge_all(worker: &Arc<Worker>, facts: &Facts) -> Result<Partial, StepError> {
+    let mut leaves = Vec::new();
+    for key in &facts.leaves {
+        let leaf = worker.context.holdings.leaf(*key);
+        leaves.push(leaf.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {} is missing", key.leaf)))?);
+    }
+    let mut top = worker.clone().working(move |worker| worker.climb(&leaves)).await?;
+    for remote in &facts.remote {
+        let memory = remote::partial(worker, facts.round, remote).await?;
+        let block_bytes = block_bytes(worker.model.layout.elements());
+        let fetched = Partial::Merged { memory, block: 0, block_bytes };
+        top = worker.clone().working(move |worker| worker.merge(Level::Top, &[top, fetched])).await?;
+    }
+    worker.context.done(Step::Merged);
+    Ok(top)
+}
+
+/// Every update of the round, and the memory of those that were copied from other nodes.
+async fn inputs(worker: &Arc<Worker>, facts: &Facts) -> Result<(Vec<Input>, Vec<ScratchSlab>), StepError> {
+    let (mut inputs, mut copies) = (Vec::new(), Vec::new());
+    for update in &facts.gathered {
+        if update.accept.node == worker.context.node {
+            inputs.push(Input::find(&worker.context, update)?);
+        } else {
+            let (input, copy) = remote::update(worker, update).await?;
+            inputs.push(input);
+            copies.push(copy);
+        }
+    }
+    Ok((inputs, copies))
+}
+
 /// What came of a round.
 enum Made {
-    Model(Box<ModelCommit>, Box<Facts>),
+    Model(Box<ModelCommit>),
     /// The function fails on these, and the rest goes on without them.
     Culprits(Vec<(Update, FunctionError)>),
 }
 
-async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, facts: Facts) -> Result<(), StepError> {
+async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, facts: &Facts) -> Result<(), StepError> {
     let (context, at_ms) = (&job.context, job.context.clock.now_ms());
     let record = Record::Committed { uid: job.uid, round, model: model.clone(), at_ms };
     if let Outcome::Ignored(why) = context.ledger.propose(record).await? {
@@ -132,17 +183,19 @@ fn facts(job: &JobAggregation, number: u64) -> Option<Facts> {
         let round: &Round = found.active_round().filter(|round| round.number == number).filter(is_ready)?;
         let mut gathered: Vec<Update> = round.contributors().filter(|_| gathers).cloned().collect();
         gathered.sort_by(|a, b| a.accept.client.cmp(&b.accept.client));
-        let mut leaves: Vec<u32> = round.contributors().filter(|_| !gathers).map(|update| update.leaf).collect();
-        leaves.sort_unstable();
-        leaves.dedup();
+        let holders = round.contributors().filter(|_| !gathers).map(|update| (update.accept.node, update.leaf));
+        let (ours, others): (BTreeSet<_>, BTreeSet<_>) = holders.partition(|(node, _)| *node == job.context.node);
+        let (uid, incarnation) = (job.uid, state.incarnation(job.context.node));
+        let leaf_of = |(_, leaf)| LeafKey { uid, round: number, leaf, incarnation };
+        let remote_of = |(node, leaf)| RemoteLeaf { node, leaf, contribution: round.contribution_of(node, leaf) };
         Some(Facts {
             round: number,
-            leaves,
+            leaves: ours.into_iter().map(leaf_of).collect(),
+            remote: others.into_iter().map(remote_of).collect(),
             gathered,
             total_weight: exact_sum(round.contributors().map(|update| update.accept.weight)),
             updates: round.received(),
-            previous_version: round.model_version,
-            previous_etag: found.model(round.model_version)?.commit.etag,
+            previous: found.model(round.model_version)?.commit.clone(),
             version: found.models.len() as u64,
             contribution: round.contribution(),
             metrics: round.metrics(),
@@ -178,6 +231,11 @@ impl Drop for ScratchSlab {
 }
 
 impl ScratchSlab {
+    /// Takes charge of a slab.
+    pub fn new(context: Arc<crate::context::Context>, slab: Slab) -> Self {
+        Self { context, slab }
+    }
+
     /// A stretch of it.
     pub fn window(&self, offset: u64, len_bytes: u64) -> Result<Window<BorrowedFd<'_>>, FunctionError> {
         let fd = self.slab.fd().map_err(unreadable)?;
@@ -206,9 +264,12 @@ fn merged_window<'a>(memory: &'a Scratch, block: u64, block_bytes: u64, range: &
 
 /// What makes a model.
 pub struct Worker {
-    context: Arc<crate::context::Context>,
-    uid: catchment_types::JobUid,
-    spec: Arc<catchment_types::JobSpec>,
+    /// What the node works with.
+    pub context: Arc<crate::context::Context>,
+    /// The job.
+    pub uid: catchment_types::JobUid,
+    /// Its spec.
+    pub spec: Arc<catchment_types::JobSpec>,
     /// The job's model.
     pub model: Arc<crate::layouts::ModelLayout>,
     /// The cut.
@@ -218,53 +279,72 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn make(&self, leaves: &[Leaf], facts: Facts) -> Result<Made, StepError> {
+    /// Works on threads that may block, as many of them as there are lanes to be had.
+    async fn working<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, StepError> + Send + 'static,
+    ) -> Result<T, StepError> {
+        let permits = self.ranges.len().clamp(1, self.context.config.lanes) as u32;
+        let lanes = self.context.lanes.clone().acquire_many_owned(permits).await.expect("never closed");
+        blocking(move || {
+            let done = work(&self);
+            drop(lanes);
+            done
+        })
+        .await
+    }
+
+    fn make_folded(&self, top: &Partial, facts: &Facts) -> Result<Made, StepError> {
         let out = self.scratch(self.model.own.slab_bytes)?;
-        let previous = self.previous(&facts)?;
+        let previous = self.previous(facts)?;
         self.context.done(Step::Scratched);
-        if self.model.takes.gathers() {
-            let culprits = self.gather(&out, previous.as_ref(), &facts)?;
-            if !culprits.is_empty() {
-                return Ok(Made::Culprits(culprits));
-            }
-        } else {
-            let top = self.climb(leaves)?;
-            self.context.done(Step::Merged);
-            self.finalize(&top, &out, previous.as_ref(), &facts)?;
-        }
+        self.finalize(top, &out, previous.as_ref(), facts)?;
         drop(previous);
+        self.keep(&out, facts)
+    }
+
+    fn make_gathered(&self, inputs: &[Input], facts: &Facts) -> Result<Made, StepError> {
+        let out = self.scratch(self.model.own.slab_bytes)?;
+        let previous = self.previous(facts)?;
+        self.context.done(Step::Scratched);
+        let culprits = self.gather(inputs, &out, previous.as_ref(), facts)?;
+        drop(previous);
+        if culprits.is_empty() { self.keep(&out, facts) } else { Ok(Made::Culprits(culprits)) }
+    }
+
+    fn keep(&self, out: &Scratch, facts: &Facts) -> Result<Made, StepError> {
         self.context.done(Step::Finalized);
-        let (etag, bytes) = self.write(&out, &facts)?;
+        let (etag, bytes) = self.write(out, facts)?;
         self.context.done(Step::Kept);
         let function = self.context.functions.digest(&self.spec.function);
         let commit = ModelCommit {
             version: facts.version,
             etag,
             bytes,
+            node: self.context.node,
             function,
             contributors: facts.updates,
             contribution: Some(facts.contribution),
             gathered: self.model.takes.gathers(),
             metrics: facts.metrics.clone(),
         };
-        Ok(Made::Model(Box::new(commit), Box::new(facts)))
+        Ok(Made::Model(Box::new(commit)))
     }
 
     /// Makes the model out of all updates at once. Gives those that the function fails on, when they are known.
     fn gather(
         &self,
+        inputs: &[Input],
         out: &Scratch,
         previous: Option<&ScratchSlab>,
         facts: &Facts,
     ) -> Result<Vec<(Update, FunctionError)>, StepError> {
-        let inputs = facts.gathered.iter().map(|update| Input::find(&self.context, update));
-        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
         let gather = Gather { worker: self, facts, seed: self.seed(facts.round), previous, out };
-        let error = match gather.run(&inputs) {
+        let error = match gather.run(inputs) {
             Ok(()) => return Ok(Vec::new()),
             Err(error) => error,
         };
-        let culprits = if is_failure(&error) { gather.culprits(&inputs) } else { Vec::new() };
+        let culprits = if is_failure(&error) { gather.culprits(inputs) } else { Vec::new() };
         // When it fails on every single one, the function is to blame.
         if culprits.is_empty() || (culprits.len() == inputs.len() && inputs.len() > 1) {
             return Err(self.failure("combine", error));
@@ -306,7 +386,7 @@ impl Worker {
     }
 
     /// Takes memory, for which uploads that broke off give way.
-    fn grant<T>(&self, take: impl Fn(&SlabStore) -> Result<T, SlabError>) -> Result<T, SlabError> {
+    pub fn grant<T>(&self, take: impl Fn(&SlabStore) -> Result<T, SlabError>) -> Result<T, SlabError> {
         loop {
             match take(&self.context.store) {
                 Err(SlabError::NoRoom { .. }) if self.context.parking.give_way() => {}
@@ -336,8 +416,8 @@ impl Worker {
     /// Merges partials into a fresh one, sixteen at a time.
     fn merge(&self, level: Level, partials: &[Partial]) -> Result<Partial, StepError> {
         let block_bytes = block_bytes(self.model.layout.elements());
-        let memory = self.scratch(2 * block_bytes)?;
         let batches = partials.len().div_ceil(BATCH_MAX) as u64;
+        let memory = self.scratch(batches.min(2) * block_bytes)?;
         let calls = |index: usize| {
             let range = &self.ranges[index];
             let window = |step: u64| merged_window(&memory, step % 2, block_bytes, range);
@@ -363,9 +443,9 @@ impl Worker {
         if self.spec.update == UpdateKind::Weights && !self.lanes.needs_previous() {
             return Ok(None);
         }
-        let version = facts.previous_version;
+        let version = facts.previous.version;
         let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
-        let file = self.context.models.file(self.uid, version, facts.previous_etag).map_err(disk)?;
+        let file = self.context.models.file(self.uid, version, facts.previous.etag).map_err(disk)?;
         let mut slab = self.grant(|store| store.grant(self.model.own.slab_bytes))?;
         let mut scatter = Scatter::new(self.model.own.clone());
         copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
@@ -420,7 +500,7 @@ impl Worker {
     fn write(&self, out: &Scratch, facts: &Facts) -> Result<(Digest, u64), StepError> {
         let disk = |error: std::io::Error| StepError::Again(format!("write model version {}: {error}", facts.version));
         let models = &self.context.models;
-        let before = models.file(self.uid, facts.previous_version, facts.previous_etag).map_err(disk)?;
+        let before = models.file(self.uid, facts.previous.version, facts.previous.etag).map_err(disk)?;
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
         let mut draft = models.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
         draft.write(&self.model.head).map_err(disk)?;

@@ -2,13 +2,14 @@
 
 use super::leaf::{Leaf, LeafKey};
 use catchment_ledger::State;
-use catchment_types::{JobUid, SlabId};
+use catchment_types::{JobUid, NodeId, SlabId};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Default)]
 struct Held {
-    slabs: HashMap<SlabId, (JobUid, u64)>,
+    /// Each with its job, its round, and the incarnation that took it.
+    slabs: HashMap<SlabId, (JobUid, u64, u64)>,
     leaves: HashMap<LeafKey, Leaf>,
     /// Updates being received or parked, by round.
     uploads: HashMap<(JobUid, u64), u64>,
@@ -26,8 +27,8 @@ impl Holdings {
     }
 
     /// Notes that a slab belongs to a round.
-    pub fn hold(&self, slab: SlabId, uid: JobUid, round: u64) {
-        self.lock().slabs.insert(slab, (uid, round));
+    pub fn hold(&self, slab: SlabId, uid: JobUid, round: u64, incarnation: u64) {
+        self.lock().slabs.insert(slab, (uid, round, incarnation));
     }
 
     /// Notes that an update of this round is on its way: its accumulators stay until it is there, refused or given up.
@@ -81,23 +82,25 @@ impl Holdings {
         Ok(leaf)
     }
 
-    /// Takes out everything that belongs to a round which is over; the caller releases it.
-    pub fn take_ended(&self, state: &State) -> Vec<SlabId> {
-        let active = |uid: JobUid, round: u64| {
+    /// Takes out everything that belongs to a round which is over, and what this node held when it was given up; the
+    /// caller releases it.
+    pub fn take_ended(&self, state: &State, node: NodeId) -> Vec<SlabId> {
+        let now = state.incarnation(node);
+        let active = |uid: JobUid, round: u64, incarnation: u64| {
             let job = state.job(uid).and_then(|job| job.active_round());
-            job.is_some_and(|active| active.number == round)
+            incarnation == now && job.is_some_and(|active| active.number == round)
         };
         let mut held = self.lock();
         let mut ended = Vec::new();
-        held.slabs.retain(|slab, (uid, round)| {
-            let keep = active(*uid, *round);
+        held.slabs.retain(|slab, (uid, round, incarnation)| {
+            let keep = active(*uid, *round, *incarnation);
             if !keep {
                 ended.push(*slab);
             }
             keep
         });
         held.leaves.retain(|key, leaf| {
-            let keep = active(key.uid, key.round);
+            let keep = active(key.uid, key.round, key.incarnation);
             if !keep {
                 ended.push(leaf.slab());
             }

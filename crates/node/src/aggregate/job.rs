@@ -6,6 +6,7 @@ use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
 use super::ranges::{Range, cut};
 use crate::context::Context;
 use crate::layouts::ModelLayout;
+use crate::peers::models::ensure;
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{
@@ -45,18 +46,19 @@ pub fn next_work(state: &State, uid: JobUid, node: NodeId, gathers: impl Fn(&Job
     let Some(job) = state.job(uid) else { return Work::Nothing };
     let Some(round) = job.active_round() else { return Work::Nothing };
     if gathers(&job.spec) {
-        return if round.is_complete() { Work::Finish(round.number) } else { Work::Nothing };
+        let is_ours = round.is_complete() && round.top() == Some(node);
+        return if is_ours { Work::Finish(round.number) } else { Work::Nothing };
     }
     let mut leaves: BTreeMap<u32, Vec<&Update>> = BTreeMap::new();
-    for update in round.pending().map(|(update, _)| update).filter(|update| update.accept.node == node) {
+    for update in round.pending_on(node) {
         leaves.entry(update.leaf).or_default().push(update);
     }
     match leaves.into_iter().max_by_key(|(_, updates)| updates.len()) {
         Some((leaf, updates)) => {
-            let key = LeafKey { uid, round: round.number, leaf };
+            let key = LeafKey { uid, round: round.number, leaf, incarnation: state.incarnation(node) };
             Work::Fold(key, updates.into_iter().take(BATCH_MAX).cloned().collect())
         }
-        None if round.is_ready() => Work::Finish(round.number),
+        None if round.is_ready() && round.top() == Some(node) => Work::Finish(round.number),
         None => Work::Nothing,
     }
 }
@@ -184,10 +186,11 @@ impl JobAggregation {
     async fn begin(context: &Arc<Context>, uid: JobUid) -> Result<Self, StepError> {
         let known = context.ledger.read(|state| {
             let job = state.job(uid)?;
-            Some((Arc::new(job.spec.clone()), job.model(0)?.commit.etag))
+            Some((Arc::new(job.spec.clone()), job.model(0)?.commit.clone()))
         });
-        let (spec, etag) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
-        let context = context.clone();
+        let (spec, initial) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
+        let (context, etag) = (context.clone(), initial.etag);
+        ensure(&context, uid, &initial).await.map_err(|problem| StepError::Again(problem.detail))?;
         blocking(move || {
             let model = context
                 .layouts
@@ -235,14 +238,14 @@ impl JobAggregation {
         }
         match self.fold_batch(&leaf, &updates).await? {
             None => self.folded(key, &updates).await,
-            Some(error) if updates.len() == 1 => self.discard(key, &updates[0], &error).await,
+            Some(error) if updates.len() == 1 => self.discard(key.round, &updates[0], &error).await,
             Some(error) => {
                 tracing::warn!(job = %self.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
                 for update in &updates {
                     let one = std::slice::from_ref(update);
                     match self.fold_batch(&leaf, one).await? {
                         None => self.folded(key, one).await?,
-                        Some(error) => self.discard(key, update, &error).await?,
+                        Some(error) => self.discard(key.round, update, &error).await?,
                     }
                 }
                 Ok(())
@@ -263,9 +266,8 @@ impl JobAggregation {
         let Some(plan) = leaf.plan() else { return Ok(false) };
         let updates = self.context.ledger.read(|state| {
             let round = state.job(self.uid).and_then(|job| job.round_numbered(key.round));
-            let planned =
-                |update: &&Update| plan.slabs.contains(&update.accept.slab) && update.accept.node == self.context.node;
-            round.map(|round| round.pending().map(|(update, _)| update).filter(planned).cloned().collect::<Vec<_>>())
+            let planned = |update: &&Update| plan.slabs.contains(&update.accept.slab);
+            round.map(|round| round.pending_on(self.context.node).filter(planned).cloned().collect::<Vec<_>>())
         });
         let updates = updates.unwrap_or_default();
         if updates.is_empty() {
@@ -338,17 +340,20 @@ impl JobAggregation {
         Ok(())
     }
 
-    pub async fn discard(&self, key: LeafKey, update: &Update, error: &FunctionError) -> Result<(), StepError> {
-        tracing::warn!(job = %self.spec.name, round = key.round, client = %update.accept.client, %error, "discard an update");
+    /// Records that the function fails on an update, and lets go of it.
+    pub async fn discard(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
+        tracing::warn!(job = %self.spec.name, round, client = %update.accept.client, %error, "discard an update");
         let reason = format!("function `{}` failed on this update: {error}", self.spec.function);
-        let record = Record::Discarded { uid: key.uid, round: key.round, receipt: update.receipt, reason };
+        let record = Record::Discarded { uid: self.uid, round, receipt: update.receipt, reason };
         self.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
         Ok(())
     }
 
+    /// Lets go of those of these updates that are here.
     fn let_go(&self, updates: &[Update]) {
-        let slabs: Vec<SlabId> = updates.iter().map(|update| update.accept.slab).collect();
+        let ours = updates.iter().filter(|update| update.accept.node == self.context.node);
+        let slabs: Vec<SlabId> = ours.map(|update| update.accept.slab).collect();
         self.context.holdings.let_go(&slabs);
         self.context.release(slabs);
     }
@@ -388,6 +393,18 @@ impl Input {
         let meta =
             SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest).ok_or_else(missing)?;
         Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
+    }
+
+    /// The same of a slab that another node's update was copied to.
+    pub fn copied(slab: Slab, update: &Update) -> Result<Self, StepError> {
+        let meta = SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest);
+        let meta = meta.ok_or_else(|| StepError::Again("another node sent another update".to_owned()))?;
+        Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
+    }
+
+    /// What its slab's header says of it.
+    pub fn noted(&self) -> &[u8] {
+        self.slab.meta()
     }
 
     /// What is known of it beside its numbers.

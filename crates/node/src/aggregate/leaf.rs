@@ -41,6 +41,8 @@ pub struct LeafKey {
     pub round: u64,
     /// The leaf.
     pub leaf: u32,
+    /// Of which of the node's incarnations.
+    pub incarnation: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -164,6 +166,22 @@ impl Leaf {
     pub fn partial(&self, index: usize, range: &Range) -> Option<Window<BorrowedFd<'_>>> {
         let (held, block) = self.held(index);
         (held > 0).then(|| self.window(block, range))
+    }
+
+    /// Where the whole partial lies in its file, and how many bytes it has; `None` while a batch is not done, or nothing is
+    /// in it. Batches that are done have flipped every range as often, so they are all in one block.
+    pub fn whole(&self) -> Option<(u64, u64)> {
+        let plan = self.plan()?;
+        let (sequence, block) = if self.ranges == 0 { (0, 0) } else { self.held(0) };
+        let is_whole =
+            self.lagging(&plan).is_empty() && (0..self.ranges).all(|range| self.held(range) == (sequence, block));
+        let offset = self.accumulator.data_offset() + block * block_bytes(self.elements);
+        is_whole.then_some((offset, self.elements * PARTIAL_BYTES))
+    }
+
+    /// A descriptor of its file.
+    pub fn file(&self) -> std::io::Result<std::fs::File> {
+        super::offered::file_of(self.accumulator.fd())
     }
 
     /// Where a range's next partial goes.

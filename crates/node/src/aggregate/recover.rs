@@ -74,7 +74,7 @@ impl Found {
     fn judge(&self, state: &State, holdings: &Holdings, node: NodeId) -> (Vec<SlabId>, Vec<Lost>) {
         let (mut kept, mut lost) = (Vec::new(), Vec::new());
         for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-            let missing = self.judge_round(job.uid, round, node, holdings, &mut kept);
+            let missing = self.judge_round((job.uid, round), (node, state.incarnation(node)), holdings, &mut kept);
             if !missing.is_empty() {
                 lost.push((job.uid, round.number, missing));
             }
@@ -84,33 +84,30 @@ impl Found {
 
     fn judge_round(
         &self,
-        uid: JobUid,
-        round: &Round,
-        node: NodeId,
+        (uid, round): (JobUid, &Round),
+        (node, incarnation): (NodeId, u64),
         holdings: &Holdings,
         kept: &mut Vec<SlabId>,
     ) -> Vec<ReceiptId> {
-        let (ours, others): (Vec<&Update>, Vec<&Update>) =
-            round.contributors().partition(|update| update.accept.node == node);
+        let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
         let leaves: HashSet<u32> = ours.iter().map(|update| update.leaf).collect();
         let mut usable = HashMap::new();
         for leaf in leaves {
-            let key = LeafKey { uid, round: round.number, leaf };
+            let key = LeafKey { uid, round: round.number, leaf, incarnation };
             if let Some(found) = self.leaves.get(&key).filter(|found| self.is_usable(found, &ours)) {
                 kept.push(found.slab());
                 holdings.leaf_or(key, || Ok::<_, std::convert::Infallible>(found.clone())).ok();
                 usable.insert(leaf, found);
             }
         }
-        // There is one node: whoever held these under another name is gone.
-        let mut missing: Vec<ReceiptId> = others.into_iter().map(|update| update.receipt).collect();
+        let mut missing = Vec::new();
         for update in ours {
             let (slab, leaf) = (update.accept.slab, usable.get(&update.leaf));
             let in_slab = update.state == ReceiptState::Accepted && self.has(slab, &update.accept.digest);
             let in_leaf = leaf.is_some_and(|leaf| update.state == ReceiptState::Folded || holds(leaf, slab));
             if in_slab {
                 kept.push(slab);
-                holdings.hold(slab, uid, round.number);
+                holdings.hold(slab, uid, round.number, incarnation);
             }
             if !in_slab && !in_leaf {
                 missing.push(update.receipt);

@@ -1,19 +1,20 @@
 //! Models: the initial one in, every version out.
 
 use super::body::Body as Incoming;
-use super::connection::FileBody;
 use super::encoding;
 use super::jobs::propose;
 use super::path::At;
 use super::problem::Failure;
+use super::stretch::Stretch;
 use crate::context::Context;
 use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
+use crate::peers::models::{ensure, spread};
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use catchment_ingest::Scatter;
 use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
@@ -51,6 +52,7 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<M
     }
     let model = receive(context, uid, &spec, body).await?;
     let (etag, at_ms) = (model.etag, context.clock.now_ms());
+    spread(context, uid, 0, etag).await;
     propose(context, Record::ModelPut { uid, model, at_ms }).await?;
     let stored = context.ledger.read(|state| initial(state, uid));
     let view = stored.ok_or_else(|| Failure(Problem::new(Code::NotFound, "the job was deleted meanwhile")));
@@ -122,6 +124,7 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
         version: 0,
         etag,
         bytes,
+        node: context.node,
         function: None,
         contributors: 0,
         contribution: None,
@@ -163,43 +166,14 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let (uid, commit) = context.ledger.read(|state| find_version(&at, state, version.version))?;
-    let etag = format!("\"{}\"", commit.etag);
-    let common = [
-        (header::ETAG, etag.clone()),
-        (header::HeaderName::from_static("catchment-model-version"), commit.version.to_string()),
-        (header::ACCEPT_RANGES, "bytes".to_owned()),
-    ];
-    let header_text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    if header_text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
-        return Ok((StatusCode::NOT_MODIFIED, common).into_response());
-    }
-    let range_holds = header_text(header::IF_RANGE).is_none_or(|known| known == etag);
-    let range = match header_text(header::RANGE).filter(|_| range_holds).map(|text| parse_range(text, commit.bytes)) {
-        Some(Some(Err(()))) => {
-            let unsatisfied = [(header::CONTENT_RANGE, format!("bytes */{}", commit.bytes))];
-            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, common, unsatisfied).into_response());
-        }
-        Some(Some(Ok(range))) => Some(range),
-        Some(None) | None => None,
-    };
+    ensure(&context, uid, &commit).await?;
     let file = context
         .models
         .file(uid, commit.version, commit.etag)
         .map_err(|error| Failure::internal("read the model", error))?;
-    let (begin, end) = range.unwrap_or((0, commit.bytes));
-    let sent = Extension(FileBody { file: Arc::new(file), begin, end });
-    let body = Body::from_stream(sent.0.clone().stream());
-    let length = [
-        (header::CONTENT_LENGTH, (end - begin).to_string()),
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-    ];
-    Ok(match range {
-        None => (StatusCode::OK, common, length, sent, body).into_response(),
-        Some(_) => {
-            let part = [(header::CONTENT_RANGE, format!("bytes {begin}-{}/{}", end - 1, commit.bytes))];
-            (StatusCode::PARTIAL_CONTENT, common, length, part, sent, body).into_response()
-        }
-    })
+    let mut response = Stretch { file, begin: 0, end: commit.bytes, etag: commit.etag }.answer(&headers);
+    response.headers_mut().insert("catchment-model-version", commit.version.into());
+    Ok(response)
 }
 
 fn find_version(
@@ -225,18 +199,6 @@ fn find_version(
     }
 }
 
-/// One range of bytes. `None`: not a range this server serves, so the whole file is sent (RFC 9110, 14.2).
-/// `Some(Err)`: a range outside the file.
-fn parse_range(text: &str, length: u64) -> Option<Result<(u64, u64), ()>> {
-    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-    let (begin, end) = match (first.trim(), last.trim()) {
-        ("", last) => (length.saturating_sub(last.parse().ok()?), length),
-        (first, "") => (first.parse().ok()?, length),
-        (first, last) => (first.parse().ok()?, last.parse::<u64>().ok()?.saturating_add(1).min(length)),
-    };
-    Some(if begin < end { Ok((begin, end)) } else { Err(()) })
-}
-
 /// Every version, newest first.
 #[utoipa::path(get, path = "/{job}/models", tag = "models", params(("job" = String, Path), super::jobs::Paging),
     responses((status = 200, body = Page<ModelView>), (status = 404, body = Problem)))]
@@ -256,24 +218,4 @@ pub async fn list(
         let cursor = items.last().filter(|_| more).map(|model| model.version.to_string());
         Ok(Json(Page { items, cursor }))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_range;
-
-    #[test]
-    fn ranges_of_bytes() {
-        assert_eq!(parse_range("bytes=0-9", 100), Some(Ok((0, 10))));
-        assert_eq!(parse_range("bytes=90-", 100), Some(Ok((90, 100))));
-        assert_eq!(parse_range("bytes=-10", 100), Some(Ok((90, 100))));
-        assert_eq!(parse_range("bytes=-1000", 100), Some(Ok((0, 100))));
-        assert_eq!(parse_range("bytes=50-1000", 100), Some(Ok((50, 100))));
-        assert_eq!(parse_range("bytes=100-", 100), Some(Err(())));
-        assert_eq!(parse_range("bytes=9-3", 100), Some(Err(())));
-        assert_eq!(parse_range("bytes=-0", 100), Some(Err(())));
-        for ignored in ["bytes=0-1,5-6", "items=0-1", "bytes=x-y", "bytes=5"] {
-            assert_eq!(parse_range(ignored, 100), None, "{ignored}");
-        }
-    }
 }

@@ -1,0 +1,58 @@
+//! What members say of themselves.
+
+use catchment_types::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Largest heartbeat that is read.
+pub(crate) const BEAT_BYTES_MAX: usize = 16 << 10;
+
+/// A heartbeat, as JSON on the bus: fields may be added, and unknown ones are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "member", rename_all = "snake_case")]
+pub enum Beat {
+    /// Of a node.
+    Node(NodeBeat),
+    /// Of a coordinator.
+    Coordinator(CoordinatorBeat),
+}
+
+/// A node, as it is now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeBeat {
+    /// Its name in the event log.
+    pub node: NodeId,
+    /// Its name for people.
+    pub name: String,
+    /// Where its gateway is reached, by other nodes and by clients: `http://host:port`.
+    pub url: String,
+    /// What other nodes show it to be let in: drawn anew at each start.
+    pub pass: String,
+    /// Where it stands; empty when nobody said. Nodes of one zone are near each other.
+    #[serde(default)]
+    pub zone: String,
+    /// Cores that fold.
+    #[serde(default)]
+    pub cores: u32,
+    /// Shared memory it may use, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// Of that, bytes not in use.
+    #[serde(default)]
+    pub memory_free_bytes: u64,
+    /// Updates a second that it has been taking lately.
+    #[serde(default)]
+    pub arrivals_per_s: f64,
+    /// Seconds of folding that an update takes, on one core.
+    #[serde(default)]
+    pub service_s: f64,
+    /// Whether it ends soon, and wants no more work.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+/// A coordinator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoordinatorBeat {
+    /// Its name, drawn at its start; the least of those alive decides.
+    pub id: u64,
+}

@@ -1,0 +1,78 @@
+//! What other nodes ask for: models, partials and updates. Whoever does not show this node's own pass finds nothing here.
+
+use super::path::At;
+use super::problem::Failure;
+use super::stretch::Stretch;
+use crate::aggregate::offered;
+use crate::context::Context;
+use crate::peers::{hex, models::ensure_from};
+use axum::Router;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use catchment_types::{Code, Digest, JobUid, NodeId, Problem, ReceiptId};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Calls between nodes. They are no part of the interface and may change with any version.
+pub fn routes(context: Arc<Context>) -> Router<Arc<Context>> {
+    Router::new()
+        .route("/v1/peer/models/{uid}/{version}/{etag}", get(model).put(keep_model))
+        .route("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}", get(partial))
+        .route("/v1/peer/updates/{receipt}", get(update))
+        .layer(from_fn_with_state(context, admit))
+}
+
+async fn admit(State(context): State<Arc<Context>>, request: Request, next: Next) -> Response {
+    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if context.peers.admits(shown) {
+        return next.run(request).await;
+    }
+    let detail = format!("there is nothing at {}", request.uri().path());
+    Failure(Problem::new(Code::NotFound, detail)).into_response()
+}
+
+async fn model(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    let (uid, version, etag): (JobUid, u64, Digest) = (at.part("uid")?, at.number("version")?, at.part("etag")?);
+    let file = context.models.file(uid, version, etag).map_err(|error| missing(&error))?;
+    let end = file.metadata().map_err(|error| missing(&error))?.len();
+    Ok(Stretch { file, begin: 0, end, etag }.answer(&headers))
+}
+
+/// Who has a model.
+#[derive(Deserialize)]
+struct From {
+    from: String,
+}
+
+async fn keep_model(
+    State(context): State<Arc<Context>>,
+    at: At,
+    Query(from): Query<From>,
+) -> Result<StatusCode, Failure> {
+    let node = u64::from_str_radix(&from.from, 16)
+        .map_err(|_| Problem::new(Code::BadRequest, "from: not a node's name in hexadecimal digits"))?;
+    ensure_from(&context, at.part("uid")?, at.number("version")?, at.part("etag")?, NodeId(node)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn partial(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    let leaf = u32::try_from(at.number("leaf")?).map_err(|error| missing(&error))?;
+    let (uid, round, contribution) = (at.part("uid")?, at.number("round")?, at.part("contribution")?);
+    Ok(offered::partial(&context, uid, round, leaf, contribution).await?.answer(&headers))
+}
+
+async fn update(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    let receipt: ReceiptId = at.part("receipt")?;
+    let (stretch, meta) = offered::update(&context, receipt).await?;
+    let mut response = stretch.answer(&headers);
+    let meta = HeaderValue::from_str(&hex(&meta)).map_err(|error| Failure::internal("send an update", error))?;
+    response.headers_mut().insert("catchment-slab-meta", meta);
+    Ok(response)
+}
+
+fn missing(error: &dyn std::fmt::Display) -> Problem {
+    Problem::new(Code::NotFound, format!("this node does not have it: {error}"))
+}

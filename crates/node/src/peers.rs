@@ -1,0 +1,99 @@
+//! The other nodes of the cluster: who they are, and how bytes come from them.
+//!
+//! Between nodes move partials, updates of functions that need them all, and models; always by one stream each, asked for
+//! by the node that needs it. What is asked for is named by what the event log says it must be, so a node that has
+//! something else, because it is ahead, behind or came back from the dead, cannot give it.
+
+mod fetch;
+pub mod models;
+
+pub use fetch::{FetchError, Head, Sink, hex};
+
+use catchment_fleet::{Fleet, NodeBeat};
+use catchment_types::{Digest, JobUid, NodeId, ReceiptId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a connection to another node may take.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+/// How long another node may say nothing. It may have to read what it is about to send first.
+const READ_TIME: Duration = Duration::from_secs(30);
+
+/// What one node asks another for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// A model's file.
+    Model {
+        /// Its job.
+        uid: JobUid,
+        /// Its version.
+        version: u64,
+        /// Its digest.
+        etag: Digest,
+    },
+    /// A leaf's partial.
+    Partial {
+        /// Its job.
+        uid: JobUid,
+        /// Its round.
+        round: u64,
+        /// Which leaf.
+        leaf: u32,
+        /// What must be in it.
+        contribution: Digest,
+    },
+    /// An update as it lies in its slab.
+    Update(ReceiptId),
+}
+
+impl Wanted {
+    /// Where it is asked for.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Model { uid, version, etag } => format!("/v1/peer/models/{uid}/{version}/{etag}"),
+            Self::Partial { uid, round, leaf, contribution } => {
+                format!("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}")
+            }
+            Self::Update(receipt) => format!("/v1/peer/updates/{receipt}"),
+        }
+    }
+}
+
+/// The cluster as one node sees it.
+pub struct Peers {
+    /// Who is there.
+    pub fleet: Fleet,
+    /// What other nodes show this one.
+    pass: String,
+    node: NodeId,
+    http: reqwest::Client,
+    /// Models being fetched, so that each is fetched once.
+    fetching: tokio::sync::Mutex<HashMap<(JobUid, u64), Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Peers {
+    /// `pass`: what this node's own heartbeats say.
+    ///
+    /// # Errors
+    /// When the system refuses what an HTTP client needs.
+    pub fn new(fleet: Fleet, node: NodeId, pass: String) -> Result<Self, reqwest::Error> {
+        let http =
+            reqwest::Client::builder().connect_timeout(CONNECT_TIME).read_timeout(READ_TIME).no_proxy().build()?;
+        Ok(Self { fleet, pass, node, http, fetching: Default::default() })
+    }
+
+    /// Whether a call carries this node's own pass. In constant time: digests are compared.
+    pub fn admits(&self, shown: Option<&str>) -> bool {
+        let digest = |text: &str| blake3::hash(text.as_bytes());
+        shown.and_then(|shown| shown.strip_prefix("Bearer ")).is_some_and(|shown| digest(shown) == digest(&self.pass))
+    }
+
+    /// Other nodes that were heard lately; `first`, if it is one of them, before the rest.
+    fn others(&self, first: NodeId) -> Vec<NodeBeat> {
+        let mut others = self.fleet.live();
+        others.retain(|beat| beat.node != self.node);
+        others.sort_by_key(|beat| beat.node != first);
+        others
+    }
+}
