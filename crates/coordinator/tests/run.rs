@@ -3,6 +3,7 @@
 
 use catchment_bus::Bus;
 use catchment_coordinator::run;
+use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Pace, Speak};
 use catchment_ledger::{AcceptOutcome, Ledger, Outcome, Phase, State};
 use catchment_types::{
     Accept, Clock, Digest, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, TimeMs,
@@ -21,6 +22,8 @@ impl Clock for Virtual {
     }
 }
 
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
 const INITIAL: ModelCommit = ModelCommit {
     version: 0,
     etag: Digest::from_bytes([7; 32]),
@@ -37,14 +40,37 @@ fn uid(job: u8) -> JobUid {
     JobUid::from_bytes([job; 16])
 }
 
+fn node(id: u64) -> Beat {
+    Beat::Node(NodeBeat {
+        node: NodeId(id),
+        name: format!("node-{id}"),
+        url: "http://127.0.0.1:1".to_owned(),
+        pass: String::new(),
+        zone: String::new(),
+        cores: 2,
+        memory_bytes: 1 << 30,
+        memory_free_bytes: 1 << 30,
+        arrivals_per_s: 0.0,
+        service_s: 0.0,
+        draining: false,
+    })
+}
+
 /// A ledger with jobs of `fields`, and two coordinators.
 async fn coordinated(jobs: u8, fields: &str) -> (Bus, Ledger) {
     let bus = Bus::in_memory();
     let ledger = Ledger::open(bus.log.clone(), [1; 16]).await.unwrap();
     let clock = Arc::new(Virtual(Instant::now()));
-    for _ in 0..2 {
-        tokio::spawn(run(ledger.clone(), clock.clone()));
+    for id in 1..=2 {
+        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id })]);
+        let pace = Pace { interval: Duration::from_secs(1), lost_after: LOST_AFTER };
+        let fleet = Fleet::join(bus.events.clone(), speak, pace, [id as u8; 16]).await.unwrap();
+        tokio::spawn(run(ledger.clone(), fleet, clock.clone(), id));
     }
+    // A node that speaks for as long as the bus is there.
+    let speak: Speak = Arc::new(|| vec![node(1)]);
+    let fleet = Fleet::join(bus.events.clone(), speak, Pace::default(), [9; 16]).await.unwrap();
+    Box::leak(Box::new(fleet));
     for job in 0..jobs {
         let spec = format!(r#"{{"name":"job-{job}","function":"fedavg"{fields}}}"#);
         ledger.propose(Record::JobCreated { uid: uid(job), spec, at_ms: 0 }).await.unwrap();
@@ -71,6 +97,10 @@ fn phase(state: &State, job: u8) -> Option<(u64, Phase)> {
 }
 
 async fn submit(ledger: &Ledger, job: u8, round: u64, client: u32) -> AcceptOutcome {
+    submit_at(ledger, NodeId(1), job, round, client).await
+}
+
+async fn submit_at(ledger: &Ledger, node: NodeId, job: u8, round: u64, client: u32) -> AcceptOutcome {
     let accept = Accept {
         uid: uid(job),
         round,
@@ -80,8 +110,8 @@ async fn submit(ledger: &Ledger, job: u8, round: u64, client: u32) -> AcceptOutc
         num_samples: 1,
         metrics: BTreeMap::new(),
         bytes: 64,
-        node: NodeId(1),
-        incarnation: 0,
+        node,
+        incarnation: ledger.read(|state| state.incarnation(node)),
         slab: SlabId::new(client, round as u32),
         at_ms: 0,
     };
@@ -183,4 +213,27 @@ async fn a_pause_stops_the_clock() {
     assert!(submit(&ledger, 0, 1, 1).await.is_accepted(), "most of the round's time is left");
     until(&ledger, |state| phase(state, 0) == Some((1, Phase::Aggregating))).await;
     assert!((3_630..3_631).contains(&opened.elapsed().as_secs()), "{:?}", opened.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_falls_silent_is_given_up_and_its_clients_are_asked_again() {
+    let (bus, ledger) = coordinated(1, r#","goal":2,"rounds":1,"deadline":null"#).await;
+    until(&ledger, |state| phase(state, 0) == Some((1, Phase::Open))).await;
+    let speak: Speak = Arc::new(|| vec![node(2)]);
+    let second = Fleet::join(bus.events.clone(), speak, Pace::default(), [8; 16]).await.unwrap();
+    assert!(submit_at(&ledger, NodeId(2), 0, 1, 1).await.is_accepted());
+    sleep(3 * LOST_AFTER).await;
+    let received = |state: &State| state.job(uid(0)).unwrap().round.as_ref().unwrap().received();
+    assert_eq!(ledger.read(received), 1, "who speaks is not lost");
+    drop(second);
+    let silent = Instant::now();
+    until(&ledger, |state| received(state) == 0).await;
+    assert!(silent.elapsed() >= LOST_AFTER - Duration::from_secs(1) && silent.elapsed() < 2 * LOST_AFTER);
+    assert_eq!(ledger.read(|state| state.incarnation(NodeId(2))), 1);
+    let records = bus.log.last().await.unwrap();
+    sleep(3 * LOST_AFTER).await;
+    assert_eq!(bus.log.last().await.unwrap(), records, "it is given up once");
+    assert!(submit(&ledger, 0, 1, 1).await.is_accepted(), "its client sends again");
+    assert!(submit(&ledger, 0, 1, 2).await.is_accepted());
+    assert_eq!(commit(&ledger, 0, 1).await, Outcome::Done);
 }

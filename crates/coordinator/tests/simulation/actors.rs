@@ -1,7 +1,8 @@
 //! Coordinators, clients with their gateway, and owners.
 
+use crate::node::LOST_AFTER_MS;
 use crate::world::{Event, World, blake3_of};
-use catchment_coordinator::decide;
+use catchment_coordinator::{Nodes, decide};
 use catchment_ledger::{Outcome, Phase};
 use catchment_types::{
     Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, SpecPatch,
@@ -26,17 +27,16 @@ impl Coordinator {
     }
 }
 
-/// Receives updates and appends them in groups.
-pub struct Gateway {
-    group: Vec<Accept>,
+/// Those who send updates.
+pub struct Clients {
     slabs: u32,
     pub pace_ms: u64,
     clients: u32,
 }
 
-impl Gateway {
+impl Clients {
     pub fn new(rng: &mut ChaCha8Rng) -> Self {
-        Self { group: Vec::new(), slabs: 0, pace_ms: rng.random_range(20..=600), clients: rng.random_range(20..=200) }
+        Self { slabs: 0, pace_ms: rng.random_range(20..=600), clients: rng.random_range(20..=200) }
     }
 }
 
@@ -56,10 +56,13 @@ impl World {
             return;
         }
         let now_ms = self.now_ms.saturating_add_signed(coordinator.skew_ms);
-        let decision = decide(&self.state, now_ms);
+        let nodes = self.heard();
+        let coordinator = &mut self.coordinators[who];
+        let decision = decide(&self.state, &nodes, now_ms);
         let mut subjects: Vec<JobUid> = decision.records.iter().filter_map(crate::checks::subject).collect();
+        let given_up = decision.records.iter().filter(|record| matches!(record, Record::NodeLost { .. })).count();
         subjects.dedup();
-        assert_eq!(subjects.len(), decision.records.len(), "at most one decision a job");
+        assert_eq!(subjects.len() + given_up, decision.records.len(), "at most one decision a job");
         if let Some(record) = decision.records.into_iter().next() {
             coordinator.sleeps = false;
             let sequence = self.state.sequence();
@@ -71,11 +74,28 @@ impl World {
         }
     }
 
+    /// Who is there, as a coordinator hears it; now and then it hears wrongly.
+    fn heard(&mut self) -> Nodes {
+        let mut nodes = Nodes::default();
+        for number in 0..self.nodes.len() {
+            let misheard = self.troubled() && self.rng.random_range(0..2_000) == 0;
+            let node = &self.nodes[number];
+            let lost = misheard || node.silent_since.is_some_and(|since| since + LOST_AFTER_MS <= self.now_ms);
+            if lost { nodes.lost.push(node.id) } else { nodes.live.push(node.id) }
+        }
+        nodes
+    }
+
     pub fn decide(&mut self, who: usize, record: Record, sequence: u64) {
         let crashes = self.troubled() && self.chance(5);
         if self.state.sequence() != sequence {
             self.checks.reached.count("decision stale");
         } else if !crashes || self.chance(50) {
+            if let Record::NodeLost { node, .. } = record
+                && self.nodes.iter().any(|other| other.id == node && !other.dead)
+            {
+                self.checks.reached.count("node given up alive");
+            }
             let outcome = self.append(record.clone());
             assert_eq!(outcome, Outcome::Done, "{record:?} was decided on this very state");
         }
@@ -96,13 +116,15 @@ impl World {
             93..97 => current + 1,
             _ => self.rng.random_range(0..10),
         };
-        let client = self.rng.random_range(0..self.gateway.clients);
+        let client = self.rng.random_range(0..self.clients.clients);
         let body = if self.chance(5) { 1 } else { 0 };
         self.send(uid, round, format!("client-{client}").parse().unwrap(), blake3_of(body));
     }
 
     fn send(&mut self, uid: JobUid, round: u64, client: ClientId, digest: Digest) {
-        self.gateway.slabs += 1;
+        self.clients.slabs += 1;
+        let node = self.rng.random_range(0..self.nodes.len());
+        let node = self.nodes[node].id;
         let accept = Accept {
             uid,
             round,
@@ -112,8 +134,9 @@ impl World {
             num_samples: self.rng.random_range(1..100),
             metrics: BTreeMap::new(),
             bytes: 64,
-            node: NodeId(1),
-            slab: SlabId::new(self.gateway.slabs, 1),
+            node,
+            incarnation: self.state.incarnation(node),
+            slab: SlabId::new(self.clients.slabs, 1),
             at_ms: self.now_ms,
         };
         let slow = self.chance(10);
@@ -126,21 +149,32 @@ impl World {
         {
             return; // Seen in time; otherwise only the log will tell.
         }
-        self.node.hold(&accept);
-        if self.gateway.group.is_empty() {
-            self.after(0..=15, Event::Flush);
+        let number = self.number(accept.node);
+        if self.nodes[number].dead {
+            return;
         }
-        self.gateway.group.push(accept);
+        self.nodes[number].hold(&accept);
+        if self.nodes[number].group.is_empty() {
+            self.after(0..=15, Event::Flush(number));
+        }
+        self.nodes[number].group.push(accept);
     }
 
-    pub fn flush(&mut self) {
-        let group = std::mem::take(&mut self.gateway.group);
+    fn number(&self, id: NodeId) -> usize {
+        self.nodes.iter().position(|node| node.id == id).expect("one of them")
+    }
+
+    pub fn flush(&mut self, node: usize) {
+        let group = std::mem::take(&mut self.nodes[node].group);
+        if group.is_empty() {
+            return;
+        }
         let Outcome::Accepts(outcomes) = self.append(Record::Accepted(group.clone())) else {
             panic!("a group has an outcome for each");
         };
         for (accept, outcome) in group.iter().zip(&outcomes) {
             if !outcome.is_accepted() {
-                self.node.release(accept.slab);
+                self.nodes[node].release(accept.slab);
             }
             // No answer reached the client, or it does not believe it.
             if self.chance(15) {

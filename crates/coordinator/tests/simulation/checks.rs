@@ -5,7 +5,7 @@ use catchment_types::{Accept, CloseReason, JobState, JobUid, ReceiptId, ReceiptS
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the runs together must come to see: a simulation that simulates nothing proves nothing.
-const EVERYTHING: [&str; 22] = [
+const EVERYTHING: [&str; 28] = [
     "round committed",
     "round skipped",
     "round extended",
@@ -28,6 +28,12 @@ const EVERYTHING: [&str; 22] = [
     "job failed",
     "job stopped",
     "decision stale",
+    "node given up",
+    "node given up alive",
+    "refused by a node given up",
+    "committed from many nodes",
+    "a partial out of reach",
+    "a partial of another incarnation",
 ];
 
 /// How often what was seen.
@@ -54,6 +60,7 @@ impl Reached {
 pub fn subject(record: &Record) -> Option<JobUid> {
     match record {
         Record::JobCreated { uid, .. }
+        | Record::RoundPlaced { uid, .. }
         | Record::JobPatched { uid, .. }
         | Record::JobActed { uid, .. }
         | Record::JobFailed { uid, .. }
@@ -65,7 +72,7 @@ pub fn subject(record: &Record) -> Option<JobUid> {
         | Record::Discarded { uid, .. }
         | Record::Lost { uid, .. }
         | Record::Committed { uid, .. } => Some(*uid),
-        Record::Accepted(_) => None,
+        Record::Accepted(_) | Record::NodeLost { .. } => None,
     }
 }
 
@@ -166,6 +173,7 @@ impl Checks {
             AcceptOutcome::NotOpenYet { .. } => self.reached.count("too early"),
             AcceptOutcome::WrongState(_) => self.reached.count("paused out"),
             AcceptOutcome::UnknownJob => self.reached.count("unknown job"),
+            AcceptOutcome::NodeLost => self.reached.count("refused by a node given up"),
         }
     }
 
@@ -183,6 +191,7 @@ impl Checks {
             Record::Discarded { .. } if done && closed => "discarded after the close",
             Record::Discarded { .. } if done => "discarded",
             Record::Lost { .. } if done => "lost",
+            Record::NodeLost { .. } if done => "node given up",
             _ => return,
         };
         self.reached.count(what);

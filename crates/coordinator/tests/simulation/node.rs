@@ -1,16 +1,32 @@
-//! A node: slabs and accumulators in memory that may be lost, and records about them that travel slowly.
+//! Nodes: slabs and accumulators in memory that may be lost, and records about them that travel slowly. The top of a
+//! closed round takes the others' partials, if it reaches them and they are what the log says.
 
 use crate::world::{Event, World};
 use catchment_ledger::{Job, Round};
-use catchment_types::{Accept, JobUid, ModelCommit, ReceiptId, ReceiptState, Record, SlabId};
+use catchment_types::{Accept, JobUid, ModelCommit, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What lies in the node's memory.
+/// A node that was silent for this long is given up.
+pub const LOST_AFTER_MS: TimeMs = 2_000;
+/// How long nodes are silent, at most.
+const SILENCE_MS: TimeMs = 6_000;
+
+/// A job's round, and the node's incarnation.
+type Key = (JobUid, u64, u64);
+
+/// A node and what lies in its memory.
 pub struct Node {
-    slabs: BTreeMap<SlabId, (JobUid, u64)>,
-    accumulators: BTreeMap<(JobUid, u64), BTreeSet<ReceiptId>>,
+    pub id: NodeId,
+    /// Since when nobody hears it.
+    pub silent_since: Option<TimeMs>,
+    /// Whether it does nothing either.
+    pub dead: bool,
+    /// Updates that its gateway is about to append.
+    pub group: Vec<Accept>,
+    slabs: BTreeMap<SlabId, Key>,
+    accumulators: BTreeMap<Key, BTreeSet<ReceiptId>>,
     /// On which the function trapped, whether the log has it yet or not.
     trapped: BTreeSet<ReceiptId>,
     trap_percent: u32,
@@ -27,13 +43,22 @@ struct Findings {
 }
 
 impl Node {
-    pub fn new(rng: &mut ChaCha8Rng) -> Self {
+    pub fn new(number: usize, rng: &mut ChaCha8Rng) -> Self {
         let trap_percent = if rng.random_bool(0.5) { 0 } else { rng.random_range(1..=25) };
-        Self { slabs: BTreeMap::new(), accumulators: BTreeMap::new(), trapped: BTreeSet::new(), trap_percent }
+        Self {
+            id: NodeId(1 + number as u64),
+            silent_since: None,
+            dead: false,
+            group: Vec::new(),
+            slabs: BTreeMap::new(),
+            accumulators: BTreeMap::new(),
+            trapped: BTreeSet::new(),
+            trap_percent,
+        }
     }
 
     pub fn hold(&mut self, accept: &Accept) {
-        let before = self.slabs.insert(accept.slab, (accept.uid, accept.round));
+        let before = self.slabs.insert(accept.slab, (accept.uid, accept.round, accept.incarnation));
         assert!(before.is_none(), "every upload has a slab of its own");
     }
 
@@ -47,6 +72,11 @@ impl Node {
         self.trapped.clear();
     }
 
+    /// It is heard again, and works again.
+    pub fn back(&mut self) {
+        (self.silent_since, self.dead) = (None, false);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.slabs.is_empty() && self.accumulators.is_empty()
     }
@@ -55,82 +85,135 @@ impl Node {
         assert!(self.is_empty(), "left behind: slabs {:?}, accumulators {:?}", self.slabs, self.accumulators);
     }
 
-    fn inspect(&self, job: &Job, round: &Round) -> Findings {
+    fn inspect(&self, job: &Job, round: &Round, incarnation: u64) -> Findings {
         let nothing = BTreeSet::new();
-        let folded = self.accumulators.get(&(job.uid, round.number)).unwrap_or(&nothing);
+        let folded = self.accumulators.get(&(job.uid, round.number, incarnation)).unwrap_or(&nothing);
         let of = |state, in_accumulator: bool| {
-            let updates = round.updates().filter(move |update| update.state == state);
+            let ours = round.updates().filter(|update| update.accept.node == self.id);
+            let updates = ours.filter(move |update| update.state == state);
             updates.filter(move |update| folded.contains(&update.receipt) == in_accumulator)
         };
         let gone = of(ReceiptState::Accepted, false).filter(|update| !self.slabs.contains_key(&update.accept.slab));
         let lost: Vec<_> = gone.chain(of(ReceiptState::Folded, false)).map(|update| update.receipt).collect();
-        let waiting = round.pending().filter(|(update, slab)| {
+        let waiting = round.pending_on(self.id).filter(|update| {
             let is_done = folded.contains(&update.receipt) || self.trapped.contains(&update.receipt);
-            !is_done && self.slabs.contains_key(slab)
+            !is_done && self.slabs.contains_key(&update.accept.slab)
         });
-        let commit = (round.is_ready() && lost.is_empty()).then(|| {
-            // What the log says is in the model is what is in the accumulator.
-            assert!(round.contributors().map(|update| &update.receipt).eq(folded), "round {}", round.number);
-            ModelCommit {
-                version: job.models.len() as u64,
-                etag: round.contribution(),
-                bytes: 64,
-                function: None,
-                contributors: folded.len() as u64,
-                contribution: Some(round.contribution()),
-                gathered: false,
-                metrics: round.metrics(),
-            }
+        let commit = (round.is_ready() && lost.is_empty() && round.top() == Some(self.id)).then(|| ModelCommit {
+            version: job.models.len() as u64,
+            etag: round.contribution(),
+            bytes: 64,
+            function: None,
+            node: self.id,
+            contributors: round.received(),
+            contribution: Some(round.contribution()),
+            gathered: false,
+            metrics: round.metrics(),
         });
         Findings {
             lost,
             unsaid: of(ReceiptState::Accepted, true).map(|update| update.receipt).collect(),
-            waiting: waiting.map(|(update, slab)| (update.receipt, slab)).collect(),
+            waiting: waiting.map(|update| (update.receipt, update.accept.slab)).collect(),
             commit,
         }
     }
 }
 
 impl World {
+    /// A node is heard no more for a while.
+    pub fn silence(&mut self, number: usize, dead: bool) {
+        let node = &mut self.nodes[number];
+        if node.silent_since.is_some() {
+            return;
+        }
+        (node.silent_since, node.dead) = (Some(self.now_ms), dead);
+        self.after(0..=SILENCE_MS, Event::Back(number));
+        self.after(LOST_AFTER_MS..=LOST_AFTER_MS, Event::Wake);
+    }
+
     /// Folds, reports and commits what can be, and frees what belongs to no round.
-    pub fn sweep(&mut self) {
+    pub fn sweep(&mut self, number: usize) {
+        if self.nodes[number].dead {
+            return;
+        }
         let rounds: Vec<_> = self.state.jobs().filter_map(|job| Some((job.uid, job.active_round()?.number))).collect();
-        let alive = |key: &(JobUid, u64)| rounds.contains(key);
-        self.node.accumulators.retain(|key, _| alive(key));
-        self.node.slabs.retain(|_, key| alive(key));
-        for (uid, number) in rounds {
+        let node = &mut self.nodes[number];
+        let incarnation = self.state.incarnation(node.id);
+        let alive = |key: &Key| key.2 == incarnation && rounds.contains(&(key.0, key.1));
+        node.accumulators.retain(|key, _| alive(key));
+        node.slabs.retain(|_, key| alive(key));
+        for (uid, round) in rounds {
             let job = self.state.job(uid).expect("listed just now");
-            let findings = self.node.inspect(job, job.active_round().expect("listed just now"));
-            self.act_on(uid, number, findings);
+            let findings = self.nodes[number].inspect(job, job.active_round().expect("listed just now"), incarnation);
+            self.act_on(number, uid, round, findings);
         }
     }
 
-    fn act_on(&mut self, uid: JobUid, round: u64, findings: Findings) {
+    /// Takes every node's partial of a closed round. `None`: one cannot be reached, or it has another.
+    fn gather(&mut self, top: usize, uid: JobUid) -> Option<BTreeSet<ReceiptId>> {
+        let round = self.state.job(uid).and_then(|job| job.active_round()).expect("it is to be committed");
+        let mut taken = BTreeSet::new();
+        let mut missed = None;
+        for (holder, _) in round.shares() {
+            let node = self.nodes.iter().find(|node| node.id == holder).expect("one of them");
+            if holder != self.nodes[top].id && (node.silent_since.is_some() || self.nodes[top].silent_since.is_some()) {
+                missed = Some("a partial out of reach");
+                break;
+            }
+            let wanted: BTreeSet<ReceiptId> =
+                round.contributors().filter(|update| update.accept.node == holder).map(|u| u.receipt).collect();
+            // Its log is not ahead of the accumulator that it offers: it finds it by its own incarnation.
+            let offered = node.accumulators.get(&(uid, round.number, self.state.incarnation(holder)));
+            if offered != Some(&wanted) {
+                missed = Some("a partial of another incarnation");
+                break;
+            }
+            taken.extend(wanted);
+        }
+        if taken.len() > 1 && missed.is_none() && round.shares().count() > 1 {
+            self.checks.reached.count("committed from many nodes");
+        }
+        match missed {
+            Some(what) => {
+                self.checks.reached.count(what);
+                None
+            }
+            None => {
+                assert!(round.contributors().map(|update| &update.receipt).eq(&taken), "round {}", round.number);
+                Some(taken)
+            }
+        }
+    }
+
+    fn act_on(&mut self, number: usize, uid: JobUid, round: u64, findings: Findings) {
         if !findings.lost.is_empty() {
             self.say(Record::Lost { uid, round, receipts: findings.lost, at_ms: self.now_ms });
         }
         if !findings.unsaid.is_empty() {
             self.say(Record::Folded { uid, round, receipts: findings.unsaid });
         }
-        if let Some(mut model) = findings.commit {
+        if let Some(mut model) = findings.commit
+            && self.gather(number, uid).is_some()
+        {
             if self.chance(2) {
                 // It miscounts, and will do it again rightly.
                 model.version += 1;
             }
             self.say(Record::Committed { uid, round, model, at_ms: self.now_ms });
         }
+        let incarnation = self.state.incarnation(self.nodes[number].id);
         let most = self.rng.random_range(1..=16);
         let mut batch = Vec::new();
         for (receipt, slab) in findings.waiting.into_iter().take(most) {
-            if self.chance(self.node.trap_percent) {
+            if self.chance(self.nodes[number].trap_percent) {
                 // Its slab stays until the log has it, or else it would be taken for lost.
-                self.node.trapped.insert(receipt);
+                self.nodes[number].trapped.insert(receipt);
                 let reason = "unreachable executed".to_owned();
                 self.say(Record::Discarded { uid, round, receipt, reason });
             } else {
-                let accumulator = self.node.accumulators.entry((uid, round)).or_default();
+                let accumulator = self.nodes[number].accumulators.entry((uid, round, incarnation)).or_default();
                 assert!(accumulator.insert(receipt), "{receipt} is folded twice");
-                self.node.slabs.remove(&slab);
+                self.nodes[number].slabs.remove(&slab);
                 batch.push(receipt);
             }
         }

@@ -1,6 +1,6 @@
 //! Time, the log and what happens next.
 
-use crate::actors::{Coordinator, Gateway};
+use crate::actors::{Clients, Coordinator};
 use crate::checks::Checks;
 use crate::node::Node;
 use catchment_ledger::{Outcome, State};
@@ -15,6 +15,9 @@ const END_MS: TimeMs = 1_800_000;
 /// Owners and misfortune act no longer than this, so that what remains must come to its end alone.
 pub const TROUBLE_MS: TimeMs = 60_000;
 
+/// Nodes of a run, at most.
+const NODES_MAX: usize = 4;
+
 /// Something that happens at a time.
 #[derive(Debug)]
 pub enum Event {
@@ -26,14 +29,20 @@ pub enum Event {
     Client,
     /// An upload is complete.
     Upload(Accept),
-    /// The gateway appends its group.
-    Flush,
-    /// The node looks after its rounds.
-    Sweep,
-    /// A record of the node arrives at the log.
+    /// A gateway appends its group.
+    Flush(usize),
+    /// A node looks after its rounds.
+    Sweep(usize),
+    /// A record of a node arrives at the log.
     Append(Record),
-    /// The node loses its memory.
-    Forget,
+    /// A node loses its memory.
+    Forget(usize),
+    /// A node is heard no more; it may be dead, or only cut off from the others.
+    Silence { node: usize, dead: bool },
+    /// It is back.
+    Back(usize),
+    /// The coordinators look at who is there.
+    Wake,
     /// Some owner wants something.
     Owner,
     /// An owner's request arrives.
@@ -47,8 +56,8 @@ pub struct World {
     pub state: State,
     pub log: Vec<(TimeMs, Record, Outcome)>,
     pub coordinators: Vec<Coordinator>,
-    pub gateway: Gateway,
-    pub node: Node,
+    pub clients: Clients,
+    pub nodes: Vec<Node>,
     pub checks: Checks,
     pub jobs_created: u8,
     queue: BTreeMap<(TimeMs, u64), Event>,
@@ -60,8 +69,8 @@ impl World {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let coordinators = (0..2).map(|_| Coordinator::new(rng.random_range(-300..=300))).collect();
         let mut world = Self {
-            node: Node::new(&mut rng),
-            gateway: Gateway::new(&mut rng),
+            nodes: (0..rng.random_range(1..=NODES_MAX)).map(|number| Node::new(number, &mut rng)).collect(),
+            clients: Clients::new(&mut rng),
             rng,
             now_ms: 1_000_000,
             state: State::default(),
@@ -78,11 +87,18 @@ impl World {
         for who in 0..2 {
             world.after(0..=50, Event::Look { who, sleep: 0 });
         }
-        for event in [Event::Client, Event::Sweep, Event::Owner] {
+        for event in [Event::Client, Event::Owner] {
             world.after(0..=50, event);
         }
-        for _ in 0..world.rng.random_range(0..=3) {
-            world.after(0..=20_000, Event::Forget);
+        for node in 0..world.nodes.len() {
+            world.after(0..=50, Event::Sweep(node));
+            for _ in 0..world.rng.random_range(0..=2) {
+                world.after(0..=20_000, Event::Forget(node));
+            }
+            for _ in 0..world.rng.random_range(0..=3) {
+                let dead = world.chance(50);
+                world.after(0..=TROUBLE_MS, Event::Silence { node, dead });
+            }
         }
         world
     }
@@ -122,7 +138,7 @@ impl World {
             self.happen(event);
         }
         assert!(self.is_over(), "nothing more will happen, and a job is not over");
-        self.node.assert_empty();
+        self.nodes.iter().for_each(Node::assert_empty);
         self.checks.at_the_end(&self.state);
         let mut replayed = State::default();
         for ((_, record, outcome), sequence) in self.log.iter().zip(1..) {
@@ -138,20 +154,23 @@ impl World {
             Event::Client => {
                 self.client();
                 if !self.is_over() {
-                    let pace_ms = self.gateway.pace_ms;
+                    let pace_ms = self.clients.pace_ms;
                     self.after(0..=pace_ms, Event::Client);
                 }
             }
             Event::Upload(accept) => self.upload(accept),
-            Event::Flush => self.flush(),
-            Event::Sweep => {
-                self.sweep();
-                if !self.is_over() || !self.node.is_empty() {
-                    self.after(1..=200, Event::Sweep);
+            Event::Flush(node) => self.flush(node),
+            Event::Sweep(node) => {
+                self.sweep(node);
+                if !self.is_over() || !self.nodes[node].is_empty() {
+                    self.after(1..=200, Event::Sweep(node));
                 }
             }
             Event::Append(record) => drop(self.append(record)),
-            Event::Forget => self.node.forget(),
+            Event::Forget(node) => self.nodes[node].forget(),
+            Event::Silence { node, dead } => self.silence(node, dead),
+            Event::Back(node) => self.nodes[node].back(),
+            Event::Wake => self.wake_coordinators(),
             Event::Owner => {
                 self.owner();
                 if self.troubled() && !self.is_over() {
@@ -200,6 +219,7 @@ impl World {
                 version: 0,
                 etag: blake3_of(number),
                 bytes: 64,
+                node: self.nodes[0].id,
                 function: None,
                 contributors: 0,
                 contribution: None,
