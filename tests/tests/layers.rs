@@ -36,7 +36,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-runner",
         ],
     ),
-    ("catchment-coordinator", &["catchment-types", "catchment-ledger", "catchment-fleet"]),
+    ("catchment-planner", &["catchment-types"]),
+    ("catchment-coordinator", &["catchment-types", "catchment-ledger", "catchment-fleet", "catchment-planner"]),
     ("catchment-client", &["catchment-types"]),
     (
         "catchment",

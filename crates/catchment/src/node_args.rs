@@ -80,6 +80,9 @@ pub struct NodeArgs {
     /// Where the node stands, such as a zone or a rack: nodes of one zone are near each other.
     #[arg(long, default_value = "", value_name = "ZONE", env = "CATCHMENT_ZONE", hide_default_value = true)]
     zone: String,
+    /// Bits a second that the node's link brings in, in Gbit: the planner goes by it.
+    #[arg(long, default_value_t = 10.0, value_name = "GBIT", env = "CATCHMENT_LINK_GBIT")]
+    link_gbit: f64,
 }
 
 impl NodeArgs {
@@ -132,7 +135,11 @@ impl NodeArgs {
         }
         let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let name = self.name.clone().unwrap_or_else(host);
-        Ok(Membership { name, url, zone: self.zone.clone(), pace, coordinator })
+        if !(self.link_gbit.is_finite() && self.link_gbit > 0.0) {
+            bail!("--link-gbit is a positive number");
+        }
+        let (zone, link_bytes_per_s) = (self.zone.clone(), self.link_gbit * 1e9 / 8.0);
+        Ok(Membership { name, url, zone, link_bytes_per_s, pace, coordinator })
     }
 
     /// How the node is set up.

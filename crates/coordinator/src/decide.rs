@@ -1,22 +1,26 @@
 //! The decisions, without I/O or clock.
 
+use crate::plan::Plans;
 use catchment_ledger::{Job, Phase, Round, State};
+use catchment_planner::{Explanation, Node};
 use catchment_types::{CloseReason, JobState, NodeId, OnShortfall, Record, TimeMs};
 
 /// What to do now.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Decision {
     /// Records to append, at most one a node or job; each is valid only at the sequence it was decided at.
     pub records: Vec<Record>,
     /// When the next deadline passes, if any does.
     pub look_again_ms: Option<TimeMs>,
+    /// Why rounds are placed where they are, for those that the records place.
+    pub explanations: Vec<Explanation>,
 }
 
 /// Who is there, as far as the coordinator knows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Nodes {
-    /// Nodes that take work.
-    pub live: Vec<NodeId>,
+    /// Nodes that take work, and what they have.
+    pub live: Vec<Node>,
     /// Nodes that have been silent for too long.
     pub lost: Vec<NodeId>,
 }
@@ -30,10 +34,11 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         let incarnation = state.incarnation(*node);
         Record::NodeLost { node: *node, incarnation, at_ms: now_ms }
     }));
+    let mut plans = Plans::new(state, &nodes.live, now_ms);
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
         match job.active_round() {
-            None => decision.records.extend(open_next(job, now_ms)),
-            Some(round) => match closing(job, round, now_ms) {
+            None => decision.records.extend(open_next(job, &mut plans, now_ms)),
+            Some(round) => match closing(job, round, now_ms).or_else(|| plans.move_away(job, round)) {
                 Some(record) => decision.records.push(record),
                 None => {
                     let deadline = round.deadline_ms.filter(|at| round.phase == Phase::Open && *at > now_ms);
@@ -42,19 +47,18 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
             },
         }
     }
+    decision.explanations = plans.explanations;
     decision
 }
 
-fn open_next(job: &Job, now_ms: TimeMs) -> Option<Record> {
+fn open_next(job: &Job, plans: &mut Plans<'_>, now_ms: TimeMs) -> Option<Record> {
     let round = job.round_number() + 1;
+    if round > job.spec.rounds {
+        return None;
+    }
     let deadline_ms = job.spec.deadline.map(|deadline| now_ms.saturating_add(deadline.ms()));
-    (round <= job.spec.rounds).then_some(Record::RoundOpened {
-        uid: job.uid,
-        round,
-        deadline_ms,
-        nodes: Vec::new(),
-        at_ms: now_ms,
-    })
+    let places = plans.place(job, round);
+    Some(Record::RoundOpened { uid: job.uid, round, deadline_ms, places, at_ms: now_ms })
 }
 
 /// What becomes of an active round, if anything does now.

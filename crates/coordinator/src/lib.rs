@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod decide;
+mod plan;
 mod run;
 
 pub use decide::{Decision, Nodes, decide};
-pub use run::run;
+pub use run::{planned, run};

@@ -1,9 +1,10 @@
 //! Carries decisions out.
 
 use crate::decide::{Nodes, decide};
-use catchment_fleet::Fleet;
+use catchment_fleet::{Fleet, NodeBeat};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
-use catchment_types::Clock;
+use catchment_planner::{Explanation, Node};
+use catchment_types::{Clock, Record};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,15 +25,12 @@ pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
         }
         let now_ms = clock.now_ms();
         let (sequence, decision) = ledger.read(|state: &State| {
-            let nodes = Nodes {
-                live: fleet.live().into_iter().filter(|beat| !beat.draining).map(|beat| beat.node).collect(),
-                lost: fleet.lost_of(state.holders()),
-            };
+            let nodes = Nodes { live: planned(&fleet.live()), lost: fleet.lost_of(state.holders()) };
             (state.sequence(), decide(state, &nodes, now_ms))
         });
         // Only the first is still valid once it is appended; the state's change brings us back for the rest.
         if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
-            tracing::info!(?record, "decide");
+            tracing::info!(?record, why = explained(&decision.explanations, &record), "decide");
             match ledger.decide(record, sequence).await {
                 Ok(Outcome::Ignored(why)) => {
                     // The state refuses what was decided on it: without a pause this would fill the log.
@@ -55,6 +53,31 @@ pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
             () = sleep_for(until_deadline) => {}
         }
     }
+}
+
+/// Nodes that take work, as the planner sees them.
+pub fn planned(beats: &[NodeBeat]) -> Vec<Node> {
+    let mut zones: Vec<&str> = beats.iter().map(|beat| beat.zone.as_str()).collect();
+    zones.sort_unstable();
+    zones.dedup();
+    let node = |beat: &NodeBeat| Node {
+        node: beat.node,
+        cores: beat.cores.into(),
+        memory_bytes: beat.memory_bytes,
+        link_bytes_per_s: beat.link_bytes_per_s,
+        zone: zones.binary_search(&beat.zone.as_str()).expect("collected just now") as u32,
+    };
+    beats.iter().filter(|beat| !beat.draining).map(node).collect()
+}
+
+/// Why a record places its round where it does, as one line of JSON.
+fn explained(explanations: &[Explanation], record: &Record) -> String {
+    let placed = match record {
+        Record::RoundOpened { uid, .. } | Record::RoundPlaced { uid, .. } => *uid,
+        _ => return String::new(),
+    };
+    let found = explanations.iter().find(|explanation| explanation.key.uid == placed);
+    found.and_then(|explanation| serde_json::to_string(explanation).ok()).unwrap_or_default()
 }
 
 async fn sleep_for(duration: Option<Duration>) {

@@ -50,8 +50,7 @@ fn node(id: u64) -> Beat {
         cores: 2,
         memory_bytes: 1 << 30,
         memory_free_bytes: 1 << 30,
-        arrivals_per_s: 0.0,
-        service_s: 0.0,
+        link_bytes_per_s: 1e9,
         draining: false,
     })
 }
@@ -74,7 +73,10 @@ async fn coordinated(jobs: u8, fields: &str) -> (Bus, Ledger) {
     for job in 0..jobs {
         let spec = format!(r#"{{"name":"job-{job}","function":"fedavg"{fields}}}"#);
         ledger.propose(Record::JobCreated { uid: uid(job), spec, at_ms: 0 }).await.unwrap();
-        ledger.propose(Record::ModelPut { uid: uid(job), model: INITIAL, at_ms: 0 }).await.unwrap();
+        ledger
+            .propose(Record::ModelPut { uid: uid(job), model: INITIAL, needs: Default::default(), at_ms: 0 })
+            .await
+            .unwrap();
     }
     (bus, ledger)
 }
@@ -171,7 +173,10 @@ async fn of_two_deadlines_the_nearer_wakes() {
     let opened = Instant::now();
     let second = uid(200);
     ledger.propose(Record::JobCreated { uid: second, spec: slower.to_owned(), at_ms: 0 }).await.unwrap();
-    ledger.propose(Record::ModelPut { uid: second, model: INITIAL, at_ms: 0 }).await.unwrap();
+    ledger
+        .propose(Record::ModelPut { uid: second, model: INITIAL, needs: Default::default(), at_ms: 0 })
+        .await
+        .unwrap();
     for (job, after_s) in [(0, 30), (200, 60)] {
         until(&ledger, |state| phase(state, job) == Some((1, Phase::Skipped))).await;
         let took = opened.elapsed().as_millis();

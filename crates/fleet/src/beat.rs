@@ -39,12 +39,9 @@ pub struct NodeBeat {
     /// Of that, bytes not in use.
     #[serde(default)]
     pub memory_free_bytes: u64,
-    /// Updates a second that it has been taking lately.
+    /// Bytes a second that its link brings in.
     #[serde(default)]
-    pub arrivals_per_s: f64,
-    /// Seconds of folding that an update takes, on one core.
-    #[serde(default)]
-    pub service_s: f64,
+    pub link_bytes_per_s: f64,
     /// Whether it ends soon, and wants no more work.
     #[serde(default)]
     pub draining: bool,

@@ -2,7 +2,7 @@
 
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    ClientId, Code, Digest, JobSpec, JobState, JobUid, JobView, ModelCommit, ModelView, Receipt, ReceiptId,
+    ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, ModelCommit, ModelView, Receipt, ReceiptId,
     ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
 use std::collections::VecDeque;
@@ -41,6 +41,8 @@ pub struct Job {
     pub revision: u64,
     /// Its models, oldest first, from version 0.
     pub models: Vec<Model>,
+    /// What its rounds take of a node; nothing before the initial model.
+    pub needs: Footprint,
     /// Its newest round.
     pub round: Option<Round>,
     /// When it was paused, while it is.
@@ -71,6 +73,11 @@ impl Job {
     /// The round that takes updates or is being aggregated.
     pub fn active_round(&self) -> Option<&Round> {
         self.round.as_ref().filter(|round| round.is_active())
+    }
+
+    /// The last round that ended, while its receipts are kept.
+    pub fn last_ended(&self) -> Option<&Round> {
+        self.round.iter().chain(&self.history).find(|round| !round.is_active())
     }
 
     /// The round with this number, while its receipts are kept.
@@ -162,6 +169,7 @@ impl Job {
             folded: round.map_or(0, Round::folded),
             opened_at: round.map(|round| rfc3339(round.opened_ms)),
             deadline_at: round.and_then(|round| round.deadline_ms).map(rfc3339),
+            gateway: None,
         }
     }
 

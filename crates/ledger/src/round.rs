@@ -1,7 +1,7 @@
 //! One round: who sent what, and how far it is.
 
 use catchment_types::{
-    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, ReceiptId, ReceiptState, RoundState, TimeMs,
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundState, TimeMs,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -87,7 +87,7 @@ pub struct Round {
     /// When it ended, once it has.
     pub ended_ms: Option<TimeMs>,
     /// Where its clients are sent, the best first; empty for anywhere.
-    pub nodes: Vec<NodeId>,
+    pub places: Vec<Place>,
     updates: BTreeMap<ReceiptId, Update>,
     clients: HashMap<ClientId, ClientSlot>,
     /// Who holds what counts.
@@ -104,7 +104,7 @@ impl Round {
         spec: &JobSpec,
         opened_ms: TimeMs,
         deadline_ms: Option<TimeMs>,
-        nodes: &[NodeId],
+        places: &[Place],
     ) -> Self {
         Self {
             number,
@@ -115,7 +115,7 @@ impl Round {
             opened_ms,
             deadline_ms,
             ended_ms: None,
-            nodes: nodes.to_vec(),
+            places: places.to_vec(),
             updates: BTreeMap::new(),
             clients: HashMap::new(),
             shares: BTreeMap::new(),

@@ -4,8 +4,8 @@ use crate::job::{Job, Model, Verdict};
 use crate::outcome::{AcceptOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    Accept, ClientId, CloseReason, Digest, DurationText, JobAction, JobSpec, JobState, JobUid, ModelCommit, Name,
-    NodeId, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
+    Accept, ClientId, CloseReason, Digest, DurationText, Footprint, JobAction, JobSpec, JobState, JobUid, ModelCommit,
+    Name, NodeId, Place, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -102,11 +102,13 @@ impl State {
             Record::JobActed { uid, action: JobAction::Delete, .. } => self.delete(*uid),
             Record::JobActed { uid, action, at_ms } => self.change(*uid, |job| act(job, *action, *at_ms)),
             Record::JobFailed { uid, reason, at_ms } => self.change(*uid, |job| fail(job, reason, *at_ms)),
-            Record::ModelPut { uid, model, at_ms } => self.change(*uid, |job| put_model(job, model, *at_ms)),
-            Record::RoundOpened { uid, round, deadline_ms, nodes, at_ms } => {
-                self.open_round(*uid, *round, *deadline_ms, nodes, *at_ms)
+            Record::ModelPut { uid, model, needs, at_ms } => {
+                self.change(*uid, |job| put_model(job, model, *needs, *at_ms))
             }
-            Record::RoundPlaced { uid, round, nodes } => self.change(*uid, |job| place(job, *round, nodes)),
+            Record::RoundOpened { uid, round, deadline_ms, places, at_ms } => {
+                self.open_round(*uid, *round, *deadline_ms, places, *at_ms)
+            }
+            Record::RoundPlaced { uid, round, places } => self.change(*uid, |job| place(job, *round, places)),
             Record::RoundExtended { uid, round, deadline_ms } => {
                 self.change(*uid, |job| extend(job, *round, *deadline_ms))
             }
@@ -147,6 +149,7 @@ impl State {
             created_ms: at_ms,
             revision: self.sequence,
             models: Vec::new(),
+            needs: Footprint::default(),
             round: None,
             paused_ms: None,
             history: Default::default(),
@@ -201,7 +204,7 @@ impl State {
         uid: JobUid,
         number: u64,
         deadline_ms: Option<TimeMs>,
-        nodes: &[NodeId],
+        places: &[Place],
         at_ms: TimeMs,
     ) -> Outcome {
         let Some(job) = self.jobs.get_mut(&uid) else { return Outcome::Ignored("no such job") };
@@ -212,7 +215,7 @@ impl State {
         if job.state != JobState::Running || job.active_round().is_some() || !is_next {
             return Outcome::Ignored("the round cannot open now");
         }
-        let round = Round::open(number, version, &job.spec, at_ms, deadline_ms, nodes);
+        let round = Round::open(number, version, &job.spec, at_ms, deadline_ms, places);
         let ended = job.round.replace(round);
         job.revision = self.sequence;
         let dropped = ended.map_or_else(Vec::new, |ended| job.retire(ended, at_ms));
@@ -316,7 +319,7 @@ fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
     }
 }
 
-fn put_model(job: &mut Job, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'static str> {
+fn put_model(job: &mut Job, model: &ModelCommit, needs: Footprint, at_ms: TimeMs) -> Result<(), &'static str> {
     if job.state != JobState::WaitingForModel {
         return Err("the job has a model already");
     }
@@ -324,6 +327,7 @@ fn put_model(job: &mut Job, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'
         return Err("the initial model is version 0");
     }
     job.models.push(Model { commit: model.clone(), round: None, at_ms });
+    job.needs = needs;
     job.state = JobState::Running;
     Ok(())
 }
@@ -337,12 +341,12 @@ fn extend(job: &mut Job, number: u64, deadline_ms: Option<TimeMs>) -> Result<(),
     Ok(())
 }
 
-fn place(job: &mut Job, number: u64, nodes: &[NodeId]) -> Result<(), &'static str> {
+fn place(job: &mut Job, number: u64, places: &[Place]) -> Result<(), &'static str> {
     let round = active(job, number)?;
-    if round.nodes == nodes {
+    if round.places == places {
         return Err("it is placed there already");
     }
-    round.nodes = nodes.to_vec();
+    round.places = places.to_vec();
     Ok(())
 }
 

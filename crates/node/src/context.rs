@@ -63,6 +63,8 @@ pub struct Membership {
     pub url: String,
     /// Where it stands; empty when nobody said.
     pub zone: String,
+    /// Bytes a second that its link brings in.
+    pub link_bytes_per_s: f64,
     /// How often it speaks; `None` for a node that is alone.
     pub pace: Option<catchment_fleet::Pace>,
     /// The name of the coordinator in the same process, if there is one.

@@ -1,7 +1,7 @@
 //! The functions at hand: wasm modules by name, compiled when first asked for.
 
 use catchment_runtime::{Class, Exact, Function, FunctionError, Limits, Runtime, UPDATES_MAX};
-use catchment_types::{Code, Digest, FunctionView, JobSpec, Problem, Rule, Topology, UpdateLayout};
+use catchment_types::{Code, Digest, FunctionClass, FunctionView, JobSpec, Problem, Rule, Topology, UpdateLayout};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -200,6 +200,16 @@ pub struct Takes {
 }
 
 impl Takes {
+    /// What the function may be asked to do.
+    pub fn class(&self) -> FunctionClass {
+        match self.class {
+            Class::Additive => FunctionClass::Additive,
+            Class::CoordinateWise => FunctionClass::CoordinateWise,
+            Class::TwoPhase => FunctionClass::TwoPhase,
+            Class::Whole => FunctionClass::Whole,
+        }
+    }
+
     /// Whether it takes all updates of a round at once, rather than folding each as it comes.
     pub fn gathers(&self) -> bool {
         self.class != Class::Additive

@@ -146,7 +146,7 @@ async fn join(
     membership: Membership,
     entropy: &dyn Entropy,
 ) -> Result<Peers, NodeError> {
-    let Membership { name, url, zone, pace, coordinator } = membership;
+    let Membership { name, url, zone, link_bytes_per_s, pace, coordinator } = membership;
     let pass = format!("{:032x}", u128::from_le_bytes(entropy.bytes16()));
     let (store, shown, lanes, memory_bytes) = (store.clone(), pass.clone(), config.lanes, config.slab_budget_bytes);
     let speak: Speak = Arc::new(move || {
@@ -160,8 +160,7 @@ async fn join(
             cores: lanes as u32,
             memory_bytes,
             memory_free_bytes: memory_bytes.saturating_sub(usage.frozen_bytes + usage.accumulator_bytes),
-            arrivals_per_s: 0.0,
-            service_s: 0.0,
+            link_bytes_per_s,
             draining: false,
         };
         let coordinator = coordinator.map(|id| Beat::Coordinator(CoordinatorBeat { id }));

@@ -10,7 +10,8 @@ pub mod models;
 pub use fetch::{FetchError, Head, Sink, hex};
 
 use catchment_fleet::{Fleet, NodeBeat};
-use catchment_types::{Digest, JobUid, NodeId, ReceiptId};
+use catchment_ledger::Round;
+use catchment_types::{ClientId, Digest, JobUid, NodeId, Place, ReceiptId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,34 @@ impl Peers {
     pub fn admits(&self, shown: Option<&str>) -> bool {
         let digest = |text: &str| blake3::hash(text.as_bytes());
         shown.and_then(|shown| shown.strip_prefix("Bearer ")).is_some_and(|shown| digest(shown) == digest(&self.pass))
+    }
+
+    /// The address of the node that a client's update for this round should go to; `None`: this one. Clients are spread
+    /// over the round's nodes by their names, so that each is always sent to the same one. Nodes that are quiet are left
+    /// out.
+    pub fn gateway(&self, round: &Round, client: Option<&ClientId>) -> Option<String> {
+        let mut live: HashMap<NodeId, NodeBeat> = self.fleet.live().into_iter().map(|beat| (beat.node, beat)).collect();
+        let places: Vec<&Place> = round.places.iter().filter(|place| live.contains_key(&place.node)).collect();
+        let chosen = match client {
+            Some(client) => {
+                let digest = blake3::hash(client.as_str().as_bytes());
+                let drawn = u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has eight bytes"));
+                let all: u64 = places.iter().map(|place| place.updates).sum();
+                let mut at = drawn.checked_rem(all).unwrap_or_default();
+                let mut takes = |place: &&&Place| match at.checked_sub(place.updates) {
+                    Some(rest) => {
+                        at = rest;
+                        false
+                    }
+                    None => true,
+                };
+                places.iter().find(&mut takes).copied()
+            }
+            // Whoever does not say who it is may as well stay.
+            None => places.iter().find(|place| place.node == self.node).or(places.first()).copied(),
+        };
+        let node = chosen.map(|place| place.node).filter(|node| *node != self.node)?;
+        live.remove(&node).map(|beat| beat.url)
     }
 
     /// Other nodes that were heard lately; `first`, if it is one of them, before the rest.

@@ -22,7 +22,7 @@ pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
 pub use ids::{BadId, ClientId, Digest, JobUid, Name, ReceiptId, Role, TaskId};
 pub use problem::{Code, FieldError, Problem};
-pub use record::{Accept, CloseReason, JobAction, ModelCommit, NodeId, Record};
+pub use record::{Accept, CloseReason, Footprint, FunctionClass, JobAction, ModelCommit, NodeId, Place, Record};
 pub use slab_id::SlabId;
 pub use spec::{
     Checkpoints, DurationText, Exact, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,

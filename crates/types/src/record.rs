@@ -65,6 +65,40 @@ pub enum CloseReason {
     Stopped,
 }
 
+/// What a function may be asked to do with updates; the shape of a round's work follows from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FunctionClass {
+    /// Partials merge in any order.
+    #[default]
+    Additive,
+    /// Needs every update for each coordinate.
+    CoordinateWise,
+    /// Measures every update, then chooses among them.
+    TwoPhase,
+    /// Updates have no fixed coordinates.
+    Whole,
+}
+
+/// What a job's rounds take of a node, as the node knows that has its model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// What its function may be asked to do.
+    pub class: FunctionClass,
+    /// Bytes of one update in memory.
+    pub update_bytes: u64,
+    /// Bytes of one partial: a number of eight bytes for each coordinate.
+    pub partial_bytes: u64,
+}
+
+/// A part of a round on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// Updates of the round that should go there.
+    pub updates: u64,
+}
+
 /// A model version that can be served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelCommit {
@@ -134,6 +168,8 @@ pub enum Record {
         uid: JobUid,
         /// The model.
         model: ModelCommit,
+        /// What rounds with it take.
+        needs: Footprint,
         /// When.
         at_ms: TimeMs,
     },
@@ -146,7 +182,7 @@ pub enum Record {
         /// When it ends, if it does.
         deadline_ms: Option<TimeMs>,
         /// Where its clients are sent, the best first; empty for anywhere.
-        nodes: Vec<NodeId>,
+        places: Vec<Place>,
         /// When.
         at_ms: TimeMs,
     },
@@ -224,7 +260,7 @@ pub enum Record {
         /// The round.
         round: u64,
         /// Where, the best first; empty for anywhere.
-        nodes: Vec<NodeId>,
+        places: Vec<Place>,
     },
     /// A node was given up, and with it everything that it holds for active rounds. Should it come back, it begins anew,
     /// as its next incarnation.

@@ -139,6 +139,9 @@ pub struct RoundView {
     /// When it ends, RFC 3339.
     #[serde(default)]
     pub deadline_at: Option<String>,
+    /// The address of the node to send updates to; absent: the one that was asked. Any other takes them as well.
+    #[serde(default)]
+    pub gateway: Option<String>,
 }
 
 /// A job as callers see it.
@@ -283,6 +286,10 @@ pub struct Task {
     /// When to check in again.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
+    /// The address of the node to fetch the model from and send the update to; absent: the one that was asked. Any other
+    /// serves as well.
+    #[serde(default)]
+    pub gateway: Option<String>,
 }
 
 /// A function that jobs can name.

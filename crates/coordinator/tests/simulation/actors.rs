@@ -4,6 +4,7 @@ use crate::node::LOST_AFTER_MS;
 use crate::world::{Event, World, blake3_of};
 use catchment_coordinator::{Nodes, decide};
 use catchment_ledger::{Outcome, Phase};
+use catchment_planner::Node as Planned;
 use catchment_types::{
     Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, SpecPatch,
 };
@@ -81,7 +82,12 @@ impl World {
             let misheard = self.troubled() && self.rng.random_range(0..2_000) == 0;
             let node = &self.nodes[number];
             let lost = misheard || node.silent_since.is_some_and(|since| since + LOST_AFTER_MS <= self.now_ms);
-            if lost { nodes.lost.push(node.id) } else { nodes.live.push(node.id) }
+            if lost {
+                nodes.lost.push(node.id);
+            } else {
+                let (node, memory_bytes) = (node.id, 1 << 30);
+                nodes.live.push(Planned { node, cores: 2.0, memory_bytes, link_bytes_per_s: 1e9, zone: 0 });
+            }
         }
         nodes
     }
@@ -227,8 +233,8 @@ impl World {
         let current = job.round.as_ref();
         let early = current.filter(|round| round.is_active() && !round.is_ready()).map(|round| round.contribution());
         let record = match self.rng.random_range(0..5) {
-            0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, nodes: vec![], at_ms },
-            1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, nodes: vec![], at_ms },
+            0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, places: vec![], at_ms },
+            1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, places: vec![], at_ms },
             2 => Record::Committed { uid, round: round + 1, model: next, at_ms },
             3 if early.is_some() => {
                 Record::Committed { uid, round, model: ModelCommit { contribution: early, ..next }, at_ms }

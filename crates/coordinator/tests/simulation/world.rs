@@ -226,7 +226,10 @@ impl World {
                 gathered: false,
                 metrics: BTreeMap::new(),
             };
-            self.after(0..=500, Event::Append(Record::ModelPut { uid, model, at_ms: self.now_ms }));
+            self.after(
+                0..=500,
+                Event::Append(Record::ModelPut { uid, model, needs: Default::default(), at_ms: self.now_ms }),
+            );
         }
     }
 

@@ -116,7 +116,7 @@ impl Fixture {
     }
 
     pub fn put_model(&mut self) -> Outcome {
-        self.apply(Record::ModelPut { uid: JOB, model: initial_model(), at_ms: self.now_ms })
+        self.apply(Record::ModelPut { uid: JOB, model: initial_model(), needs: Default::default(), at_ms: self.now_ms })
     }
 
     pub fn open(&mut self, round: u64) -> Outcome {
@@ -124,7 +124,7 @@ impl Fixture {
     }
 
     pub fn open_until(&mut self, round: u64, deadline_ms: Option<TimeMs>) -> Outcome {
-        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, nodes: vec![], at_ms: self.now_ms })
+        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, places: vec![], at_ms: self.now_ms })
     }
 
     pub fn act(&mut self, action: JobAction) -> Outcome {

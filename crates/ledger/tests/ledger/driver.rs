@@ -16,8 +16,8 @@ pub async fn running(log: Arc<dyn EventLog>, writer: u8, fields: &str) -> Ledger
     let ledger = Ledger::open(log, [writer; 16]).await.unwrap();
     for record in [
         created(JOB, spec("a", fields)),
-        Record::ModelPut { uid: JOB, model: initial_model(), at_ms: 0 },
-        Record::RoundOpened { uid: JOB, round: 1, deadline_ms: None, nodes: vec![], at_ms: 0 },
+        Record::ModelPut { uid: JOB, model: initial_model(), needs: Default::default(), at_ms: 0 },
+        Record::RoundOpened { uid: JOB, round: 1, deadline_ms: None, places: vec![], at_ms: 0 },
     ] {
         assert_eq!(ledger.propose(record).await.unwrap(), Outcome::Done);
     }

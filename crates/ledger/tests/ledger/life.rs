@@ -218,7 +218,12 @@ fn rounds_open_one_after_another() {
 fn the_initial_model_is_put_once_and_is_version_0() {
     let mut fixture = Fixture::waiting(GOAL_3);
     let later = catchment_types::ModelCommit { version: 1, ..initial_model() };
-    assert!(is_ignored(&fixture.apply(Record::ModelPut { uid: JOB, model: later, at_ms: 1 })));
+    assert!(is_ignored(&fixture.apply(Record::ModelPut {
+        uid: JOB,
+        model: later,
+        needs: Default::default(),
+        at_ms: 1
+    })));
     assert_eq!(fixture.put_model(), Outcome::Done);
     assert!(is_ignored(&fixture.put_model()));
 }
@@ -274,7 +279,7 @@ fn the_newest_ended_round_outlives_the_cap_on_receipts() {
     let mut last = Vec::new();
     // Not through the fixture, which would recount everything after each record.
     let mut apply = |record| fixture.state.apply(fixture.state.sequence() + 1, &record);
-    let open = |round| Record::RoundOpened { uid: JOB, round, deadline_ms: None, nodes: vec![], at_ms: 0 };
+    let open = |round| Record::RoundOpened { uid: JOB, round, deadline_ms: None, places: vec![], at_ms: 0 };
     for (round, clients) in [(1, 1), (2, 200_001)] {
         apply(open(round));
         let group = (0..clients).map(|number| accept(JOB, round, number, 0)).collect();

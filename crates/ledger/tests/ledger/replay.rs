@@ -72,7 +72,7 @@ impl Step {
         match self {
             Self::Ready(record) => record,
             Self::Opened(uid, which, deadline_ms, at_ms) => {
-                Record::RoundOpened { uid, round: number(uid, which), deadline_ms, nodes: vec![], at_ms }
+                Record::RoundOpened { uid, round: number(uid, which), deadline_ms, places: vec![], at_ms }
             }
             Self::Extended(uid, which, deadline_ms) => {
                 Record::RoundExtended { uid, round: number(uid, which), deadline_ms: Some(deadline_ms) }
@@ -180,7 +180,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => ready((uid(), spec_text(), time()).prop_map(|(uid, spec, at_ms)| Record::JobCreated { uid, spec, at_ms })),
         1 => ready((uid(), patch(), time()).prop_map(|(uid, patch, at_ms)| Record::JobPatched { uid, patch, at_ms })),
         2 => ready((uid(), action(), time()).prop_map(|(uid, action, at_ms)| Record::JobActed { uid, action, at_ms })),
-        2 => ready((uid(), model(), time()).prop_map(|(uid, model, at_ms)| Record::ModelPut { uid, model, at_ms })),
+        2 => ready((uid(), model(), time()).prop_map(|(uid, model, at_ms)| Record::ModelPut { uid, model, needs: Default::default(), at_ms })),
         1 => ready((uid(), 0..4u64, model(), time()).prop_map(|(uid, round, model, at_ms)| {
             Record::Committed { uid, round, model, at_ms }
         })),
@@ -202,7 +202,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 0..120).prop_map(|mut steps| {
         let begin = [
             created(JOB, spec("a", r#","goal":3,"min_updates":2,"rounds":8,"receipts":"1s""#)),
-            Record::ModelPut { uid: JOB, model: initial_model(), at_ms: 0 },
+            Record::ModelPut { uid: JOB, model: initial_model(), needs: Default::default(), at_ms: 0 },
         ];
         steps.splice(0..0, begin.map(Step::Ready));
         steps

@@ -16,7 +16,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use catchment_ingest::Scatter;
-use catchment_types::{Code, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
+use catchment_types::{Code, Footprint, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,10 +50,10 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<M
     if state != JobState::WaitingForModel {
         return same_again(context, uid, &spec, body).await;
     }
-    let model = receive(context, uid, &spec, body).await?;
+    let (model, needs) = receive(context, uid, &spec, body).await?;
     let (etag, at_ms) = (model.etag, context.clock.now_ms());
     spread(context, uid, 0, etag).await;
-    propose(context, Record::ModelPut { uid, model, at_ms }).await?;
+    propose(context, Record::ModelPut { uid, model, needs, at_ms }).await?;
     let stored = context.ledger.read(|state| initial(state, uid));
     let view = stored.ok_or_else(|| Failure(Problem::new(Code::NotFound, "the job was deleted meanwhile")));
     if !view.as_ref().is_ok_and(|view| view.etag == etag) {
@@ -89,7 +89,12 @@ fn has_its_model(spec: &JobSpec, state: JobState) -> Failure {
 }
 
 /// Writes the body to the checkpoint of version 0, checking it on the way as an update is checked.
-async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelCommit, Failure> {
+async fn receive(
+    context: &Context,
+    uid: JobUid,
+    spec: &JobSpec,
+    body: &mut Incoming,
+) -> Result<(ModelCommit, Footprint), Failure> {
     let disk = |error: std::io::Error| Failure::internal("write the model", error);
     body.check_length(spec.limits.update_bytes)?;
     let ReadHead { head, header, rest, room } = read_head(context, body).await?;
@@ -120,7 +125,12 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
     scatter.finish(scratch.bytes_mut())?;
     let (etag, bytes) = context.models.keep(draft, uid, 0).map_err(disk)?;
     let metrics = BTreeMap::new();
-    Ok(ModelCommit {
+    let needs = Footprint {
+        class: layout.takes.class(),
+        update_bytes: layout.update_bytes_max(spec),
+        partial_bytes: layout.layout.elements() * 8,
+    };
+    let commit = ModelCommit {
         version: 0,
         etag,
         bytes,
@@ -130,7 +140,8 @@ async fn receive(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Inco
         contribution: None,
         gathered: false,
         metrics,
-    })
+    };
+    Ok((commit, needs))
 }
 
 /// Refuses a model whose rounds could never be aggregated in the shared memory that this node may use.

@@ -6,7 +6,7 @@ use super::text::Text;
 use crate::context::Context;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task};
+use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,13 @@ pub async fn round(
         Ok(wait) => wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms())).min(WAIT_MAX),
         Err(error) => return Err(Problem::new(Code::BadRequest, format!("wait: {error}")).into()),
     };
-    let look = || context.ledger.read(|state| at.find(state).map(|job| job.round_view()));
+    let look = || {
+        context.ledger.read(|state| {
+            let job = at.find(state)?;
+            let gateway = job.active_round().and_then(|round| context.peers.gateway(round, None));
+            Ok::<_, Failure>(RoundView { gateway, ..job.round_view() })
+        })
+    };
     let first = look()?;
     let after = waiting.after.unwrap_or(first.revision);
     if wait.is_zero() || first.revision > after {
@@ -89,7 +95,13 @@ pub async fn checkin(
             .map_err(|error| Problem::new(Code::BadRequest, format!("the check-in does not parse: {error}")))?
     };
     let now_ms = context.clock.now_ms();
-    let task = context.ledger.read(|state| context.desk.task(state, &client, &checkin, now_ms));
+    let task = context.ledger.read(|state| {
+        let task = context.desk.task(state, &client, &checkin, now_ms)?;
+        let round = task.uid.and_then(|uid| state.job(uid)?.active_round());
+        let gateway = round.filter(|_| task.task == TaskKind::Train);
+        let gateway = gateway.and_then(|round| context.peers.gateway(round, Some(&client)));
+        Some(Task { gateway, ..task })
+    });
     task.map(Json).ok_or_else(|| {
         let name = checkin.job.map_or_else(String::new, |name| name.to_string());
         Problem::new(Code::NotFound, format!("there is no job `{name}` to work for")).into()
