@@ -106,6 +106,7 @@ async fn submit_at(ledger: &Ledger, node: NodeId, job: u8, round: u64, client: u
     let accept = Accept {
         uid: uid(job),
         round,
+        base: None,
         client: format!("client-{client}").parse().unwrap(),
         digest: Digest::from_bytes([1; 32]),
         weight: 1.0,

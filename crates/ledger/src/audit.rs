@@ -123,13 +123,13 @@ fn audit_round(job: &Job, round: &Round) -> Result<(), String> {
 fn audit_clients(round: &Round) -> Result<(), String> {
     let mut present = HashSet::new();
     for update in round.updates() {
-        let client = &update.accept.client;
-        let standing = round.update_of(client).map(|standing| standing.receipt);
+        let (client, base) = (&update.accept.client, update.accept.base);
+        let standing = round.standing_for(&update.accept).map(|standing| standing.receipt);
         if update.state == ReceiptState::Lost {
             ensure!(standing != Some(update.receipt), "client {client} is represented by what is lost");
             continue;
         }
-        ensure!(present.insert(client), "client {client} has two updates");
+        ensure!(present.insert((client, base)), "client {client} has two updates");
         ensure!(standing == Some(update.receipt), "client {client} is represented by another update");
     }
     Ok(())

@@ -26,8 +26,8 @@ const GROUP: usize = 512;
 const GROUP_BYTES: usize = 512 << 10;
 /// Bytes of a record around its group, at most.
 const ENVELOPE_BYTES: usize = 64;
-/// Bytes of one encoded accept at most, metrics left out: 120 of fixed fields, 16 of lengths, 128 of client.
-const ACCEPT_BYTES: usize = 264;
+/// Bytes of one encoded accept at most, metrics left out: 129 of fixed fields, 16 of lengths, 128 of client.
+const ACCEPT_BYTES: usize = 273;
 /// Bytes of one encoded record.
 const RECORD_BYTES_MAX: usize = 900 << 10;
 /// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
@@ -256,8 +256,7 @@ impl Driver {
         let limit = GROUP_BYTES.min(self.record_bytes_max());
         let (mut group, mut replies, mut bytes) = (Vec::new(), Vec::new(), ENVELOPE_BYTES);
         for (accept, reply) in accepts.drain(..) {
-            let digest = Some(&accept.digest);
-            let judged = self.state(|state| state.judge(accept.uid, accept.round, &accept.client, digest));
+            let judged = self.state(|state| state.judge_accept(&accept));
             if let Some(outcome) = judged {
                 reply.send(Ok(outcome)).ok();
                 continue;
@@ -442,6 +441,7 @@ mod tests {
             let accept = Accept {
                 uid: JobUid::from_bytes([255; 16]),
                 round: u64::MAX,
+                base: Some(u64::MAX),
                 client: "x".repeat(client).parse().unwrap(),
                 digest: Digest::from_bytes([255; 32]),
                 weight: f64::MAX,

@@ -2,8 +2,8 @@
 
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, ModelCommit, ModelView, Receipt, ReceiptId,
-    ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
+    ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelCommit, ModelView, Receipt,
+    ReceiptId, ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
 use std::collections::VecDeque;
 
@@ -93,10 +93,13 @@ impl Job {
         self.round.as_ref().map_or(0, |round| round.number)
     }
 
-    /// The round that a client should train for after `round` was closed to it.
+    /// What a client should train for after `round` was closed to it: a round, or in asynchronous jobs a version.
     pub fn next_round(&self) -> Option<u64> {
         if self.state.is_over() {
             return None;
+        }
+        if self.spec.mode != Mode::Sync {
+            return self.newest_model().map(|model| model.commit.version);
         }
         match &self.round {
             Some(round) if round.phase == Phase::Open => Some(round.number),
@@ -207,9 +210,42 @@ impl Job {
         }
     }
 
-    /// What an update of `client` for `round` would meet now. `digest` is `None` before the body is read.
+    /// The update that stands at this address: a round, or in asynchronous jobs a version, and a client.
+    pub fn update_at(&self, number: u64, client: &ClientId) -> Option<&Update> {
+        match self.spec.mode {
+            Mode::Sync => self.round_numbered(number).and_then(|round| round.update_of(client)),
+            Mode::Async(_) => {
+                // It went into some buffer since that version.
+                let since = self.round.iter().chain(&self.history).take_while(|round| round.model_version >= number);
+                since.filter_map(|round| round.update_from(number, client)).next()
+            }
+        }
+    }
+
+    /// Whether an update with this address may be taken as soon as the next round has opened.
+    pub fn is_about_to_take(&self, number: u64) -> bool {
+        let is_open = self.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
+        let next = match self.spec.mode {
+            Mode::Sync => self.next_round() == Some(number),
+            Mode::Async(_) => self.judge_version(number).is_none() && self.round_number() < self.spec.rounds,
+        };
+        self.state == JobState::Running && !is_open && next
+    }
+
+    /// Why an asynchronous job takes nothing that was trained from this version, if it does not.
+    fn judge_version(&self, base: u64) -> Option<Verdict> {
+        let newest = self.newest_model().map_or(0, |model| model.commit.version);
+        let versions_max = self.spec.mode.buffered().map_or(0, |buffered| buffered.staleness_max);
+        match newest.checked_sub(base) {
+            None => Some(Verdict::NotOpenYet),
+            Some(behind) => (behind > versions_max).then_some(Verdict::Closed),
+        }
+    }
+
+    /// What an update of `client` for `round` would meet now. `digest` is `None` before the body is read. In asynchronous
+    /// jobs `number` is the version it was trained from.
     pub(crate) fn judge(&self, number: u64, client: &ClientId, digest: Option<&Digest>) -> Verdict {
-        if let Some(known) = self.round_numbered(number).and_then(|round| round.update_of(client)) {
+        if let Some(known) = self.update_at(number, client) {
             return match digest {
                 Some(digest) if known.accept.digest == *digest => Verdict::Duplicate(known.receipt),
                 Some(_) => Verdict::Conflict(known.receipt),
@@ -220,6 +256,10 @@ impl Job {
         match &self.round {
             _ if self.state.is_over() => Verdict::Closed,
             _ if self.state != JobState::Running => Verdict::WrongState,
+            round if self.spec.mode != Mode::Sync => self.judge_version(number).unwrap_or(match round {
+                Some(round) if round.phase == Phase::Open => Verdict::Open,
+                _ => Verdict::NotOpenYet,
+            }),
             _ if number > current => Verdict::NotOpenYet,
             Some(round) if round.number == number && round.phase == Phase::Open => Verdict::Open,
             _ => Verdict::Closed,

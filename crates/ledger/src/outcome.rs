@@ -25,6 +25,8 @@ pub enum AcceptOutcome {
     WrongState(JobState),
     /// There is no such job any more.
     UnknownJob,
+    /// The buffer that an asynchronous update was for has closed meanwhile: it is for the next one.
+    Moved,
     /// The node that took it was given up meanwhile.
     NodeLost,
 }

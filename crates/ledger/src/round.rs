@@ -39,6 +39,8 @@ pub struct Update {
     pub order: u64,
     /// The accumulator that takes it, by order of acceptance.
     pub leaf: u32,
+    /// Model versions that it is behind; 0 in synchronous jobs.
+    pub staleness: u64,
 }
 
 impl Update {
@@ -90,6 +92,8 @@ pub struct Round {
     pub places: Vec<Place>,
     updates: BTreeMap<ReceiptId, Update>,
     clients: HashMap<ClientId, ClientSlot>,
+    /// What stands for clients by the version they trained from, in asynchronous jobs.
+    by_base: HashMap<ClientId, BTreeMap<u64, ReceiptId>>,
     /// Who holds what counts.
     shares: BTreeMap<NodeId, Share>,
     leaves: u32,
@@ -118,6 +122,7 @@ impl Round {
             places: places.to_vec(),
             updates: BTreeMap::new(),
             clients: HashMap::new(),
+            by_base: HashMap::new(),
             shares: BTreeMap::new(),
             leaves: spec.topology.leaves(),
             received: 0,
@@ -148,6 +153,19 @@ impl Round {
     /// The update that stands for `client` now.
     pub fn update_of(&self, client: &ClientId) -> Option<&Update> {
         self.clients.get(client).and_then(|slot| slot.current).and_then(|receipt| self.updates.get(&receipt))
+    }
+
+    /// The update of an asynchronous job that `client` trained from this version.
+    pub fn update_from(&self, base: u64, client: &ClientId) -> Option<&Update> {
+        self.by_base.get(client).and_then(|bases| bases.get(&base)).and_then(|receipt| self.updates.get(receipt))
+    }
+
+    /// The update that stands where this one stood or would stand.
+    pub(crate) fn standing_for(&self, accept: &Accept) -> Option<&Update> {
+        match accept.base {
+            None => self.update_of(&accept.client),
+            Some(base) => self.update_from(base, &accept.client),
+        }
     }
 
     /// The round as callers name its state.
@@ -231,12 +249,17 @@ impl Round {
         let slot = self.clients.entry(accept.client.clone()).or_default();
         let receipt = ReceiptId::derive(accept.uid, accept.round, &accept.client, &accept.digest, slot.attempts);
         slot.attempts += 1;
-        slot.current = Some(receipt);
+        match accept.base {
+            None => slot.current = Some(receipt),
+            Some(base) => drop(self.by_base.entry(accept.client.clone()).or_default().insert(base, receipt)),
+        }
         // Updates are never removed, so their number is the order of the next.
         let order = self.updates.len() as u64;
         let leaf = (order % u64::from(self.leaves)) as u32;
         let (accept, node, bytes) = (accept.clone(), accept.node, accept.bytes);
-        let update = Update { receipt, accept, state: ReceiptState::Accepted, code: None, reason: None, order, leaf };
+        let staleness = accept.base.map_or(0, |base| self.model_version.saturating_sub(base));
+        let state = ReceiptState::Accepted;
+        let update = Update { receipt, accept, state, code: None, reason: None, order, leaf, staleness };
         let before = self.updates.insert(receipt, update);
         assert!(before.is_none(), "every attempt of every client has a receipt of its own");
         let share = self.shares.entry(node).or_default();
@@ -324,11 +347,15 @@ impl Round {
                 continue;
             }
             any = true;
-            let client = self.updates[receipt].accept.client.clone();
-            if let Some(slot) = self.clients.get_mut(&client)
-                && slot.current == Some(*receipt)
-            {
-                slot.current = None;
+            let accept = &self.updates[receipt].accept;
+            match accept.base {
+                None => {
+                    let slot = self.clients.get_mut(&accept.client).filter(|slot| slot.current == Some(*receipt));
+                    slot.into_iter().for_each(|slot| slot.current = None);
+                }
+                Some(base) => {
+                    self.by_base.get_mut(&accept.client).and_then(|bases| bases.remove(&base));
+                }
             }
         }
         if any && self.phase == Phase::Aggregating {

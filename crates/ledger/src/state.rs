@@ -92,6 +92,21 @@ impl State {
         })
     }
 
+    /// What a report of a frozen update would meet now, as [`State::judge`] says it; and whether the round it names is still
+    /// the one.
+    pub(crate) fn judge_accept(&self, accept: &Accept) -> Option<AcceptOutcome> {
+        let judged = self.judge(accept.uid, accept.addressed(), &accept.client, Some(&accept.digest));
+        match (judged, accept.base) {
+            (None, Some(_)) => {
+                let open = self.job(accept.uid).and_then(Job::active_round);
+                open.is_none_or(|round| round.number != accept.round).then_some(AcceptOutcome::Moved)
+            }
+            // Its version is there, so what is not open is the next buffer.
+            (Some(AcceptOutcome::NotOpenYet { .. }), Some(_)) => Some(AcceptOutcome::Moved),
+            (judged, _) => judged,
+        }
+    }
+
     /// Applies the record at `sequence`, which must be the next one.
     pub fn apply(&mut self, sequence: u64, record: &Record) -> Outcome {
         assert_eq!(sequence, self.sequence + 1, "the log has no gaps");
@@ -237,7 +252,7 @@ impl State {
     }
 
     fn accept(&mut self, accept: &Accept) -> AcceptOutcome {
-        if let Some(outcome) = self.judge(accept.uid, accept.round, &accept.client, Some(&accept.digest)) {
+        if let Some(outcome) = self.judge_accept(accept) {
             return outcome;
         }
         if accept.incarnation != self.incarnation(accept.node) {
@@ -266,8 +281,7 @@ fn patch_job(job: &mut Job, patch: &SpecPatch) -> Result<(), &'static str> {
         job.spec.rounds = rounds.max(1);
     }
     if let Some(goal) = patch.goal {
-        job.spec.goal = goal.max(1);
-        job.spec.min_updates = job.spec.min_updates.min(job.spec.goal);
+        job.spec.set_goal(goal);
     }
     if let Some(deadline) = patch.deadline {
         job.spec.deadline = Some(DurationText::from_ms(deadline.ms().clamp(DEADLINE_MS_MIN, DEADLINE_MS_MAX)));

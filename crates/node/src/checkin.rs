@@ -4,7 +4,7 @@
 //! handed out, to keep to `over_provision`. It forgets on a restart, which at worst trains a few clients too many.
 
 use catchment_ledger::{Job, Phase, State};
-use catchment_types::{CheckIn, ClientId, JobState, JobUid, Name, Task, TaskId, TaskKind, TimeMs, rfc3339};
+use catchment_types::{CheckIn, ClientId, JobState, JobUid, Mode, Name, Task, TaskId, TaskKind, TimeMs, rfc3339};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,13 +49,15 @@ impl Desk {
         }
         let open = job.active_round().filter(|round| round.phase == Phase::Open && job.state == JobState::Running);
         let (Some(round), Some(model)) = (open, job.newest_model()) else { return named(TaskKind::Wait) };
-        if round.update_of(client).is_some() || !self.hand_out(job, round.number, client, now_ms) {
+        // An asynchronous job names the version where others name the round.
+        let number = if job.spec.mode == Mode::Sync { round.number } else { round.model_version };
+        if job.update_at(number, client).is_some() || !self.hand_out(job, round.number, client, now_ms) {
             return named(TaskKind::Wait);
         }
         let (namespace, name, version) = (&job.spec.namespace, &job.spec.name, round.model_version);
         Task {
-            task_id: Some(TaskId::derive(job.uid, round.number, client)),
-            round: Some(round.number),
+            task_id: Some(TaskId::derive(job.uid, number, client)),
+            round: Some(number),
             model_version: Some(version),
             model_url: Some(format!("/v1/namespaces/{namespace}/jobs/{name}/model?version={version}")),
             etag: job.model(version).or(Some(model)).map(|model| model.commit.etag),

@@ -1,7 +1,9 @@
 //! The functions at hand: wasm modules by name, compiled when first asked for.
 
 use catchment_runtime::{Class, Exact, Function, FunctionError, Limits, Runtime, UPDATES_MAX};
-use catchment_types::{Code, Digest, FunctionClass, FunctionView, JobSpec, Problem, Rule, Topology, UpdateLayout};
+use catchment_types::{
+    Code, Digest, FunctionClass, FunctionView, JobSpec, Mode, Problem, Rule, Topology, UpdateLayout,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -107,6 +109,11 @@ impl Functions {
         if takes.gathers() && spec.topology != Topology::Auto {
             let message = format!("function `{}` takes all updates at once; only `auto` fits", spec.function);
             return Err(bad_field("topology", message));
+        }
+        if takes.gathers() && spec.mode != Mode::Sync {
+            let message =
+                format!("function `{}` takes all updates of a round at once; only `sync` fits", spec.function);
+            return Err(bad_field("mode", message));
         }
         if !takes.layout.has_coordinates() && spec.tensors.iter().any(|rule| rule.rule == Rule::Max) {
             let message =

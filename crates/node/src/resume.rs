@@ -110,8 +110,8 @@ fn judge(context: &Context, spec: &JobSpec, address: &Address) -> Result<Option<
     context.ledger.read(|state| match state.judge(*uid, *round, client, None) {
         None => Ok(None),
         Some(AcceptOutcome::Duplicate(_)) => {
-            let round = state.job(*uid).and_then(|job| job.round_numbered(*round));
-            Ok(round.and_then(|round| round.update_of(client)).map(|update| update.accept.bytes))
+            let standing = state.job(*uid).and_then(|job| job.update_at(*round, client));
+            Ok(standing.map(|update| update.accept.bytes))
         }
         Some(other) => Err(refusal(spec, address, other)),
     })

@@ -9,9 +9,9 @@ use crate::parking::{Address, Live};
 use crate::upload::{Frozen, Upload};
 use bytes::Bytes;
 use catchment_ingest::UpdateDigest;
-use catchment_ledger::{AcceptOutcome, LedgerError, Phase};
+use catchment_ledger::{AcceptOutcome, LedgerError};
 use catchment_types::{
-    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobState, JobUid, Kind, Problem, Receipt, Step,
+    Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobUid, Kind, Mode, Problem, Receipt, Step,
     UpdateKind,
 };
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ pub struct Submission {
     pub uid: JobUid,
     /// Its spec.
     pub spec: Arc<JobSpec>,
-    /// The round.
+    /// The round; in asynchronous jobs the version it was trained from.
     pub round: u64,
     /// The client.
     pub client: ClientId,
@@ -212,13 +212,7 @@ fn check_round(context: &Context, submission: &Submission) -> Result<bool, Probl
 
 /// Whether the round is the next one, and about to open.
 fn opens_next(context: &Context, submission: &Submission) -> bool {
-    context.ledger.read(|state| {
-        let job = state.job(submission.uid).filter(|job| job.state == JobState::Running);
-        job.is_some_and(|job| {
-            let is_open = job.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
-            !is_open && job.next_round() == Some(submission.round)
-        })
-    })
+    context.ledger.read(|state| state.job(submission.uid).is_some_and(|job| job.is_about_to_take(submission.round)))
 }
 
 /// Waits for the next round: a client that trains faster than the model is made, or that sends its first update right
@@ -241,7 +235,10 @@ async fn await_round(context: &Context, submission: &Submission) -> Result<(), P
 fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem> {
     let etag = context.ledger.read(|state| {
         let job = state.job(submission.uid)?;
-        let version = job.round_numbered(submission.round)?.model_version;
+        let version = match submission.spec.mode {
+            Mode::Sync => job.round_numbered(submission.round)?.model_version,
+            Mode::Async(_) => submission.round,
+        };
         Some((version, job.model(version)?.commit.etag))
     });
     let Some((version, etag)) = etag else { return Ok(()) };
@@ -265,12 +262,13 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
 
 /// Appends to the log and answers. The waiting goes on when the client hangs up: the slab's fate hangs on the log.
 pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted, Problem> {
-    let Frozen { kept: _kept, submission, incarnation, digest, body_bytes, mut held } = frozen;
+    let Frozen { mut kept, submission, incarnation, digest, body_bytes, mut held } = frozen;
     let slab = held.slab.as_ref().expect("held until the log has spoken");
     let slab_bytes = slab.len();
     let accept = Accept {
         uid: submission.uid,
-        round: submission.round,
+        round: kept.round(),
+        base: (submission.spec.mode != Mode::Sync).then_some(submission.round),
         client: submission.client.clone(),
         digest,
         weight: submission.weight(),
@@ -284,27 +282,44 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
     };
     context.holdings.hold(accept.slab, accept.uid, accept.round, incarnation);
     let task_context = context.clone();
-    let spec = submission.spec.clone();
+    let task_submission = submission.clone();
     let task = async move {
-        let context = task_context;
-        let descriptor = descriptor(&context, &accept, slab_bytes, &spec);
-        let client = accept.client.clone();
-        let outcome = context.ledger.accept(accept).await;
+        let (context, submission) = (task_context, task_submission);
+        let spec = submission.spec.clone();
+        let mut accept = accept;
+        let outcome = loop {
+            let outcome = context.ledger.accept(accept.clone()).await;
+            if !matches!(outcome, Ok(AcceptOutcome::Moved)) {
+                break outcome;
+            }
+            // Its buffer closed meanwhile: it goes into the next one.
+            if await_round(&context, &submission).await.is_err() {
+                break outcome;
+            }
+            kept = kept.moved(&submission);
+            accept.round = kept.round();
+        };
         context.done(Step::Logged);
+        let is_accepted = outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted());
         let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
-        if outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted()) {
-            // The round's now.
+        if is_accepted || unknown {
+            // The round's now. Or the log may have it: the next start decides, and until then the slab waits for its round
+            // to end.
             held.slab.take();
-            tracing::debug!(client = %client, "accepted");
-            announce(&context, &spec, body_bytes, &descriptor).await;
-        } else if unknown {
-            // The log may have it: the next start decides, and until then the slab waits for its round to end.
-            held.slab.take();
-        } else {
-            // The round may have ended while this update set its accumulators aside.
-            let ended = context.ledger.read(|state| context.holdings.take_ended(state, context.node));
-            context.release(ended);
+            context.holdings.confirm(accept.slab, accept.round);
         }
+        if is_accepted {
+            tracing::debug!(client = %accept.client, "accepted");
+            announce(&context, &spec, body_bytes, &descriptor(&context, &accept, slab_bytes, &spec)).await;
+        }
+        let ended = context.ledger.read(|state| {
+            let active = state.job(accept.uid).and_then(|job| job.active_round()).map(|round| round.number);
+            // The round may have ended while this update was on its way, or set its accumulators aside.
+            let is_late = !is_accepted || active != Some(accept.round);
+            is_late.then(|| context.holdings.take_ended(state, context.node))
+        });
+        context.release(ended.unwrap_or_default());
+        drop(kept);
         outcome
     };
     let task = tokio::spawn(task.in_current_span());
@@ -381,6 +396,7 @@ pub fn refusal(spec: &JobSpec, address: &Address, outcome: AcceptOutcome) -> Pro
             Code::WrongState,
             format!("job `{name}` is {} and takes no updates now", crate::gateway::state_text(state)),
         ),
+        AcceptOutcome::Moved => Problem::new(Code::NotReady, "the next buffer is about to open: send the update again"),
         AcceptOutcome::NodeLost => Problem::new(
             Code::NotReady,
             "this node was given up for lost while it took the update; it is back: send the update again",

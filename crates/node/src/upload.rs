@@ -14,7 +14,7 @@ use crate::submit::{Submission, internal, refusal};
 use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
 use catchment_ledger::AcceptOutcome;
 use catchment_slab::{Slab, SlabError, SlabMut};
-use catchment_types::{Code, Digest, Fit, JobUid, Problem, SlabId, Step};
+use catchment_types::{Code, Digest, Fit, JobUid, Mode, Problem, SlabId, Step};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
@@ -82,7 +82,7 @@ impl Upload {
         }
         drop(room);
         let waited = Instant::now();
-        let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, submission.round);
+        let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
         let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
         let most = bytes.max(model.layout.elements() * 16);
         // First what folding needs: updates that fill the memory before would never leave it.
@@ -148,13 +148,21 @@ impl Upload {
         scatter.finish(slab.bytes_mut())?;
         kept.context.done(Step::Received);
         let digest = submission.digest(&digest)?;
-        let (uid, round) = (submission.uid, submission.round);
+        let (uid, round) = (submission.uid, kept.round());
         let head = fit.head_at.map(|at| (at, head_bytes));
         let meta = SlabMeta { uid, round, digest, sections: fit.sections.clone(), head };
         let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
         kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
         Ok(Frozen { submission, incarnation, digest, body_bytes, held, kept })
+    }
+}
+
+/// The round that an update is to go into: its own, or in asynchronous jobs the one that is open.
+fn target(context: &Context, submission: &Submission) -> u64 {
+    match submission.spec.mode {
+        Mode::Sync => submission.round,
+        Mode::Async(_) => context.ledger.read(|state| state.job(submission.uid).map_or(0, |job| job.round_number())),
     }
 }
 
@@ -167,8 +175,19 @@ pub struct Kept {
 
 impl Kept {
     fn new(context: &Arc<Context>, submission: &Submission) -> Self {
-        context.holdings.begin_upload(submission.uid, submission.round);
-        Self { context: context.clone(), uid: submission.uid, round: submission.round }
+        let (uid, round) = (submission.uid, target(context, submission));
+        context.holdings.begin_upload(uid, round);
+        Self { context: context.clone(), uid, round }
+    }
+
+    /// The round that the update is to go into.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// The same for the round that is open now.
+    pub fn moved(self, submission: &Submission) -> Self {
+        Self::new(&self.context.clone(), submission)
     }
 }
 

@@ -25,7 +25,8 @@ pub use problem::{Code, FieldError, Problem};
 pub use record::{Accept, CloseReason, Footprint, FunctionClass, JobAction, ModelCommit, NodeId, Place, Record};
 pub use slab_id::SlabId;
 pub use spec::{
-    Checkpoints, DurationText, Exact, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
+    Buffered, Checkpoints, DurationText, Exact, JobLimits, JobSpec, Mode, OnShortfall, SPEC_BYTES_MAX, SpecPatch,
+    Staleness, Topology, UpdateKind,
 };
 pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{

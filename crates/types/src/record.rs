@@ -16,8 +16,10 @@ pub struct NodeId(pub u64);
 pub struct Accept {
     /// The job.
     pub uid: JobUid,
-    /// The round it is for.
+    /// The round it goes into.
     pub round: u64,
+    /// The model version it was trained from, where that does not follow from the round: in asynchronous jobs.
+    pub base: Option<u64>,
     /// Who sent it.
     pub client: ClientId,
     /// BLAKE3 over body, weight, samples and metrics.
@@ -39,6 +41,13 @@ pub struct Accept {
     pub slab: SlabId,
     /// When the gateway had all of it.
     pub at_ms: TimeMs,
+}
+
+impl Accept {
+    /// The number in the update's address: its round, or in asynchronous jobs the version it was trained from.
+    pub fn addressed(&self) -> u64 {
+        self.base.unwrap_or(self.round)
+    }
 }
 
 /// What an owner asks of a running job.

@@ -4,11 +4,13 @@
 
 mod exact;
 mod fields;
+mod mode;
 mod quantity;
 
 use crate::{Dtype, FieldError, Name, TensorRule};
 pub use exact::Exact;
 use fields::Fields;
+pub use mode::{Buffered, Mode, Staleness};
 pub use quantity::DurationText;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -124,9 +126,11 @@ pub struct JobSpec {
     pub tensors: Vec<TensorRule>,
     /// Float types an update may use beside the model's own. Default none.
     pub update_dtypes: Vec<Dtype>,
+    /// Whether clients train together (`"sync"`) or each at its own pace. Default `"sync"`.
+    pub mode: Mode,
     /// Rounds until the job is completed. Default 10.
     pub rounds: u64,
-    /// Updates that close a round. Default 2.
+    /// Updates that close a round. Default 2; of an asynchronous job, its buffer.
     pub goal: u64,
     /// Tasks handed out for a round, as a multiple of `goal`; at least 1. Default 1.3.
     pub over_provision: f64,
@@ -178,7 +182,13 @@ impl JobSpec {
         let mut f = Fields::new(map);
         let name = f.required("name");
         let function = f.required::<String>("function");
-        let goal = f.count("goal", 2, COUNT_MAX);
+        let mode: Mode = f.or_default("mode");
+        mode.check(&mut f);
+        let buffer = mode.buffered().map(|buffered| buffered.buffer.clamp(1, COUNT_MAX));
+        let goal = f.count("goal", buffer.unwrap_or(2), COUNT_MAX);
+        if buffer.is_some_and(|buffer| buffer != goal) {
+            f.error("goal", "of an asynchronous job it is mode.async.buffer: leave it out");
+        }
         let spec = Self {
             name: name.unwrap_or_else(Name::default_namespace),
             namespace: f.or_else("namespace", Name::default_namespace),
@@ -186,6 +196,7 @@ impl JobSpec {
             config: f.or_default("config"),
             client_config: f.or_default("client_config"),
             client_config_from_round: f.or_default("client_config_from_round"),
+            mode,
             update: f.or_default("update"),
             tensors: f.or_default("tensors"),
             update_dtypes: f.or_default("update_dtypes"),
@@ -221,6 +232,12 @@ impl JobSpec {
         if self.min_updates > self.goal {
             f.error("min_updates", &format!("at most the goal, {}", self.goal));
         }
+        if self.mode != Mode::Sync && self.update != UpdateKind::Delta {
+            f.error("update", "asynchronous jobs take deltas: a mean of whole weights would undo what came meanwhile");
+        }
+        if self.mode != Mode::Sync && self.exact.is_some() {
+            f.error("exact", "only of synchronous jobs: the weight of a stale update depends on when it comes");
+        }
         if let Some(problem) = self.too_many_updates() {
             f.error("exact.updates_max", &problem);
         }
@@ -255,6 +272,9 @@ impl JobSpec {
         map.extend(patch.deadline.map(|deadline| ("deadline".to_owned(), serde_json::json!(deadline))));
         if let Some(goal) = patch.goal {
             map.insert("min_updates".to_owned(), self.min_updates.min(goal).max(1).into());
+            if let Mode::Async(buffered) = self.mode {
+                map.insert("mode".to_owned(), serde_json::json!(Mode::Async(Buffered { buffer: goal, ..buffered })));
+            }
         }
         Self::from_map(map)
     }
@@ -278,6 +298,15 @@ impl JobSpec {
     /// The largest weight of an update.
     pub fn weight_max(&self) -> f64 {
         self.exact.map_or(self.limits.weight_max, |exact| exact.weight_max.min(self.limits.weight_max))
+    }
+
+    /// The goal becomes another.
+    pub fn set_goal(&mut self, goal: u64) {
+        self.goal = goal.max(1);
+        self.min_updates = self.min_updates.min(self.goal);
+        if let Mode::Async(buffered) = &mut self.mode {
+            buffered.buffer = self.goal;
+        }
     }
 
     /// Tasks handed out for one round.

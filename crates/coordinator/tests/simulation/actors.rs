@@ -3,10 +3,11 @@
 use crate::node::LOST_AFTER_MS;
 use crate::world::{Event, World, blake3_of};
 use catchment_coordinator::{Nodes, decide};
-use catchment_ledger::{Outcome, Phase};
+use catchment_ledger::{AcceptOutcome, Outcome, Phase};
 use catchment_planner::Node as Planned;
 use catchment_types::{
-    Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, SpecPatch,
+    Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, Mode, ModelCommit, NodeId, Record, SlabId,
+    SpecPatch,
 };
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
@@ -129,11 +130,17 @@ impl World {
 
     fn send(&mut self, uid: JobUid, round: u64, client: ClientId, digest: Digest) {
         self.clients.slabs += 1;
+        let buffered = self.state.job(uid).is_some_and(|job| job.spec.mode != Mode::Sync);
+        let current = self.state.job(uid).map_or(0, |job| job.round_number());
+        // A round's model has the number before it, but for rounds that were skipped.
+        let base = buffered.then(|| round.saturating_sub(1));
+        let round = if buffered { current } else { round };
         let node = self.rng.random_range(0..self.nodes.len());
         let node = self.nodes[node].id;
         let accept = Accept {
             uid,
             round,
+            base,
             client,
             digest,
             weight: self.rng.random_range(0.1..10.0),
@@ -151,7 +158,8 @@ impl World {
 
     /// The gateway freezes the slab and puts the update into the next group.
     pub fn upload(&mut self, accept: Accept) {
-        if self.state.judge(accept.uid, accept.round, &accept.client, Some(&accept.digest)).is_some() && self.chance(80)
+        if self.state.judge(accept.uid, accept.addressed(), &accept.client, Some(&accept.digest)).is_some()
+            && self.chance(80)
         {
             return; // Seen in time; otherwise only the log will tell.
         }
@@ -181,12 +189,22 @@ impl World {
         for (accept, outcome) in group.iter().zip(&outcomes) {
             if !outcome.is_accepted() {
                 self.nodes[node].release(accept.slab);
+                if *outcome == AcceptOutcome::Moved {
+                    self.send_from(accept);
+                    continue;
+                }
             }
             // No answer reached the client, or it does not believe it.
             if self.chance(15) {
-                self.send(accept.uid, accept.round, accept.client.clone(), accept.digest);
+                self.send_from(accept);
             }
         }
+    }
+
+    /// Sends an update once more.
+    fn send_from(&mut self, accept: &Accept) {
+        let round = accept.base.map_or(accept.round, |base| base + 1);
+        self.send(accept.uid, round, accept.client.clone(), accept.digest);
     }
 
     pub fn owner(&mut self) {

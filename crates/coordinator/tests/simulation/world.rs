@@ -206,8 +206,12 @@ impl World {
         let retention_ms = if self.chance(50) { 86_400_000 } else { self.rng.random_range(0..=6_000u64) };
         let on_shortfall = ["retry", "retry", "skip", "fail"][self.rng.random_range(0..4)];
         let leaves = self.rng.random_range(1..=4u32);
+        let mode = match self.chance(30) {
+            true => format!(r#""mode":{{"async":{{"buffer":{goal},"staleness_max":2}}}},"update":"delta","#),
+            false => String::new(),
+        };
         let spec = format!(
-            r#"{{"name":"job-{}","function":"fedavg","goal":{goal},"min_updates":{min_updates},"rounds":{rounds},
+            r#"{{"name":"job-{}","function":"fedavg",{mode}"goal":{goal},"min_updates":{min_updates},"rounds":{rounds},
             "deadline":"{deadline_ms}ms","receipts":"{retention_ms}ms","on_shortfall":"{on_shortfall}",
             "topology":{{"tree":{{"leaves":{leaves},"middles":0}}}}}}"#,
             number % 4,

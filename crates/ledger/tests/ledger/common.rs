@@ -34,6 +34,7 @@ pub fn accept(uid: JobUid, round: u64, number: u64, body: u8) -> Accept {
     Accept {
         uid,
         round,
+        base: None,
         client: client(number),
         digest: digest(body),
         weight: 1.0 + number as f64,

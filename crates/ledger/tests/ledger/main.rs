@@ -1,6 +1,7 @@
 //! Tests of the state and of its one writer.
 #![forbid(unsafe_code)]
 
+mod buffered;
 mod common;
 mod driver;
 mod faults;

@@ -115,7 +115,7 @@ async fn inputs(worker: &Arc<Worker>, facts: &Facts) -> Result<(Vec<Input>, Vec<
     let (mut inputs, mut copies) = (Vec::new(), Vec::new());
     for update in &facts.gathered {
         if update.accept.node == worker.context.node {
-            inputs.push(Input::find(&worker.context, update)?);
+            inputs.push(Input::find(&worker.context, update, worker.spec.mode)?);
         } else {
             let (input, copy) = remote::update(worker, update).await?;
             inputs.push(input);

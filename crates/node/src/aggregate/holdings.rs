@@ -6,10 +6,19 @@ use catchment_types::{JobUid, NodeId, SlabId};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Whose a slab is.
+struct Slabs {
+    uid: JobUid,
+    round: u64,
+    /// The node's, when it took it.
+    incarnation: u64,
+    /// Whether the log has spoken. Before that it is its submission's, whatever becomes of rounds.
+    is_confirmed: bool,
+}
+
 #[derive(Default)]
 struct Held {
-    /// Each with its job, its round, and the incarnation that took it.
-    slabs: HashMap<SlabId, (JobUid, u64, u64)>,
+    slabs: HashMap<SlabId, Slabs>,
     leaves: HashMap<LeafKey, Leaf>,
     /// Updates being received or parked, by round.
     uploads: HashMap<(JobUid, u64), u64>,
@@ -26,9 +35,16 @@ impl Holdings {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a slab belongs to a round.
+    /// Notes that a slab is to belong to a round.
     pub fn hold(&self, slab: SlabId, uid: JobUid, round: u64, incarnation: u64) {
-        self.lock().slabs.insert(slab, (uid, round, incarnation));
+        self.lock().slabs.insert(slab, Slabs { uid, round, incarnation, is_confirmed: false });
+    }
+
+    /// Notes that it does belong to this round, unless it was let go of meanwhile.
+    pub fn confirm(&self, slab: SlabId, round: u64) {
+        if let Some(held) = self.lock().slabs.get_mut(&slab) {
+            (held.round, held.is_confirmed) = (round, true);
+        }
     }
 
     /// Notes that an update of this round is on its way: its accumulators stay until it is there, refused or given up.
@@ -92,8 +108,8 @@ impl Holdings {
         };
         let mut held = self.lock();
         let mut ended = Vec::new();
-        held.slabs.retain(|slab, (uid, round, incarnation)| {
-            let keep = active(*uid, *round, *incarnation);
+        held.slabs.retain(|slab, of| {
+            let keep = !of.is_confirmed || active(of.uid, of.round, of.incarnation);
             if !keep {
                 ended.push(*slab);
             }

@@ -13,7 +13,9 @@ use catchment_runtime::{
     Call, FoldArgs, FunctionError, HostError, Reply, TensorPlace, UpdateFacts, UpdateWindow, Window,
 };
 use catchment_slab::{Slab, SlabError};
-use catchment_types::{Header, JobSpec, JobUid, Limits, NodeId, Placed, ReceiptId, Record, SlabId, Step, TensorInfo};
+use catchment_types::{
+    Accept, Header, JobSpec, JobUid, Limits, Mode, NodeId, Placed, ReceiptId, Record, SlabId, Step, TensorInfo,
+};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -296,9 +298,10 @@ impl JobAggregation {
         let _lanes = self.context.lanes.acquire_many(permits).await.expect("never closed");
         let (context, lanes, leaf, ranges) =
             (self.context.clone(), self.lanes.clone(), leaf.clone(), self.ranges.clone());
-        let updates = updates.to_vec();
+        let (updates, mode) = (updates.to_vec(), self.spec.mode);
         blocking(move || {
-            let inputs = updates.iter().map(|update| Input::find(&context, update)).collect::<Result<Vec<_>, _>>();
+            let inputs =
+                updates.iter().map(|update| Input::find(&context, update, mode)).collect::<Result<Vec<_>, _>>();
             let inputs = inputs.inspect_err(|_| leaf.undo(&plan))?;
             let lagging = leaf.lagging(&plan);
             let calls = |index: usize| {
@@ -383,23 +386,31 @@ pub struct Input {
     meta: SlabMeta,
     weight: f64,
     num_samples: f64,
+    staleness: u32,
 }
 
 impl Input {
     /// The update in its slab.
-    pub fn find(context: &Context, update: &Update) -> Result<Self, StepError> {
+    pub fn find(context: &Context, update: &Update, mode: Mode) -> Result<Self, StepError> {
         let missing = || StepError::Missing { round: update.accept.round, receipt: update.receipt };
         let slab = context.store.get(update.accept.slab).ok_or_else(missing)?;
         let meta =
             SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest).ok_or_else(missing)?;
-        Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
+        Ok(Self::new(slab, meta, update, mode))
+    }
+
+    fn new(slab: Slab, meta: SlabMeta, update: &Update, mode: Mode) -> Self {
+        let Accept { weight, num_samples, .. } = update.accept;
+        let staleness = u32::try_from(update.staleness).unwrap_or(u32::MAX);
+        let weight = weight * mode.factor(update.staleness);
+        Self { slab, meta, weight, num_samples: num_samples as f64, staleness }
     }
 
     /// The same of a slab that another node's update was copied to.
-    pub fn copied(slab: Slab, update: &Update) -> Result<Self, StepError> {
+    pub fn copied(slab: Slab, update: &Update, mode: Mode) -> Result<Self, StepError> {
         let meta = SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest);
         let meta = meta.ok_or_else(|| StepError::Again("another node sent another update".to_owned()))?;
-        Ok(Self { slab, meta, weight: update.accept.weight, num_samples: update.accept.num_samples as f64 })
+        Ok(Self::new(slab, meta, update, mode))
     }
 
     /// What its slab's header says of it.
@@ -409,7 +420,7 @@ impl Input {
 
     /// What is known of it beside its numbers.
     pub fn facts(&self) -> UpdateFacts {
-        UpdateFacts { weight: self.weight, num_samples: self.num_samples, staleness: 0 }
+        UpdateFacts { weight: self.weight, num_samples: self.num_samples, staleness: self.staleness }
     }
 
     /// All of its bytes.
@@ -446,6 +457,12 @@ impl Input {
             len_bytes: range.elements * width,
         };
         let dtype = finish::function_dtype(section.dtype);
-        Ok(UpdateWindow { window, dtype, weight: self.weight, num_samples: self.num_samples, staleness: 0 })
+        Ok(UpdateWindow {
+            window,
+            dtype,
+            weight: self.weight,
+            num_samples: self.num_samples,
+            staleness: self.staleness,
+        })
     }
 }

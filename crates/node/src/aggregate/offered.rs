@@ -9,7 +9,7 @@ use super::leaf::LeafKey;
 use crate::context::Context;
 use crate::gateway::stretch::Stretch;
 use catchment_ledger::{Phase, State, Update};
-use catchment_types::{Code, Digest, JobUid, Problem, ReceiptId, ReceiptState};
+use catchment_types::{Code, Digest, JobUid, Mode, Problem, ReceiptId, ReceiptState};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -83,7 +83,7 @@ fn check_partial(
 pub async fn update(context: &Arc<Context>, receipt: ReceiptId) -> Result<(Stretch, Vec<u8>), Problem> {
     let found = context.ledger.read(|state| find_update(context, state, receipt));
     let update = found.ok_or_else(|| not_now("the log, as far as it has read it, says otherwise"))?;
-    let input = Input::find(context, &update).map_err(|error| not_now(&error.to_string()))?;
+    let input = Input::find(context, &update, Mode::Sync).map_err(|error| not_now(&error.to_string()))?;
     let window = input.whole().map_err(|error| not_now(&error.to_string()))?;
     let key = blake3::hash(receipt.as_bytes()).into();
     let meta = input.noted().to_vec();

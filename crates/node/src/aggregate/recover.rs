@@ -108,6 +108,7 @@ impl Found {
             if in_slab {
                 kept.push(slab);
                 holdings.hold(slab, uid, round.number, incarnation);
+                holdings.confirm(slab, round.number);
             }
             if !in_slab && !in_leaf {
                 missing.push(update.receipt);

@@ -95,7 +95,7 @@ pub async fn update(worker: &Arc<Worker>, update: &Update) -> Result<(Input, Scr
     let slab = slab.freeze(&sink.meta)?;
     count(&worker.context, worker, "update", slab.len());
     let held = ScratchSlab::new(worker.context.clone(), slab.clone());
-    Ok((Input::copied(slab, update)?, held))
+    Ok((Input::copied(slab, update, worker.spec.mode)?, held))
 }
 
 fn again(error: FetchError) -> StepError {

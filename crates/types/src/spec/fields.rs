@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// Fields of the design that this version knows but does not run yet, with the one value it accepts.
-const ONLY_DEFAULT: &[(&str, &str)] = &[("mode", "\"sync\""), ("privacy", "null"), ("clients", "\"open\"")];
+const ONLY_DEFAULT: &[(&str, &str)] = &[("privacy", "null"), ("clients", "\"open\"")];
 
 /// The fields of one object.
 pub struct Fields {
