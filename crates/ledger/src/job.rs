@@ -173,6 +173,7 @@ impl Job {
             opened_at: round.map(|round| rfc3339(round.opened_ms)),
             deadline_at: round.and_then(|round| round.deadline_ms).map(rfc3339),
             gateway: None,
+            nodes: round.map_or_else(Vec::new, Round::nodes_view),
         }
     }
 

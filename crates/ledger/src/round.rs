@@ -1,7 +1,8 @@
 //! One round: who sent what, and how far it is.
 
 use catchment_types::{
-    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundState, TimeMs,
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundNodeView,
+    RoundState, TimeMs,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -166,6 +167,27 @@ impl Round {
             None => self.update_of(&accept.client),
             Some(base) => self.update_from(base, &accept.client),
         }
+    }
+
+    /// What nodes have of it, or are to have, as callers see it.
+    pub fn nodes_view(&self) -> Vec<RoundNodeView> {
+        let nothing = Share::default();
+        let placed = self.places.iter().map(|place| place.node).filter(|node| !self.shares.contains_key(node));
+        let view = |node: NodeId| {
+            let share = self.shares.get(&node).unwrap_or(&nothing);
+            RoundNodeView {
+                node: node.to_string(),
+                name: None,
+                top: self.top() == Some(node),
+                planned: self.places.iter().find(|place| place.node == node).map_or(0, |place| place.updates),
+                received: share.updates,
+                folded: share.folded,
+                bytes: share.bytes,
+            }
+        };
+        let mut nodes: Vec<RoundNodeView> = self.shares.keys().copied().chain(placed).map(view).collect();
+        nodes.sort_by_key(|node| (!node.top, Reverse(node.bytes)));
+        nodes
     }
 
     /// The round as callers name its state.

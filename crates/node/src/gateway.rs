@@ -8,6 +8,7 @@ mod docs;
 mod encoding;
 mod jobs;
 mod models;
+mod nodes;
 mod path;
 mod peers;
 mod problem;

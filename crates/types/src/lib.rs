@@ -34,6 +34,6 @@ pub use tensors::{
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
-    CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, RouteView,
-    RunnerView, RunnersView, Task, TaskKind,
+    CheckIn, FunctionView, JobState, JobView, ModelView, NodeView, Page, Receipt, ReceiptState, RoundNodeView,
+    RoundState, RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
 };

@@ -142,6 +142,50 @@ pub struct RoundView {
     /// The address of the node to send updates to; absent: the one that was asked. Any other takes them as well.
     #[serde(default)]
     pub gateway: Option<String>,
+    /// The nodes it is on, the top first once there is one.
+    #[serde(default)]
+    pub nodes: Vec<RoundNodeView>,
+}
+
+/// What a node has of a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RoundNodeView {
+    /// The node: sixteen hexadecimal digits.
+    pub node: String,
+    /// Its name for people, while it is heard.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether it makes the model, as far as can be said now: it holds the most bytes.
+    pub top: bool,
+    /// Updates that the plan sends there.
+    pub planned: u64,
+    /// Updates that it holds.
+    pub received: u64,
+    /// Of those, updates in its accumulators.
+    pub folded: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+}
+
+/// A node of the cluster, as it said last of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NodeView {
+    /// The node: sixteen hexadecimal digits.
+    pub node: String,
+    /// Its name for people.
+    pub name: String,
+    /// Where its gateway is.
+    pub url: String,
+    /// Where it stands.
+    pub zone: String,
+    /// Cores that fold.
+    pub cores: u32,
+    /// Shared memory that it may use.
+    pub memory_bytes: u64,
+    /// Of that, bytes not in use.
+    pub memory_free_bytes: u64,
+    /// Whether it ends soon and takes no new rounds.
+    pub draining: bool,
 }
 
 /// A job as callers see it.

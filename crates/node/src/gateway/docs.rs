@@ -1,6 +1,6 @@
 //! Routes and their description, from one place, so that the two cannot differ.
 
-use super::{jobs, models, rounds, runners, system, updates, uploads};
+use super::{jobs, models, nodes, rounds, runners, system, updates, uploads};
 use crate::context::Context;
 use axum::routing::get;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ pub fn other_routes() -> OpenApiRouter<Arc<Context>> {
         .routes(routes!(rounds::receipt))
         .routes(routes!(system::functions))
         .routes(routes!(system::function))
+        .routes(routes!(nodes::list))
         .routes(routes!(runners::list))
         .routes(routes!(runners::place))
         .routes(routes!(system::healthz))

@@ -96,7 +96,11 @@ pub async fn list(State(context): State<Arc<Context>>, at: At, Query(paging): Qu
 #[utoipa::path(get, path = "/{job}", tag = "jobs", params(("job" = String, Path)),
     responses((status = 200, body = JobView), (status = 404, body = Problem)))]
 pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
-    context.ledger.read(|state| at.find(state).map(|job| Json(job.view())))
+    context.ledger.read(|state| {
+        let job = at.find(state)?;
+        let round = super::rounds::seen_from_here(&context, job, job.round_view());
+        Ok(Json(JobView { round, ..job.view() }))
+    })
 }
 
 /// Changes rounds, goal or deadline of a job that is not over.

@@ -6,6 +6,7 @@ use super::text::Text;
 use crate::context::Context;
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use catchment_ledger::Job;
 use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -39,8 +40,7 @@ pub async fn round(
     let look = || {
         context.ledger.read(|state| {
             let job = at.find(state)?;
-            let gateway = job.active_round().and_then(|round| context.peers.gateway(round, None));
-            Ok::<_, Failure>(RoundView { gateway, ..job.round_view() })
+            Ok::<_, Failure>(seen_from_here(&context, job, job.round_view()))
         })
     };
     let first = look()?;
@@ -61,6 +61,17 @@ pub async fn round(
         Ok(view) => view.map(Json),
         Err(_) => look().map(Json),
     }
+}
+
+/// A round's view with what this node knows of the others.
+pub fn seen_from_here(context: &Context, job: &Job, mut view: RoundView) -> RoundView {
+    view.gateway = job.active_round().and_then(|round| context.peers.gateway(round, None));
+    let live = context.peers.fleet.live();
+    for node in &mut view.nodes {
+        let beat = live.iter().find(|beat| beat.node.to_string() == node.node);
+        node.name = beat.map(|beat| beat.name.clone());
+    }
+    view
 }
 
 /// What the job's function hands clients beside the model for a round, if anything: control variates, masks, stacks.

@@ -7,15 +7,16 @@ use crate::system::SystemClock;
 use crate::text;
 use anyhow::{Context as _, Result};
 use catchment_client::JobInfo;
-use catchment_types::{Clock as _, JobState, RoundState};
+use catchment_types::{Clock as _, JobState, RoundNodeView, RoundState, RoundView};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Three lines that are drawn again as the job goes on. They vanish when this is dropped.
+/// A few lines that are drawn again as the job goes on. They vanish when this is dropped.
 pub struct Live {
     screen: MultiProgress,
     state: ProgressBar,
     rounds: ProgressBar,
     updates: ProgressBar,
+    nodes: ProgressBar,
 }
 
 impl Live {
@@ -29,7 +30,8 @@ impl Live {
         let state = line("{wide_msg}");
         let rounds = line("rounds  [{bar:40.cyan}] {pos}/{len}");
         let updates = line("updates [{bar:40.green}] {pos}/{len} received, {msg} folded");
-        Self { screen, state, rounds, updates }
+        let nodes = line("{msg}");
+        Self { screen, state, rounds, updates, nodes }
     }
 
     fn line(&self, line: &str) -> Result<()> {
@@ -46,6 +48,7 @@ impl View for Live {
         self.updates.set_length(job.round.goal);
         self.updates.set_position(job.round.received);
         self.updates.set_message(job.round.folded.to_string());
+        self.nodes.set_message(tree(&job.round));
         Ok(())
     }
 
@@ -58,7 +61,7 @@ impl View for Live {
     }
 
     fn end(&mut self, job: &JobInfo) -> Result<()> {
-        [&self.state, &self.rounds, &self.updates].into_iter().for_each(ProgressBar::finish_and_clear);
+        [&self.state, &self.rounds, &self.updates, &self.nodes].into_iter().for_each(ProgressBar::finish_and_clear);
         output::write(&end_line(job))
     }
 }
@@ -83,6 +86,25 @@ fn state_line(job: &JobInfo, now_ms: u64) -> String {
     line
 }
 
+/// The round as the tree that it is put together in: the top, and under it the other nodes. Nothing for one node alone.
+fn tree(round: &RoundView) -> String {
+    if round.nodes.len() < 2 {
+        return String::new();
+    }
+    let line = |(i, node): (usize, &RoundNodeView)| {
+        let branch = match i {
+            0 => "top    ",
+            i if i + 1 == round.nodes.len() => " └─ ",
+            _ => " ├─ ",
+        };
+        let name = node.name.as_deref().unwrap_or(&node.node);
+        let planned = if node.planned > 0 { format!(" of {}", node.planned) } else { String::new() };
+        let megabytes = node.bytes as f64 / 1e6;
+        format!("{branch}{name}: {}{planned} received, {} folded, {megabytes:.1} MB", node.received, node.folded)
+    };
+    round.nodes.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn rounds_ended(job: &JobInfo) -> u64 {
     match job.round.state {
         RoundState::Committed | RoundState::Skipped => job.round.round,
@@ -96,6 +118,25 @@ fn rounds_ended(job: &JobInfo) -> u64 {
 mod tests {
     use super::*;
     use crate::text::tests::example;
+
+    #[test]
+    fn a_round_on_many_nodes_is_shown_as_a_tree() {
+        let mut job = example();
+        assert_eq!(tree(&job.round), "");
+        let node = |name: &str, received| RoundNodeView {
+            node: format!("{received:016x}"),
+            name: (!name.is_empty()).then(|| name.to_owned()),
+            top: false,
+            planned: received + 1,
+            received,
+            folded: 1,
+            bytes: received * 1_500_000,
+        };
+        job.round.nodes = vec![node("a", 3), node("", 2), node("c", 1)];
+        let expected = "top    a: 3 of 4 received, 1 folded, 4.5 MB\n ├─ 0000000000000002: 2 of 3 received, 1 folded, \
+                        3.0 MB\n └─ c: 1 of 2 received, 1 folded, 1.5 MB";
+        assert_eq!(tree(&job.round), expected);
+    }
 
     #[test]
     fn the_state_line_counts_down_while_the_round_is_open() {
