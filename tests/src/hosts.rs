@@ -177,5 +177,9 @@ fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let said = text(&output.stderr);
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{program} {}: {said}", arguments.join(" "))) }
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{program} {}: {said}", arguments.join(" ")))
+    }
 }
