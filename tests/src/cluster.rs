@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 /// Where gateways listen on hosts of their own.
 const PORT: u16 = 7070;
+/// How long a node may take to say whether it is ready.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
@@ -64,6 +66,12 @@ impl NodeProcess {
     /// A client of its gateway.
     pub fn api(&self) -> Api {
         Api::new(&self.address)
+    }
+
+    /// Whether it takes work.
+    pub async fn is_ready(&self) -> bool {
+        let answer = Api::impatient(&self.address, LOOK_TIME_MAX).try_call("GET", "/readyz", &[], None).await;
+        answer.is_ok_and(|answer| answer.status == 200)
     }
 
     /// `host:port` of its gateway.
@@ -167,11 +175,8 @@ impl Cluster {
 
     /// Waits until a node takes work.
     pub async fn ready(&self, node: usize) {
-        let api = self.nodes[node].api();
-        until(&format!("node {node} is ready"), async || {
-            api.try_call("GET", "/readyz", &[], None).await.is_ok_and(|answer| answer.status == 200).then_some(())
-        })
-        .await;
+        let node = &self.nodes[node];
+        until(&format!("{} is ready", node.process.name()), async || node.is_ready().await.then_some(())).await;
     }
 
     /// Starts a node again and waits until it takes work.
