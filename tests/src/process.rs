@@ -31,10 +31,19 @@ impl Process {
 
     /// Starts it, and does not wait for anything.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same, in a life that ends right after this step was done (`Flipped`), or done so often (`Flipped:3`).
+    pub fn start_to_end_at(&mut self, step: &str) {
+        self.start_with(&[("CATCHMENT_END_AT", step)]);
+    }
+
+    fn start_with(&mut self, settings: &[(&str, &str)]) {
         assert!(self.child.is_none(), "one life at a time");
         let open = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).expect("open a log");
         let mut command = (self.make)();
-        command.env("CATCHMENT_CLOCK_SKEW_FILE", self.clock_path()).stdin(Stdio::null());
+        command.env("CATCHMENT_CLOCK_SKEW_FILE", self.clock_path()).envs(settings.iter().copied()).stdin(Stdio::null());
         command.stdout(open(self.said_path())).stderr(open(self.log_path()));
         self.ups = self.count_ups();
         self.child = Some(command.spawn().expect("start a process"));
