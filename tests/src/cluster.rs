@@ -26,13 +26,15 @@ pub struct Setup {
     pub heartbeat: Duration,
     /// Silence after which a node is given up.
     pub node_timeout: Duration,
+    /// Runner processes of each node.
+    pub runners: u32,
 }
 
 impl Default for Setup {
     /// Three nodes, two coordinators, and time enough to be started again.
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
-        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout }
+        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0 }
     }
 }
 
@@ -143,6 +145,7 @@ impl Cluster {
                 ("--name", name.clone()),
                 ("--data", data.display().to_string()),
                 ("--slabs", slabs.display().to_string()),
+                ("--runners", setup.runners.to_string()),
             ];
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(functions());

@@ -59,3 +59,49 @@ impl ExactMean {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Tensor, file};
+
+    fn body(x: f32) -> Vec<u8> {
+        file(&[
+            Tensor::f32("w", &[2], &[x, -x / 3.0]),
+            Tensor::f64("precise", &[1], &[f64::from(x) / 7.0]),
+            Tensor::f32("peak", &[1], &[x]),
+            Tensor::i64("n", &[], &[7]),
+        ])
+    }
+
+    #[test]
+    fn other_sets_and_other_bits_are_found() {
+        let exact = ExactMean { bound: 8.0, weight_max: 4.0, updates_max: 10 };
+        let updates = [(1.0, body(1.25)), (3.0, body(-0.3)), (2.5, body(0.7))];
+        let mean = |of: fn(f64) -> f64| {
+            updates.iter().map(|(w, _)| w).zip([1.25f32, -0.3, 0.7]).map(move |(w, x)| w * of(x.into())).sum::<f64>()
+                / 6.5
+        };
+        let wide = [mean(|x| x) as f32, mean(|x| f64::from(-(x as f32) / 3.0)) as f32];
+        let model = |precise: f64| {
+            file(&[
+                Tensor::f32("w", &[2], &wide),
+                Tensor::f64("precise", &[1], &[precise]),
+                Tensor::f32("peak", &[1], &[1.25]),
+                Tensor::i64("n", &[], &[7]),
+            ])
+        };
+        // In units of 2^-46, as 8 · 4 · 2^46 is 2^51: rounded by hand.
+        let unit = 2f64.powi(46);
+        let terms = updates
+            .iter()
+            .zip([1.25f32, -0.3, 0.7])
+            .map(|((w, _), x)| (w * unit * (f64::from(x) / 7.0)).round_ties_even());
+        let precise = terms.sum::<f64>() / unit / 6.5;
+        assert_eq!(exact.check(&model(precise), &updates), Ok(()));
+        assert!(exact.check(&model(precise.next_up()), &updates).is_err());
+        assert!(exact.check(&model(precise), &updates[..2]).is_err());
+        let twice: Vec<_> = updates.iter().chain(&updates[..1]).cloned().collect();
+        assert!(exact.check(&model(precise), &twice).is_err());
+    }
+}

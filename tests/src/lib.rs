@@ -37,6 +37,6 @@ pub use process::Process;
 pub use programs::{free_port, functions_dir, root, run_to_end, target_dir};
 pub use python::Python;
 pub use raw::{Raw, request_head, request_head_of};
-pub use sent::Sent;
+pub use sent::{Reference, Sent};
 pub use server::Server;
 pub use tensors::{Tensor, Values, assert_close, file, file_with, raw_file, read, weighted_mean};

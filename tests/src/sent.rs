@@ -5,11 +5,22 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// What models must be, given what they are made of.
+#[derive(Debug, Clone, Copy)]
+pub enum Reference {
+    /// The weighted mean, closely.
+    Mean,
+    /// The bits of the exact sum.
+    Exact(ExactMean),
+    /// The median of each coordinate, of an odd number of updates.
+    Median,
+}
+
 /// What clients sent and were given receipts for. An update follows from its round and its client.
 pub struct Sent {
     body: fn(round: u64, client: u64) -> Vec<u8>,
     weight: fn(round: u64, client: u64) -> f64,
-    exact: Option<ExactMean>,
+    reference: Reference,
     receipts: Mutex<BTreeMap<(u64, u64), BTreeSet<String>>>,
 }
 
@@ -21,10 +32,9 @@ struct Fate {
 }
 
 impl Sent {
-    /// An account in which nothing was sent. With `exact` models must have the bits of the exact sum, otherwise they must be
-    /// close to the mean.
-    pub fn new(body: fn(u64, u64) -> Vec<u8>, weight: fn(u64, u64) -> f64, exact: Option<ExactMean>) -> Self {
-        Self { body, weight, exact, receipts: Mutex::default() }
+    /// An account in which nothing was sent.
+    pub fn new(body: fn(u64, u64) -> Vec<u8>, weight: fn(u64, u64) -> f64, reference: Reference) -> Self {
+        Self { body, weight, reference, receipts: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(u64, u64), BTreeSet<String>>> {
@@ -107,15 +117,28 @@ impl Sent {
     fn check_model(&self, version: u64, model: &[u8], clients: &[u64]) {
         let of = |client: &u64| ((self.weight)(version, *client), self.body(version, *client));
         let updates: Vec<_> = clients.iter().map(of).collect();
-        match self.exact {
-            Some(exact) => {
+        match self.reference {
+            Reference::Exact(exact) => {
                 let right = exact.check(model, &updates);
                 right.unwrap_or_else(|why| panic!("version {version} of {clients:?}: {why}"));
             }
-            None => {
+            Reference::Median => assert_median(model, &updates),
+            Reference::Mean => {
                 let updates: Vec<_> = updates.iter().map(|(weight, body)| (*weight, read(body))).collect();
                 assert_close(&read(model), &weighted_mean(&updates), 1e-6);
             }
+        }
+    }
+}
+
+fn assert_median(model: &[u8], updates: &[(f64, Vec<u8>)]) {
+    let sent: Vec<_> = updates.iter().map(|(_, body)| read(body)).collect();
+    for (name, found) in read(model) {
+        for (i, found) in found.iter().enumerate() {
+            let mut column: Vec<f64> = sent.iter().map(|values| values[&name][i]).collect();
+            column.sort_by(f64::total_cmp);
+            let expected = column[column.len() / 2];
+            assert!(column.len() % 2 == 1 && *found == expected, "{name}[{i}] is {found}, the median of {column:?}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Three nodes and two coordinators as one: what is right on one node is right on three, whichever gateway is asked; and
 //! it stays right when coordinators, nodes, machines, links and the bus go and come back.
 
-use catchment_tests::{Api, Bus, Cluster, ExactMean, Job, Sent, Server, Setup, Tensor, file, read, run, until};
+use catchment_tests::{
+    Api, Bus, Cluster, ExactMean, Job, Reference, Sent, Server, Setup, Tensor, file, read, run, until,
+};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ fn weight(round: u64, client: u64) -> f64 {
 }
 
 fn exact() -> Sent {
-    Sent::new(body, weight, Some(EXACT))
+    Sent::new(body, weight, Reference::Exact(EXACT))
 }
 
 fn spec(more: Value) -> Value {
@@ -99,7 +101,7 @@ async fn state_of(api: &Api, receipt: &Value) -> String {
 async fn every_gateway_is_the_cluster() {
     run(async {
         let cluster = Cluster::start(Setup::default()).await;
-        let (apis, sent) = (cluster.apis(), Sent::new(body, weight, None));
+        let (apis, sent) = (cluster.apis(), Sent::new(body, weight, Reference::Mean));
         let spec = json!({"goal": 9, "rounds": 2, "checkpoints": {"keep_last": 9}, "tensors": [{"match": "peak", "rule": "mean"}]});
         // The model at one gateway, and at once an update at another.
         let job = apis[0].create("plain", spec).await;

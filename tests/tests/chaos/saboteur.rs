@@ -74,6 +74,8 @@ enum Blow {
     LoseMemory,
     /// A life that ends right after a step of the way of an update or a round.
     EndAt,
+    /// `kill -9` of a node's runners; the node starts others.
+    KillRunners,
     /// SIGSTOP, then SIGCONT.
     Freeze,
     /// Nothing comes through its link.
@@ -84,12 +86,13 @@ enum Blow {
     Clock,
 }
 
-const BLOWS: [Blow; 11] = [
+const BLOWS: [Blow; 12] = [
     Blow::Kill,
     Blow::Kill,
     Blow::LoseMemory,
     Blow::EndAt,
     Blow::EndAt,
+    Blow::KillRunners,
     Blow::Freeze,
     Blow::Cut,
     Blow::Cut,
@@ -168,7 +171,7 @@ impl Saboteur {
         let range = if self.random.random_bool(0.6) { self.tempo.short } else { self.tempo.long };
         let lasts = self.between(range);
         let mut blow = BLOWS[self.random.random_range(0..BLOWS.len())];
-        let is_for_nodes = matches!(blow, Blow::LoseMemory | Blow::EndAt);
+        let is_for_nodes = matches!(blow, Blow::LoseMemory | Blow::EndAt | Blow::KillRunners);
         let chosen = self.random.random_range(0..if is_for_nodes { nodes } else { members + 1 });
         let target = if chosen < members { Target::Member(chosen) } else { Target::Bus };
         if target == Target::Bus {
@@ -178,7 +181,7 @@ impl Saboteur {
             return self.note("he would strike somebody who is down");
         }
         self.deal(cluster, blow, target, lasts);
-        if !matches!(blow, Blow::Clock | Blow::EndAt) {
+        if !matches!(blow, Blow::Clock | Blow::EndAt | Blow::KillRunners) {
             self.wounds.push(Wound { target, blow, until: Instant::now() + lasts });
         }
     }
@@ -205,6 +208,10 @@ impl Saboteur {
                 member(cluster, i).start_to_end_at(&step);
                 self.armed.insert(i);
                 self.note(&format!("kill {name}; it is to end again after {step}"));
+            }
+            Blow::KillRunners => {
+                let count = member(cluster, i).kill9_children();
+                self.note(&format!("kill {count} runners of {name}"));
             }
             Blow::Freeze => {
                 member(cluster, i).freeze();
@@ -242,7 +249,7 @@ impl Saboteur {
                 Blow::Kill | Blow::LoseMemory => member(cluster, i).start(),
                 Blow::Freeze => member(cluster, i).thaw(),
                 Blow::Cut | Blow::Spoil => host(cluster, i).into_iter().for_each(Host::heal),
-                Blow::Clock | Blow::EndAt => {}
+                Blow::Clock | Blow::EndAt | Blow::KillRunners => {}
             }
         }
     }
