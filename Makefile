@@ -8,8 +8,9 @@ XTASK  := $(CARGO) run --quiet --release --package xtask --
 EMBED  := CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions CATCHMENT_EMBED_EBPF=$(TARGET)/ebpf
 BUS    ?= embedded
 SECONDS ?= 10
+SEEDS  ?= 100
 
-.PHONY: help build demo demo-ebpf test lint fuzz bench docs clean
+.PHONY: help build demo demo-ebpf test chaos lint fuzz bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ demo-ebpf: build ## The same with two runner processes: shows the routing map, a
 
 test: build ## Everything: unit, property, simulation, and end to end on both buses
 	$(EMBED) $(XTASK) test
+
+chaos: build ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
+	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --package catchment-tests --test chaos -- --nocapture
 
 lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check

@@ -1,36 +1,49 @@
 //! A real NATS server of a test's own: a free port, a JetStream store that is removed with it, killed on drop.
 
+use crate::Host;
 use crate::programs::{free_port, nats_server};
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// On a host of its own no other server is in the way.
+const USUAL_PORT: u16 = 4222;
+
 /// A NATS server with JetStream.
 pub struct Nats {
     child: Child,
-    port: u16,
+    address: SocketAddrV4,
     dir: tempfile::TempDir,
+    host: Option<Host>,
 }
 
 impl Nats {
     /// Starts one.
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("catchment-tests-nats-").tempdir().expect("make a folder for NATS");
+        let dir = folder();
         // Between finding a port free and taking it another process may come: then another one.
         for _ in 0..5 {
-            let port = free_port();
-            if let Some(child) = spawn(port, dir.path()) {
-                return Self { child, port, dir };
+            let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free_port());
+            if let Some(child) = spawn(address, dir.path(), None) {
+                return Self { child, address, dir, host: None };
             }
         }
         panic!("nats-server does not start:\n{}", log(dir.path()));
     }
 
+    /// Starts one on a host.
+    pub fn start_on(host: Host) -> Self {
+        let (dir, address) = (folder(), SocketAddrV4::new(host.address(), USUAL_PORT));
+        let child = spawn(address, dir.path(), Some(&host));
+        let child = child.unwrap_or_else(|| panic!("nats-server does not start:\n{}", log(dir.path())));
+        Self { child, address, dir, host: Some(host) }
+    }
+
     /// Its address.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.address)
     }
 
     /// Ends it as `kill -9` does. Its store stays.
@@ -44,7 +57,7 @@ impl Nats {
         self.kill();
         let begun = Instant::now();
         while begun.elapsed() < crate::PATIENCE {
-            if let Some(child) = spawn(self.port, self.dir.path()) {
+            if let Some(child) = spawn(self.address, self.dir.path(), self.host.as_ref()) {
                 self.child = child;
                 return;
             }
@@ -59,15 +72,20 @@ impl Drop for Nats {
     }
 }
 
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("catchment-tests-nats-").tempdir().expect("make a folder for NATS")
+}
+
 fn log(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("server.log")).unwrap_or_default()
 }
 
 /// Starts a server and waits for its greeting. `None` when it ends before that.
-fn spawn(port: u16, dir: &Path) -> Option<Child> {
+fn spawn(address: SocketAddrV4, dir: &Path, host: Option<&Host>) -> Option<Child> {
     let log = std::fs::File::create(dir.join("server.log")).expect("make a log for NATS");
-    let mut child = Command::new(nats_server())
-        .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+    let mut command = host.map_or_else(|| Command::new(nats_server()), |host| host.command(&nats_server()));
+    let mut child = command
+        .args(["-a", &address.ip().to_string(), "-p", &address.port().to_string(), "-js", "-sd"])
         .arg(dir.join("jetstream"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -76,7 +94,7 @@ fn spawn(port: u16, dir: &Path) -> Option<Child> {
         .expect("run nats-server");
     let begun = Instant::now();
     while begun.elapsed() < crate::PATIENCE && child.try_wait().expect("wait for nats-server").is_none() {
-        if greets(port) {
+        if greets(address) {
             return Some(child);
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -86,8 +104,8 @@ fn spawn(port: u16, dir: &Path) -> Option<Child> {
     None
 }
 
-fn greets(port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+fn greets(address: SocketAddrV4) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok();
     let mut greeting = [0; 4];
     stream.read_exact(&mut greeting).is_ok() && &greeting == b"INFO"

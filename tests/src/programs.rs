@@ -45,7 +45,11 @@ pub(crate) fn nats_server() -> PathBuf {
 
 /// The arguments of `catchment` with nothing inherited that would change its ways.
 pub(crate) fn catchment_command() -> Command {
-    let mut command = Command::new(catchment());
+    uninfluenced(Command::new(catchment()))
+}
+
+/// A command that inherits nothing that would change the ways of `catchment`.
+pub(crate) fn uninfluenced(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CATCHMENT_") || name == "RUST_LOG") {
             command.env_remove(name);

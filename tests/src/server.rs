@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What every server is started with unless a test says otherwise: impatient, so that tests of impatience are short.
-const DEFAULTS: [(&str, &str); 8] = [
-    ("--listen", "127.0.0.1:0"),
+pub(crate) const DEFAULTS: [(&str, &str); 7] = [
     ("--slab-mib", "256"),
     ("--body-grace", "1s"),
     ("--body-rate-min", "1024"),
@@ -55,6 +54,7 @@ impl Server {
         let nats = (bus == Bus::Nats).then(Nats::start);
         let mut arguments: BTreeMap<String, String> =
             DEFAULTS.iter().chain(settings).map(|(flag, value)| (flag.to_string(), value.to_string())).collect();
+        arguments.entry("--listen".into()).or_insert_with(|| "127.0.0.1:0".into());
         arguments.entry("--data".into()).or_insert_with(|| home.path().join("data").display().to_string());
         arguments.insert("--slabs".into(), slabs.path().display().to_string());
         if let Some(nats) = &nats {

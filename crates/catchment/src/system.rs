@@ -2,9 +2,20 @@
 
 use catchment_types::{Clock, Entropy, NoSteps, Step, Steps, TimeMs};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// For tests of clocks that jump: a file with the milliseconds by which this process's clock is ahead of the machine's,
+/// read at every look at the clock. While it is not there, or no number, the clock is right.
+const CLOCK_SKEW_FILE: &str = "CATCHMENT_CLOCK_SKEW_FILE";
+
+static CLOCK_SKEW: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(CLOCK_SKEW_FILE).map(PathBuf::from));
+
+fn skew_ms() -> i64 {
+    let text = CLOCK_SKEW.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+}
 
 /// The machine's clock.
 pub struct SystemClock;
@@ -13,7 +24,7 @@ impl Clock for SystemClock {
     fn now_ms(&self) -> TimeMs {
         #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        since.as_millis().try_into().unwrap_or(TimeMs::MAX)
+        TimeMs::try_from(since.as_millis()).unwrap_or(TimeMs::MAX).saturating_add_signed(skew_ms())
     }
 }
 

@@ -12,8 +12,9 @@ use catchment_ledger::{Phase, State, Update};
 use catchment_types::{Code, Digest, JobUid, Mode, Problem, ReceiptId, ReceiptState};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Digests that are remembered: for those who go on with a stream that broke off.
@@ -117,16 +118,17 @@ async fn stretch(
     Ok(Stretch { file, begin, end: begin + bytes, etag })
 }
 
-fn digest(mut file: &File, begin: u64, bytes: u64) -> io::Result<Digest> {
-    file.seek(SeekFrom::Start(begin))?;
+/// Reads at offsets of its own: all descriptors of a slab share one position, and several requests may digest at a time.
+fn digest(file: &File, begin: u64, bytes: u64) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
-    let (mut rest, mut buffer) = (file.take(bytes), vec![0; READ_BYTES]);
-    loop {
-        match rest.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().into()),
-            read => hasher.update(&buffer[..read]),
-        };
+    let (mut buffer, mut done) = (vec![0; READ_BYTES], 0);
+    while done < bytes {
+        let take = (bytes - done).min(READ_BYTES as u64) as usize;
+        file.read_exact_at(&mut buffer[..take], begin + done)?;
+        hasher.update(&buffer[..take]);
+        done += take as u64;
     }
+    Ok(hasher.finalize().into())
 }
 
 /// A descriptor of its own, because answers outlive what they are taken from.

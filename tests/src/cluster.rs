@@ -1,0 +1,269 @@
+//! A cluster as processes: a NATS server, nodes and coordinators, each with its own data and shared memory, on loopback or
+//! on hosts of their own.
+
+use crate::programs::{catchment, catchment_command, free_port, functions_dir, uninfluenced};
+use crate::server::DEFAULTS;
+use crate::{Api, Host, Nats, Network, Process, until};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Where gateways listen on hosts of their own.
+const PORT: u16 = 7070;
+/// How long a node may take to say whether it is ready.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Nodes.
+    pub nodes: usize,
+    /// Coordinators.
+    pub coordinators: usize,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// Silence after which a node is given up.
+    pub node_timeout: Duration,
+    /// Runner processes of each node.
+    pub runners: u32,
+}
+
+impl Default for Setup {
+    /// Three nodes, two coordinators, and time enough to be started again.
+    fn default() -> Self {
+        let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
+        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0 }
+    }
+}
+
+/// A node: its process, its address, and what it keeps.
+pub struct NodeProcess {
+    /// The process.
+    pub process: Process,
+    /// Where it is, if not on loopback.
+    pub host: Option<Arc<Host>>,
+    address: String,
+    data: PathBuf,
+    slabs: PathBuf,
+}
+
+/// A running cluster; all of it is gone when it is dropped.
+pub struct Cluster {
+    /// Its nodes.
+    pub nodes: Vec<NodeProcess>,
+    /// Its coordinators.
+    pub coordinators: Vec<Process>,
+    /// Where coordinators are, if not on loopback.
+    pub coordinator_hosts: Vec<Arc<Host>>,
+    nats: Nats,
+    home: TempDir,
+    // Removed last, in this order.
+    _slabs: TempDir,
+    _network: Option<Network>,
+}
+
+impl NodeProcess {
+    /// A client of its gateway.
+    pub fn api(&self) -> Api {
+        Api::new(&self.address)
+    }
+
+    /// Whether it takes work.
+    pub async fn is_ready(&self) -> bool {
+        let answer = Api::impatient(&self.address, LOOK_TIME_MAX).try_call("GET", "/readyz", &[], None).await;
+        answer.is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// `host:port` of its gateway.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its link, cut or spoiled; only on hosts.
+    pub fn host(&self) -> &Host {
+        self.host.as_ref().expect("this cluster is on hosts of its own")
+    }
+
+    /// Ends it as a power failure does: what it had in memory is gone.
+    pub fn lose_memory(&mut self) {
+        self.process.kill9();
+        empty(&self.slabs);
+    }
+
+    /// Ends it as a fire does: it will come back as a new machine.
+    pub fn lose_machine(&mut self) {
+        self.lose_memory();
+        empty(&self.data);
+    }
+}
+
+fn empty(folder: &Path) {
+    std::fs::remove_dir_all(folder).expect("remove a folder");
+    std::fs::create_dir(folder).expect("make a folder");
+}
+
+impl Cluster {
+    /// Starts one on loopback and waits until it is ready.
+    pub async fn start(setup: Setup) -> Self {
+        Self::assemble(&setup, None, Nats::start(), Vec::new()).run().await
+    }
+
+    /// Starts one, every member on a host of its own. `None`, and a line that shows it, where hosts cannot be made.
+    pub async fn start_on_hosts(setup: Setup, test: &str) -> Option<Self> {
+        let mut network = Network::make_or_skip(test)?;
+        let mut host = |name: &str| network.host(name).expect("make a host");
+        let nats = Nats::start_on(host("nats"));
+        let names = names("node", setup.nodes).chain(names("coordinator", setup.coordinators));
+        let hosts = names.map(|name| Arc::new(host(&name))).collect();
+        Some(Self::assemble(&setup, Some(network), nats, hosts).run().await)
+    }
+
+    fn assemble(setup: &Setup, network: Option<Network>, nats: Nats, hosts: Vec<Arc<Host>>) -> Self {
+        let prefix = format!("catchment-tests-{}-", std::process::id());
+        let slabs = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm").expect("make a folder for slabs");
+        let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
+        let cluster = Arguments::of([
+            ("--nats", nats.url()),
+            ("--heartbeat", format!("{}ms", setup.heartbeat.as_millis())),
+            ("--node-timeout", format!("{}ms", setup.node_timeout.as_millis())),
+        ]);
+        let nodes = names("node", setup.nodes).enumerate().map(|(i, name)| {
+            let host = hosts.get(i).cloned();
+            let (data, slabs) = (home.path().join(format!("{name}.data")), slabs.path().join(&name));
+            for folder in [&data, &slabs] {
+                std::fs::create_dir(folder).expect("make a folder");
+            }
+            let address = match &host {
+                Some(host) => format!("{}:{PORT}", host.address()),
+                None => format!("127.0.0.1:{}", free_port()),
+            };
+            let own = [
+                ("--listen", address.clone()),
+                ("--advertise", format!("http://{address}")),
+                ("--name", name.clone()),
+                ("--data", data.display().to_string()),
+                ("--slabs", slabs.display().to_string()),
+                ("--runners", setup.runners.to_string()),
+            ];
+            let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
+            let arguments = arguments.and(cluster.0.clone()).and(own).and(functions());
+            let process = role("node", &name, home.path(), host.clone(), arguments);
+            NodeProcess { process, host, address, data, slabs }
+        });
+        let coordinator_hosts: Vec<Arc<Host>> = hosts.iter().skip(setup.nodes).cloned().collect();
+        let coordinators = names("coordinator", setup.coordinators).enumerate().map(|(i, name)| {
+            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), cluster.clone())
+        });
+        let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
+        Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network }
+    }
+
+    async fn run(mut self) -> Self {
+        self.processes().for_each(Process::start);
+        for process in self.processes() {
+            process.up().await;
+        }
+        for i in 0..self.nodes.len() {
+            self.ready(i).await;
+        }
+        self
+    }
+
+    /// Every node's and coordinator's process.
+    pub fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.nodes.iter_mut().map(|node| &mut node.process).chain(&mut self.coordinators)
+    }
+
+    /// Waits until a node takes work.
+    pub async fn ready(&self, node: usize) {
+        let node = &self.nodes[node];
+        until(&format!("{} is ready", node.process.name()), async || node.is_ready().await.then_some(())).await;
+    }
+
+    /// Starts a node again and waits until it takes work.
+    pub async fn start_again(&mut self, node: usize) {
+        self.nodes[node].process.start();
+        self.nodes[node].process.up().await;
+        self.ready(node).await;
+    }
+
+    /// Clients of every gateway.
+    pub fn apis(&self) -> Vec<Api> {
+        self.nodes.iter().map(NodeProcess::api).collect()
+    }
+
+    /// The bus's own server.
+    pub fn nats(&mut self) -> &mut Nats {
+        &mut self.nats
+    }
+
+    /// The coordinator that said last that it decides.
+    pub async fn leader(&self) -> usize {
+        let decides = |process: &Process| {
+            let log = process.log();
+            let last = log.lines().rev().find(|line| line.contains("this coordinator ")).map(str::to_owned);
+            process.is_started() && last.is_some_and(|line| line.contains("decides from now on"))
+        };
+        until("a coordinator decides", async || self.coordinators.iter().position(decides)).await
+    }
+
+    /// Waits until no node has shared memory in use.
+    pub async fn holds_no_slabs(&self) {
+        for (i, node) in self.nodes.iter().enumerate() {
+            let api = node.api();
+            until(&format!("node {i} has no shared memory in use"), async || {
+                (api.metrics().await.slab_bytes_in_use() == 0).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Copies every log to `folder`.
+    pub fn keep_logs(&mut self, folder: &Path) {
+        std::fs::create_dir_all(folder).expect("make a folder for logs");
+        for process in self.processes() {
+            std::fs::write(folder.join(format!("{}.log", process.name())), process.log()).expect("keep a log");
+        }
+    }
+
+    /// Where its members keep what they have.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+}
+
+fn names(role: &str, count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(move |i| format!("{role}-{i}"))
+}
+
+/// Flags and their values; a later one replaces an earlier one.
+#[derive(Clone)]
+struct Arguments(BTreeMap<&'static str, String>);
+
+impl Arguments {
+    fn of(arguments: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self(arguments.into_iter().collect())
+    }
+
+    fn and(mut self, more: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        self.0.extend(more);
+        self
+    }
+}
+
+fn functions() -> Option<(&'static str, String)> {
+    functions_dir().map(|folder| ("--functions", folder.display().to_string()))
+}
+
+fn role(role: &'static str, name: &str, home: &Path, host: Option<Arc<Host>>, arguments: Arguments) -> Process {
+    Process::new(name, home, move || {
+        let mut command = match &host {
+            Some(host) => uninfluenced(host.command(&catchment())),
+            None => catchment_command(),
+        };
+        command.arg(role).args(arguments.0.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
+        command
+    })
+}

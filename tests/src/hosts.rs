@@ -1,0 +1,185 @@
+//! Hosts of a test's own: network namespaces on one bridge, whose links can be cut, healed and spoiled.
+//!
+//! Everything is named after the process that made it, so that what a killed run leaves behind is found and removed by
+//! the next. The subnets are from the range that is set aside for tests of networks (RFC 2544).
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+
+/// Subnets to choose from: 198.18.0.0/24 to 198.19.255.0/24.
+const SUBNETS: u32 = 512;
+/// What a spoiled link does, where the kernel has netem.
+const NETEM: [&str; 9] = ["netem", "delay", "15ms", "10ms", "loss", "3%", "reorder", "10%", "50%"];
+/// The same without netem: a link so narrow that packets queue up and are dropped.
+const NARROW: [&str; 7] = ["tbf", "rate", "12mbit", "burst", "8k", "limit", "16k"];
+
+/// A bridge in the root namespace. The test itself is reachable on it, too.
+pub struct Network {
+    number: u32,
+    hosts: u32,
+}
+
+/// A network namespace with one link to the bridge.
+pub struct Host {
+    namespace: String,
+    link: String,
+    address: Ipv4Addr,
+}
+
+impl Network {
+    /// Makes one, or says why this machine or this user cannot.
+    pub fn make() -> Result<Self, String> {
+        sweep();
+        let mut last = String::new();
+        for step in 0..SUBNETS {
+            let number = (std::process::id().wrapping_mul(7) + step) % SUBNETS;
+            // The kernel takes a name once: whoever makes the bridge has the number.
+            match ip(&["link", "add", &bridge(number), "type", "bridge"]) {
+                Ok(_) => return Self { number, hosts: 1 }.set_up(),
+                Err(error) if error.contains("File exists") => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The same, or `None` and a line that shows it where that is not permitted.
+    pub fn make_or_skip(test: &str) -> Option<Self> {
+        Self::make().inspect_err(|why| eprintln!("SKIPPED: {test}: no hosts of its own: {}", why.trim())).ok()
+    }
+
+    fn set_up(self) -> Result<Self, String> {
+        let (bridge, address) = (bridge(self.number), format!("{}/24", address(self.number, 1)));
+        ip(&["link", "set", &bridge, "alias", &owner(std::process::id())])?;
+        ip(&["addr", "add", &address, "dev", &bridge])?;
+        ip(&["link", "set", &bridge, "up"])?;
+        Ok(self)
+    }
+
+    /// Adds a host.
+    pub fn host(&mut self, name: &str) -> Result<Host, String> {
+        self.hosts += 1;
+        let (number, bridge, address) = (self.number, bridge(self.number), address(self.number, self.hosts));
+        let namespace = format!("{}-{number}-{name}", owner(std::process::id()));
+        let host = Host { namespace, link: format!("{bridge}-{}", self.hosts), address };
+        let (namespace, link) = (host.namespace.as_str(), host.link.as_str());
+        ip(&["netns", "add", namespace])?;
+        ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace])?;
+        ip(&["link", "set", link, "master", &bridge, "up"])?;
+        ip(&["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        ip(&["-n", namespace, "link", "set", "lo", "up"])?;
+        ip(&["-n", namespace, "link", "set", "eth0", "up"])?;
+        Ok(host)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        ip(&["link", "del", &bridge(self.number)]).ok();
+    }
+}
+
+impl Host {
+    /// Its address on the bridge.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A command that runs `program` on this host, and ends with the thread that runs it.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace, "setpriv", "--pdeathsig", "KILL"]).arg(program);
+        command
+    }
+
+    /// Cuts its link: nothing arrives, nobody is told.
+    pub fn cut(&self) {
+        ip(&["link", "set", &self.link, "down"]).expect("cut a link");
+    }
+
+    /// Makes its link whole, as it was at first.
+    pub fn heal(&self) {
+        ip(&["link", "set", &self.link, "up"]).expect("heal a link");
+        tc(&["qdisc", "del", "dev", &self.link, "root"]).ok();
+        ip(&["netns", "exec", &self.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"]).ok();
+    }
+
+    /// Makes its link a bad one, both ways: loss, delay and other orders; where the kernel has no netem, loss and delay
+    /// by a narrow link. Says which.
+    pub fn spoil(&self) -> &'static str {
+        let qdisc = |how: &[&str]| -> Result<String, String> {
+            tc(&[&["qdisc", "replace", "dev", &self.link, "root"], how].concat())?;
+            let inside = ["netns", "exec", &self.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root"];
+            ip(&[&inside, how].concat())
+        };
+        if qdisc(&NETEM).is_ok() {
+            return "netem";
+        }
+        qdisc(&NARROW).expect("spoil a link");
+        "narrow"
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The link goes at once; with the namespace alone it would go at some time later.
+        ip(&["link", "del", &self.link]).ok();
+        ip(&["netns", "del", &self.namespace]).ok();
+    }
+}
+
+fn bridge(number: u32) -> String {
+    format!("cmt{number}")
+}
+
+fn address(number: u32, host: u32) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18 + (number / 256) as u8, (number % 256) as u8, host as u8)
+}
+
+fn owner(process: u32) -> String {
+    format!("catchment-tests-{process}")
+}
+
+/// Removes what runs left behind that were killed.
+fn sweep() {
+    let is_left = |owner: &str| {
+        let process = owner.strip_prefix("catchment-tests-").and_then(|rest| rest.split('-').next());
+        process.is_some_and(|id| id.parse::<u32>().is_ok() && !Path::new("/proc").join(id).exists())
+    };
+    for line in ip(&["netns", "list"]).unwrap_or_default().lines() {
+        let namespace = line.split(' ').next().unwrap_or_default();
+        if is_left(namespace) {
+            ip(&["netns", "del", namespace]).ok();
+        }
+    }
+    let bridges = ip(&["-j", "link", "show", "type", "bridge"]).unwrap_or_default();
+    let bridges: serde_json::Value = serde_json::from_str(&bridges).unwrap_or_default();
+    for bridge in bridges.as_array().into_iter().flatten() {
+        if let (Some(name), Some(owner)) = (bridge["ifname"].as_str(), bridge["ifalias"].as_str())
+            && is_left(owner)
+        {
+            ip(&["link", "del", name]).ok();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<String, String> {
+    run("ip", arguments)
+}
+
+fn tc(arguments: &[&str]) -> Result<String, String> {
+    run("tc", arguments)
+}
+
+/// Runs a short command to its end; the error is what it said.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said = text(&output.stderr);
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{program} {}: {said}", arguments.join(" ")))
+    }
+}

@@ -1,0 +1,445 @@
+//! Three nodes and two coordinators as one: what is right on one node is right on three, whichever gateway is asked; and
+//! it stays right when coordinators, nodes, machines, links and the bus go and come back.
+
+use catchment_tests::{
+    Api, Bus, Cluster, ExactMean, Job, Reference, Sent, Server, Setup, Tensor, file, read, run, until,
+};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const EXACT: ExactMean = ExactMean { bound: 64.0, weight_max: 16.0, updates_max: 100 };
+const WIDE: usize = 40_000;
+const PRECISE: usize = 3_000;
+/// Bytes of a partial: eight for each element that is folded, and a little for its alignment.
+const PARTIAL: std::ops::Range<usize> = (WIDE + PRECISE + 8) * 8..(WIDE + PRECISE + 200) * 8;
+
+fn body(round: u64, client: u64) -> Vec<u8> {
+    let value = |i: usize| ((round * 7919 + client * 104_729 + i as u64 * 31) % 9973) as f32 / 9973.0 - 0.5;
+    let wide: Vec<f32> = (0..WIDE).map(|i| 40.0 * value(i)).collect();
+    let precise: Vec<f64> = (0..PRECISE).map(|i| f64::from(value(i)) / 3.0).collect();
+    file(&[
+        Tensor::f32("wide", &[WIDE], &wide),
+        Tensor::f64("precise", &[PRECISE], &precise),
+        Tensor::f32("peak", &[8], &[client as f32 * 0.75 - 3.0; 8]),
+        Tensor::i64("steps", &[], &[7]),
+    ])
+}
+
+fn weight(round: u64, client: u64) -> f64 {
+    1.0 + (round * 5 + client * 3) as f64 % 7.0
+}
+
+fn exact() -> Sent {
+    Sent::new(body, weight, Reference::Exact(EXACT))
+}
+
+fn spec(more: Value) -> Value {
+    let mut spec = json!({"exact": EXACT.spec(), "tensors": [{"match": "peak", "rule": "max"}],
+        "checkpoints": {"keep_last": 1000}});
+    spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    spec
+}
+
+fn impatient() -> Setup {
+    Setup { node_timeout: Duration::from_secs(2), ..Setup::default() }
+}
+
+/// The job through each gateway.
+fn through(cluster: &Cluster, job: &Job) -> Vec<Job> {
+    cluster.apis().iter().map(|api| job.through(api)).collect()
+}
+
+/// Completed, as every gateway knows.
+async fn completed(cluster: &Cluster, job: &Job) {
+    for job in through(cluster, job) {
+        job.in_state("completed").await;
+    }
+}
+
+/// The job is over; everything about it is right at every gateway, and nothing is left in memory. Gives the number of
+/// lost receipts.
+async fn all_is_right(cluster: &Cluster, job: &Job, sent: &Sent) -> u64 {
+    completed(cluster, job).await;
+    let lost = sent.check(job, &cluster.apis()).await;
+    cluster.holds_no_slabs().await;
+    lost
+}
+
+async fn submit(jobs: &[Job], sent: &Sent, round: u64, clients: impl IntoIterator<Item = u64>) {
+    for client in clients {
+        sent.accepted(&jobs[client as usize % jobs.len()], round, client).await;
+    }
+}
+
+/// Takes this client's update wherever it is taken.
+async fn submit_again(jobs: &[Job], sent: &Sent, round: u64, client: u64) {
+    let at = std::sync::atomic::AtomicUsize::new(0);
+    until(&format!("somebody takes the update of c{client}"), async || {
+        let job = &jobs[at.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % jobs.len()];
+        let body = sent.body(round, client);
+        let answer = job.api.try_call("PUT", &sent.path(job, round, client), &[], Some(body)).await.ok()?;
+        let taken = [200, 202].contains(&answer.status);
+        assert!(taken || [429, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
+        taken.then(|| sent.note(round, client, &answer.json()["receipt"]))
+    })
+    .await;
+}
+
+async fn peer_bytes(apis: &[Api], kind: &str) -> f64 {
+    let mut sum = 0.0;
+    for api in apis {
+        sum += api.metrics().await.sum("catchment_peer_bytes_total", &[("kind", kind)]);
+    }
+    sum
+}
+
+async fn state_of(api: &Api, receipt: &Value) -> String {
+    api.receipt(receipt).await["state"].as_str().expect("a state").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_gateway_is_the_cluster() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let (apis, sent) = (cluster.apis(), Sent::new(body, weight, Reference::Mean));
+        let spec = json!({"goal": 9, "rounds": 2, "checkpoints": {"keep_last": 9}, "tensors": [{"match": "peak", "rule": "mean"}]});
+        // The model at one gateway, and at once an update at another.
+        let job = apis[0].create("plain", spec).await;
+        let jobs = through(&cluster, &job);
+        job.put_model(&body(0, 0)).await.expect(201);
+        submit_again(&jobs[1..2], &sent, 1, 0).await;
+        submit(&jobs, &sent, 1, 1..9).await;
+        jobs[2].open_round(2).await;
+        // Each of the two nodes that did not make the model gave it one partial.
+        let moved = async || peer_bytes(&apis, "partial").await as usize;
+        assert!(PARTIAL.contains(&(moved().await / 2)), "{} bytes for two partials", moved().await);
+        for job in &jobs {
+            job.open_round(2).await;
+        }
+        submit(&jobs, &sent, 2, 0..9).await;
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+        assert!(PARTIAL.contains(&(moved().await / 4)), "{} bytes for four partials", moved().await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_and_many_rounds_are_exact() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let tree = json!({"goal": 8, "rounds": 5, "topology": {"tree": {"leaves": 3, "middles": 2}}});
+        let job = cluster.nodes[1].api().begin("tree", spec(tree), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=5 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            submit(&jobs, &sent, round, 0..8).await;
+        }
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
+
+fn float_body(client: u64) -> Vec<u8> {
+    let value = |i: u64| ((client * 7919 + i * 104_729) % 9973) as f32 / 997.3 - if client == 4 { 900.0 } else { 0.0 };
+    let values: Vec<f32> = (0..30_000).map(value).collect();
+    file(&[Tensor::f32("w", &[300, 100], &values)])
+}
+
+/// Rounds whose function needs every update: the other nodes' updates come to one, and the model is what a single node
+/// makes of the same updates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn functions_that_gather_are_what_they_are_on_one_node() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let lone = Server::start(Bus::Embedded).await;
+        for (name, function, config) in [("median", "median", json!({})), ("krum", "krum", json!({"byzantine": 1}))] {
+            let spec = json!({"function": function, "config": config, "goal": 7, "rounds": 1});
+            let here = cluster.nodes[0].api().begin(name, spec.clone(), &float_body(9)).await;
+            let there = lone.api().begin(name, spec, &float_body(9)).await;
+            let jobs = through(&cluster, &here);
+            for client in 0..7 {
+                let query = format!("weight={}", client + 1);
+                let job = &jobs[client as usize % 3];
+                job.open_round(1).await;
+                job.accepted(1, &format!("c{client}"), &query, &float_body(client)).await;
+                there.accepted(1, &format!("c{client}"), &query, &float_body(client)).await;
+            }
+            there.in_state("completed").await;
+            completed(&cluster, &here).await;
+            let expected = there.model(1).await;
+            for job in &jobs {
+                assert!(job.model(1).await == expected, "{name} is something else on three nodes");
+            }
+            if function == "median" {
+                let all: Vec<_> = (0..7).map(|client| read(&float_body(client))["w"].clone()).collect();
+                let median = |i: usize| {
+                    let mut column: Vec<f64> = all.iter().map(|values| values[i]).collect();
+                    column.sort_by(f64::total_cmp);
+                    column[3]
+                };
+                assert_eq!(read(&expected)["w"], (0..30_000).map(median).collect::<Vec<_>>());
+            }
+        }
+        assert!(peer_bytes(&cluster.apis(), "update").await > 0.0, "updates must have moved");
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// Stacks of adapters of several ranks, likewise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stacks_are_what_they_are_on_one_node() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let lone = Server::start(Bus::Embedded).await;
+        let layer = |value: f32| file(&[Tensor::f32("q.weight", &[40, 30], &vec![value; 1200])]);
+        let adapter = |client: u64| {
+            let rank = [2, 8, 1, 4][client as usize % 4];
+            let values =
+                |n: usize| (0..n).map(|i| (i as u64 * 31 + client * 7) as f32 % 13.0 - 6.0).collect::<Vec<_>>();
+            file(&[
+                Tensor::f32("q.lora_A.weight", &[rank, 30], &values(rank * 30)),
+                Tensor::f32("q.lora_B.weight", &[40, rank], &values(rank * 40)),
+            ])
+        };
+        let spec = json!({"function": "flora", "update": "delta", "goal": 4, "rounds": 1});
+        let here = cluster.nodes[2].api().begin("flora", spec.clone(), &layer(0.5)).await;
+        let there = lone.api().begin("flora", spec, &layer(0.5)).await;
+        let (jobs, etag) = (through(&cluster, &here), here.call("GET", "/model").await.header("etag").to_owned());
+        for client in 0..4 {
+            let (name, base) = (format!("c{client}"), [("catchment-base", etag.as_str())]);
+            let job = &jobs[client as usize % 3];
+            job.open_round(1).await;
+            job.submit_with(1, &name, "weight=2", &base, &adapter(client)).await.expect(202);
+            there.submit_with(1, &name, "weight=2", &base, &adapter(client)).await.expect(202);
+        }
+        there.in_state("completed").await;
+        completed(&cluster, &here).await;
+        for job in &jobs {
+            assert!(job.model(1).await == there.model(1).await, "the stack is something else on three nodes");
+        }
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_coordinator_goes_on() {
+    run(async {
+        let mut cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("led", spec(json!({"goal": 3, "rounds": 4})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=4 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            let leader = cluster.leader().await;
+            if round < 4 {
+                cluster.coordinators[leader].kill9();
+            }
+            let killed = Instant::now();
+            submit(&jobs, &sent, round, 0..3).await;
+            if round < 4 {
+                jobs[1].open_round(round + 1).await;
+                eprintln!("round {} opened {:?} after coordinator {leader} was killed", round + 1, killed.elapsed());
+                assert!(killed.elapsed() < Duration::from_secs(5), "it takes too long");
+                cluster.coordinators[leader].start();
+                cluster.coordinators[leader].up().await;
+            }
+        }
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
+
+/// Each node dies once in mid-round and finds everything again in its memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_node_loses_nothing() {
+    run(async {
+        let mut cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("killed", spec(json!({"goal": 9, "rounds": 3})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=3 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            submit(&jobs, &sent, round, 0..6).await;
+            let victim = round as usize - 1;
+            cluster.nodes[victim].process.kill9();
+            let others: Vec<Job> =
+                jobs.iter().enumerate().filter(|(i, _)| *i != victim).map(|(_, j)| j.clone()).collect();
+            submit(&others, &sent, round, 6..9).await;
+            cluster.start_again(victim).await;
+        }
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
+
+/// A machine burns down: what it held is asked for again, and its models are elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_machine_costs_its_updates_and_no_model() {
+    run(async {
+        let mut cluster = Cluster::start(impatient()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("burnt", spec(json!({"goal": 6, "rounds": 2})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        // Most is at node 0, so it makes the first model.
+        jobs[0].open_round(1).await;
+        for client in 0..4 {
+            sent.accepted(&jobs[0], 1, client).await;
+        }
+        submit(&jobs[1..], &sent, 1, 4..6).await;
+        jobs[0].open_round(2).await;
+        jobs[1].open_round(2).await;
+        let mut held = Vec::new();
+        for client in 0..3 {
+            held.push(sent.accepted(&jobs[0], 2, client).await);
+        }
+        submit(&jobs[1..], &sent, 2, 3..5).await;
+        cluster.nodes[0].lose_machine();
+        let gone = Instant::now();
+        for receipt in &held {
+            jobs[1].api.receipt_in(receipt, "lost").await;
+        }
+        eprintln!("lost {:?} after the machine", gone.elapsed());
+        let asked = jobs[2].api.checkin("c0", &json!({"job": "burnt"})).await.expect(200).json();
+        assert_eq!((&asked["task"], &asked["round"]), (&json!("train"), &json!(2)), "{asked}");
+        for client in 0..3 {
+            let again = sent.accepted(&jobs[1 + client as usize % 2], 2, client).await;
+            assert!(!held.contains(&again), "a new attempt has a new receipt");
+        }
+        submit(&jobs[1..], &sent, 2, 5..6).await;
+        jobs[1].in_state("completed").await;
+        for job in &jobs[1..] {
+            for version in 0..=2 {
+                assert!(!job.model(version).await.is_empty());
+            }
+        }
+        // The machine is replaced by an empty one, which is as good a gateway as the others.
+        cluster.start_again(0).await;
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 3);
+    })
+    .await;
+}
+
+/// A node that was given up goes on as if nothing had been, before or after its round is over.
+async fn comes_back(cluster: &Cluster, stop: impl AsyncFn(usize), go_on: impl AsyncFn(usize)) {
+    let sent = exact();
+    let job = cluster.nodes[1].api().begin("back", spec(json!({"goal": 6, "rounds": 3})), &body(0, 0)).await;
+    let jobs = through(cluster, &job);
+    for round in 1..=3 {
+        for job in &jobs {
+            job.open_round(round).await;
+        }
+        let mut held = Vec::new();
+        for client in 0..3 {
+            held.push(sent.accepted(&jobs[0], round, client).await);
+        }
+        submit(&jobs[1..], &sent, round, 3..5).await;
+        stop(0).await;
+        for receipt in &held {
+            jobs[1].api.receipt_in(receipt, "lost").await;
+        }
+        // Round 2: it comes back while its updates are sent again; otherwise after that, or after the round.
+        if round == 2 {
+            go_on(0).await;
+        }
+        for client in 0..3 {
+            submit_again(&jobs[1..], &sent, round, client).await;
+        }
+        if round == 1 {
+            go_on(0).await;
+            // What it holds is another's now.
+            for receipt in &held {
+                jobs[0].api.receipt_in(receipt, "lost").await;
+            }
+        }
+        submit_again(&jobs[1..], &sent, round, 5).await;
+        if round == 3 {
+            jobs[1].in_state("completed").await;
+            go_on(0).await;
+        }
+    }
+    assert_eq!(all_is_right(cluster, &job, &sent).await, 9);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_stopped_counts_nothing_twice() {
+    run(async {
+        let cluster = Cluster::start(impatient()).await;
+        comes_back(&cluster, async |i| cluster.nodes[i].process.freeze(), async |i| cluster.nodes[i].process.thaw())
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_cut_off_counts_nothing_twice() {
+    let name = "a_node_that_was_cut_off_counts_nothing_twice";
+    run(async {
+        let Some(cluster) = Cluster::start_on_hosts(impatient(), name).await else { return };
+        comes_back(&cluster, async |i| cluster.nodes[i].host().cut(), async |i| cluster.nodes[i].host().heal()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bus_may_go_and_come_back() {
+    run(async {
+        // With this little patience everybody would be given up, did silence count while nobody can be heard.
+        let mut cluster = Cluster::start(impatient()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("bus", spec(json!({"goal": 9, "rounds": 2})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=2 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            submit(&jobs, &sent, round, 0..5).await;
+            cluster.nats().kill();
+            let answer = jobs[1].api.call("PUT", &sent.path(&job, round, 5), &[], Some(sent.body(round, 5))).await;
+            answer.problem(503, "log_unavailable");
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            cluster.nats().start_again();
+            for client in 5..9 {
+                submit_again(&jobs[client as usize % 3..], &sent, round, client).await;
+            }
+        }
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
+
+/// Every receipt is known at every gateway, soon after it was given at one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receipts_are_known_everywhere() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("known", spec(json!({"goal": 4, "rounds": 1})), &body(0, 0)).await;
+        let (jobs, mut slowest) = (through(&cluster, &job), Duration::ZERO);
+        jobs[1].open_round(1).await;
+        let receipt = sent.accepted(&jobs[1], 1, 1).await;
+        let given = Instant::now();
+        for api in cluster.apis() {
+            let path = format!("/v1/receipts/{}", receipt.as_str().expect("a name"));
+            until("the receipt is known", async || (api.get(&path).await.status == 200).then_some(())).await;
+            slowest = slowest.max(given.elapsed());
+        }
+        eprintln!("known everywhere {slowest:?} after it was given");
+        assert!(["accepted", "folded"].contains(&state_of(&jobs[2].api, &receipt).await.as_str()));
+        // The same update at another gateway is known there; another one from the same client is refused.
+        let again = jobs[2].api.call("PUT", &sent.path(&job, 1, 1), &[], Some(body(1, 1))).await.expect(200);
+        assert_eq!(again.json()["receipt"], receipt);
+        jobs[0].submit(1, "c1", "weight=1", &body(1, 2)).await.problem(409, "conflict");
+        submit(&jobs, &sent, 1, [0, 2, 3]).await;
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
