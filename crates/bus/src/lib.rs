@@ -19,6 +19,7 @@ mod embedded;
 mod error;
 mod events;
 mod feed;
+mod growth;
 mod local;
 mod log;
 mod memory;

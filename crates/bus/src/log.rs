@@ -38,6 +38,17 @@ pub trait EventLog: Send + Sync + 'static {
     /// [`LogError::Unavailable`].
     async fn last(&self) -> Result<u64, LogError>;
 
+    /// Waits until the log may have gone past `after`, whoever appended: [`EventLog::read`] says whether it has. A follower
+    /// reads, then waits for what comes after what it read. On a server that is within milliseconds of an append, and
+    /// within a second or two when the hint of it was lost.
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when the log cannot be asked: nobody can say how far it has come. It is found out within
+    /// a second or so, or within a request's timeout, so that a follower knows what its state is worth.
+    async fn grown(&self, after: u64) -> Result<(), LogError>;
+
     /// The largest record an append takes now. A writer that groups entries splits by it.
     fn record_bytes_max(&self) -> usize;
 

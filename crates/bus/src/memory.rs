@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
+use crate::growth::Growth;
 use crate::{EventLog, LogError};
 
 /// The largest record of the logs that live in this process. A little less than a NATS server takes
@@ -22,6 +23,7 @@ pub(crate) fn check_size(record: &Bytes, limit_bytes: usize) -> Result<(), LogEr
 pub(crate) struct MemoryLog {
     /// Record `i` has sequence `i + 1`.
     records: Mutex<Vec<Bytes>>,
+    growth: Growth,
 }
 
 #[async_trait]
@@ -34,6 +36,7 @@ impl EventLog for MemoryLog {
             return Err(LogError::Conflict { last });
         }
         records.push(record);
+        self.growth.note(last + 1);
         Ok(last + 1)
     }
 
@@ -46,6 +49,11 @@ impl EventLog for MemoryLog {
 
     async fn last(&self) -> Result<u64, LogError> {
         Ok(self.records.lock().await.len() as u64)
+    }
+
+    async fn grown(&self, after: u64) -> Result<(), LogError> {
+        self.growth.past(after).await;
+        Ok(())
     }
 
     fn record_bytes_max(&self) -> usize {

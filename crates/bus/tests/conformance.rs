@@ -36,6 +36,7 @@ on_every_bus![
     records_of_every_size_up_to_the_limit,
     concurrent_writers_store_every_record_once,
     appends_in_flight_take_their_places,
+    a_follower_learns_of_every_append,
     settling_stores_once,
     settling_tells_ones_own_record_from_anothers,
     wildcards_select,
@@ -143,6 +144,38 @@ async fn appends_in_flight_take_their_places(fixture: Fixture) {
     assert_eq!(appended, (1..=500).map(Ok).collect::<Vec<_>>());
     let expected: Vec<_> = (0..500).map(|number| (number + 1, record(number))).collect();
     assert_eq!(read_all(&fixture.bus).await, expected);
+}
+
+async fn a_follower_learns_of_every_append(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    let nothing_yet = tokio::time::timeout(Duration::from_millis(100), log.grown(0)).await;
+    assert!(nothing_yet.is_err(), "{nothing_yet:?}");
+    let follower = tokio::spawn({
+        let log = log.clone();
+        async move {
+            let (mut all, mut waits) = (vec![], 0);
+            while all.len() < 60 {
+                log.grown(all.len() as u64).await.unwrap();
+                waits += 1;
+                // Less than what there is, now and then.
+                all.extend(log.read(all.len() as u64, 7).await.unwrap());
+            }
+            (all, waits)
+        }
+    });
+    for number in 0..60 {
+        log.append(record(number), number).await.unwrap();
+        if number % 20 == 19 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let begin = Instant::now();
+    let (all, waits) = follower.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_millis(100), "{:?}", begin.elapsed());
+    assert_eq!(all, (0..60).map(|number| (number + 1, record(number))).collect::<Vec<_>>());
+    assert!(waits <= 60, "{waits} times for 60 records");
+    // What is there already needs no wait.
+    tokio::time::timeout(Duration::from_millis(100), log.grown(59)).await.unwrap().unwrap();
 }
 
 async fn settling_stores_once(fixture: Fixture) {

@@ -265,6 +265,78 @@ async fn two_processes_share_the_log_and_missing_records_are_noticed() {
     assert_eq!(one.log.read(2, 10).await.unwrap(), [(3, record("c"))]);
 }
 
+/// How long `follower` takes to learn of what `writer` appends, at worst.
+async fn news_takes(writer: &Bus, follower: &Bus, appends: u64) -> Duration {
+    let mut worst = Duration::ZERO;
+    for _ in 0..appends {
+        let last = writer.log.last().await.unwrap();
+        let waiting = tokio::spawn({
+            let log = follower.log.clone();
+            async move { log.grown(last).await.map(|()| Instant::now()) }
+        });
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(!waiting.is_finished(), "there is nothing after {last} yet");
+        let appended = Instant::now();
+        writer.log.append(record(last), last).await.unwrap();
+        worst = worst.max(waiting.await.unwrap().unwrap().saturating_duration_since(appended));
+        assert_eq!(follower.log.read(last, 10).await.unwrap(), [(last + 1, record(last))]);
+    }
+    worst
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_learns_of_an_append() {
+    let mut server = NatsServer::start();
+    let (one, two) = (Bus::nats(config(&server)).await.unwrap(), Bus::nats(config(&server)).await.unwrap());
+    for (writer, follower) in [(&one, &two), (&two, &one)] {
+        let worst = news_takes(writer, follower, 10).await;
+        assert!(worst < Duration::from_millis(100), "{worst:?}");
+    }
+    // A follower is told when nobody knows how far the log is, and goes on when somebody does.
+    let last = one.log.last().await.unwrap();
+    server.kill();
+    let begin = Instant::now();
+    let unknown = two.log.grown(last).await;
+    assert!(matches!(unknown, Err(LogError::Unavailable(_))), "{unknown:?}");
+    assert!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
+    server.start_again();
+    until("the log answers again", async || one.log.last().await.is_ok() && two.log.last().await.is_ok()).await;
+    let worst = news_takes(&one, &two, 3).await;
+    assert!(worst < Duration::from_millis(100), "{worst:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_is_noticed_without_hints() {
+    let dir = tempfile::tempdir().unwrap();
+    let deaf = r#"jetstream { store_dir: $DIR/js }
+        authorization { users: [{
+            user: a, password: b, permissions: { publish: { allow: ">", deny: "catchment.v1.grown" }, subscribe: ">" }
+        }] }"#;
+    let server = NatsServer::start_configured(dir, deaf);
+    let url = format!("nats://a:b@127.0.0.1:{}", server.port());
+    let (one, two) = (NatsConfig::new(&url), NatsConfig::new(&url));
+    let (one, two) = (Bus::nats(one).await.unwrap(), Bus::nats(two).await.unwrap());
+    let worst = news_takes(&one, &two, 4).await;
+    assert!(worst > Duration::from_millis(100) && worst < 2 * SECOND, "{worst:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_hint_is_seen_through() {
+    let server = NatsServer::start();
+    let (one, two) = (Bus::nats(config(&server)).await.unwrap(), Bus::nats(config(&server)).await.unwrap());
+    one.log.append(record("a"), 0).await.unwrap();
+    let client = async_nats::connect(server.url()).await.unwrap();
+    for wrong in [&u64::MAX.to_be_bytes()[..], b"what is this", b""] {
+        client.publish("catchment.v1.grown", Bytes::copy_from_slice(wrong)).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    tokio::time::timeout(SECOND, two.log.grown(1)).await.unwrap().unwrap();
+    assert_eq!(two.log.read(1, 10).await.unwrap(), []);
+    // Now it waits again, and what is appended is heard of at once.
+    let worst = news_takes(&one, &two, 3).await;
+    assert!(worst < Duration::from_millis(100), "{worst:?}");
+}
+
 #[tokio::test]
 async fn any_nats_client_can_make_a_request() {
     let server = NatsServer::start();

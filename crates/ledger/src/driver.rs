@@ -1,4 +1,6 @@
-//! The one writer of a process: appends proposals to the log in groups and applies them in log order.
+//! The one writer of a process: appends proposals to the log in groups and applies them in log order, together with
+//! what other processes append. It follows the log all the time: without that a process that writes nothing would
+//! answer from a state that is long past.
 //!
 //! Every append names the sequence it believes is last. So an append whose acknowledgement was lost can be resolved:
 //! read what was stored, look for the own record, and if it is not there send it again. Nothing is ever answered
@@ -133,7 +135,8 @@ impl Ledger {
         revisions.entry(uid).or_insert_with(|| watch::Sender::new(revision)).subscribe()
     }
 
-    /// Whether the log could be reached at the last attempt.
+    /// Whether the log could be reached at the last attempt, which is a second or two ago at most. When not, the state is
+    /// of the past, and nobody knows how far.
     pub fn is_reachable(&self) -> bool {
         !self.shared.stalled.load(Ordering::Relaxed)
     }
@@ -193,7 +196,16 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Proposal>) {
         let mut batch = Vec::with_capacity(GROUP);
-        while queue.recv_many(&mut batch, GROUP).await > 0 {
+        loop {
+            tokio::select! {
+                taken = queue.recv_many(&mut batch, GROUP) => if taken == 0 { break },
+                is_news = self.news() => {
+                    if is_news {
+                        self.follow().await;
+                    }
+                    continue;
+                }
+            }
             let mut accepts = Vec::new();
             for proposal in batch.drain(..) {
                 match proposal {
@@ -206,6 +218,36 @@ impl Driver {
                 }
             }
             self.flush(&mut accepts).await;
+        }
+    }
+
+    /// Waits until the log may hold more than the state, or is worth another attempt; false when it cannot be reached.
+    /// Never done when the writer is done for good. Dropping it loses nothing.
+    async fn news(&self) -> bool {
+        if self.broken.is_some() {
+            return std::future::pending().await;
+        }
+        if self.shared.stalled.load(Ordering::Relaxed) {
+            tokio::time::sleep(RETRY).await;
+            return true;
+        }
+        let grown = self.log.grown(self.state(State::sequence)).await;
+        grown.inspect_err(|error| self.stall(&error.to_string())).is_ok()
+    }
+
+    /// Applies what others have appended.
+    async fn follow(&mut self) {
+        let before = self.state(State::sequence);
+        match self.catch_up(0, &mut None).await {
+            Ok(()) => {
+                self.reached();
+                if self.state(State::sequence) == before {
+                    // What is stored cannot be read yet, or there was nothing.
+                    tokio::time::sleep(LAG).await;
+                }
+            }
+            Err(LogError::Damaged(why)) => drop(self.give_up(why)),
+            Err(error) => self.stall(&error.to_string()),
         }
     }
 
@@ -260,8 +302,8 @@ impl Driver {
             return Err(LedgerError::Unreadable(why.clone()));
         }
         let result = self.settle(record, guard).await;
-        if self.broken.is_none() && self.shared.stalled.swap(false, Ordering::Relaxed) {
-            tracing::info!("the event log is back");
+        if self.broken.is_none() {
+            self.reached();
         }
         result
     }
@@ -304,6 +346,12 @@ impl Driver {
             if self.state(State::sequence) == last {
                 tokio::time::sleep(wait).await;
             }
+        }
+    }
+
+    fn reached(&self) {
+        if self.shared.stalled.swap(false, Ordering::Relaxed) {
+            tracing::info!("the event log is back");
         }
     }
 

@@ -7,12 +7,14 @@
 mod store;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::growth::Growth;
 use crate::memory::{RECORD_BYTES_MAX, check_size};
 use crate::{BusError, EventLog, LogError};
 use store::Store;
@@ -43,6 +45,7 @@ pub(crate) struct EmbeddedLog {
     /// Present until the drop.
     calls: Option<mpsc::Sender<Call>>,
     thread: Option<JoinHandle<()>>,
+    growth: Arc<Growth>,
 }
 
 impl EmbeddedLog {
@@ -50,13 +53,15 @@ impl EmbeddedLog {
         let (calls, queue) = mpsc::channel(QUEUE_MAX);
         let (opened, when_opened) = oneshot::channel();
         let dir = data_dir.to_owned();
+        let growth = Arc::new(Growth::default());
+        let known = growth.clone();
         let failed = |reason: String| BusError::Open { path: data_dir.to_owned(), reason };
         let thread = std::thread::Builder::new()
             .name("catchment-log".to_owned())
             .spawn(move || match Store::open(&dir) {
                 Ok(store) => {
                     let _ = opened.send(Ok(()));
-                    serve(store, queue);
+                    serve(store, queue, &known);
                 }
                 Err(error) => {
                     let _ = opened.send(Err(error));
@@ -64,7 +69,7 @@ impl EmbeddedLog {
             })
             .map_err(|error| failed(format!("start the log's thread: {error}")))?;
         when_opened.await.map_err(|_| failed("the log's thread died".to_owned()))??;
-        Ok(Self { calls: Some(calls), thread: Some(thread) })
+        Ok(Self { calls: Some(calls), thread: Some(thread), growth })
     }
 
     async fn call<T>(&self, call: Call, answer: oneshot::Receiver<Result<T, LogError>>) -> Result<T, LogError> {
@@ -93,6 +98,12 @@ impl EventLog for EmbeddedLog {
         self.call(Call::Last { answer }, answered).await
     }
 
+    /// One process owns the file, so nobody else appends.
+    async fn grown(&self, after: u64) -> Result<(), LogError> {
+        self.growth.past(after).await;
+        Ok(())
+    }
+
     fn record_bytes_max(&self) -> usize {
         RECORD_BYTES_MAX
     }
@@ -109,7 +120,8 @@ impl Drop for EmbeddedLog {
 }
 
 /// Serves calls in the order they came until the log is dropped.
-fn serve(mut store: Store, mut queue: mpsc::Receiver<Call>) {
+fn serve(mut store: Store, mut queue: mpsc::Receiver<Call>, growth: &Growth) {
+    growth.note(store.last().unwrap_or(0));
     let mut group = Vec::with_capacity(GROUP_MAX);
     while let Some(call) = queue.blocking_recv() {
         let mut next = Some(call);
@@ -122,21 +134,21 @@ fn serve(mut store: Store, mut queue: mpsc::Receiver<Call>) {
                     }
                 }
                 Call::Read { after, limit, answer } => {
-                    append(&mut store, &mut group);
+                    append(&mut store, &mut group, growth);
                     let _ = answer.send(store.read(after, limit));
                 }
                 Call::Last { answer } => {
-                    append(&mut store, &mut group);
+                    append(&mut store, &mut group, growth);
                     let _ = answer.send(store.last());
                 }
             }
         }
-        append(&mut store, &mut group);
+        append(&mut store, &mut group, growth);
     }
 }
 
 /// Commits those of the group whose guard holds, then answers all.
-fn append(store: &mut Store, group: &mut Vec<Append>) {
+fn append(store: &mut Store, group: &mut Vec<Append>, growth: &Growth) {
     if group.is_empty() {
         return;
     }
@@ -149,6 +161,7 @@ fn append(store: &mut Store, group: &mut Vec<Append>) {
             }
         }
         store.append(&records)?;
+        growth.note(last);
         Ok(records.into_iter().map(|(sequence, _)| sequence))
     });
     let mut stored = match stored {
@@ -186,7 +199,7 @@ mod tests {
                 (Append { record, expected_last, answer }, answered)
             })
             .unzip();
-        append(&mut store, &mut group);
+        append(&mut store, &mut group, &Growth::default());
         assert!(group.is_empty());
         let conflict = Err(LogError::Conflict { last: 4 });
         let c = || conflict.clone();

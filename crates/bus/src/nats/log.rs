@@ -3,19 +3,26 @@
 //! Every append carries the stream-wide last sequence it expects, so the server itself refuses a
 //! second writer. Reads ask the stream's leader for each record: a replica could lag behind, and a
 //! record that was stored but not found would be taken for lost.
+//!
+//! Whoever has appended says so on a plain subject beside the stream's, eight bytes of sequence, at
+//! most once. Followers read the stream then, and look at its end every second besides, because a
+//! hint may be lost or the connection be gone without a word.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, HeaderMap, header};
+use async_nats::{Client, HeaderMap, Subject, Subscriber, header};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
+use tokio::task::AbortHandle;
 
-use super::{NatsConfig, RETRY_DELAY, is_connected, with_sources};
+use super::{NatsConfig, RETRY_DELAY, is_connected, publish, with_sources};
+use crate::growth::Growth;
 use crate::memory::check_size;
 use crate::{BusError, EventLog, LogError};
 
@@ -25,12 +32,25 @@ const READS_IN_FLIGHT: usize = 64;
 /// Room for the guard's header within the server's limit for a message.
 const HEADER_BYTES_MAX: usize = 1024;
 
+/// How often a follower looks at the stream's end, whatever hints say.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 pub(super) struct NatsLog {
     client: Client,
     context: Context,
     stream: Stream,
     stream_name: String,
     subject: String,
+    /// Where hints of growth go.
+    grown: Subject,
+    growth: Arc<Growth>,
+    listening: AbortHandle,
+}
+
+impl Drop for NatsLog {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
 }
 
 impl NatsLog {
@@ -49,7 +69,12 @@ impl NatsLog {
             let (found, wanted) = (found.num_replicas, wanted.num_replicas);
             tracing::warn!(stream = %config.prefix, found, wanted, "the log's stream exists with other replicas");
         }
-        Ok(Self { client, context, stream, subject: wanted.subjects[0].clone(), stream_name: wanted.name })
+        let subject = wanted.subjects[0].clone();
+        let grown = Subject::from(grown_subject(config));
+        let hints = client.subscribe(grown.clone()).await.map_err(|error| failed(with_sources(&error)))?;
+        let growth = Arc::new(Growth::default());
+        let listening = tokio::spawn(listen(hints, growth.clone())).abort_handle();
+        Ok(Self { client, context, stream, stream_name: wanted.name, subject, grown, growth, listening })
     }
 
     fn check_connected(&self) -> Result<(), LogError> {
@@ -62,9 +87,25 @@ impl NatsLog {
     /// First and last sequence the stream holds.
     async fn bounds(&self) -> Result<(u64, u64), LogError> {
         self.check_connected()?;
+        let known_before = self.growth.known();
         let info = self.stream.get_info().await;
         let state = info.map_err(|error| LogError::Unavailable(with_sources(&error)))?.state;
+        self.growth.correct(known_before, state.last_sequence);
         Ok((state.first_sequence, state.last_sequence))
+    }
+
+    /// Records, in order, each as it was found or not.
+    async fn get_all(&self, sequences: impl Iterator<Item = u64>) -> Vec<Result<(u64, Bytes), LogError>> {
+        stream::iter(sequences).map(|sequence| self.get(sequence)).buffered(READS_IN_FLIGHT).collect().await
+    }
+
+    /// Says to whoever follows how far the log is. A hint that is lost costs them a second.
+    async fn tell(&self, sequence: u64) {
+        self.growth.note(sequence);
+        let payload = Bytes::copy_from_slice(&sequence.to_be_bytes());
+        if let Err(error) = publish(&self.client, self.grown.clone(), payload).await {
+            tracing::debug!(%error, "others are not told how far the log is");
+        }
     }
 
     async fn get(&self, sequence: u64) -> Result<(u64, Bytes), LogError> {
@@ -119,6 +160,20 @@ fn sequence_in(description: &str) -> Option<u64> {
     let rest = rest.trim_start();
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
+}
+
+/// Outside the stream's filter, which names one subject.
+fn grown_subject(config: &NatsConfig) -> String {
+    format!("{}.v1.grown", config.prefix.to_ascii_lowercase())
+}
+
+/// Takes hints until the log is dropped. What is no hint is ignored.
+async fn listen(mut hints: Subscriber, growth: Arc<Growth>) {
+    while let Some(hint) = hints.next().await {
+        if let Ok(sequence) = <[u8; 8]>::try_from(hint.payload.as_ref()) {
+            growth.note(u64::from_be_bytes(sequence));
+        }
+    }
 }
 
 fn wanted(config: &NatsConfig) -> Config {
@@ -212,6 +267,7 @@ impl EventLog for NatsLog {
             Err(error) => return Err(self.explain(error).await),
         };
         if acknowledged.stream == self.stream_name && acknowledged.sequence.checked_sub(1) == Some(expected_last) {
+            self.tell(acknowledged.sequence).await;
             return Ok(acknowledged.sequence);
         }
         Err(LogError::Damaged(format!(
@@ -221,7 +277,13 @@ impl EventLog for NatsLog {
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
-        let (first, last) = self.bounds().await?;
+        self.check_connected()?;
+        // What is hinted at is asked for along with the bounds: a follower then has it after one round trip, not two.
+        let limit = limit as u64;
+        let hinted = self.growth.known().min(after.saturating_add(limit.min(READS_IN_FLIGHT as u64)));
+        let (bounds, mut found) =
+            tokio::join!(self.bounds(), self.get_all(after.saturating_add(1)..hinted.saturating_add(1)));
+        let (first, last) = bounds?;
         if after >= last || limit == 0 {
             return Ok(vec![]);
         }
@@ -231,12 +293,26 @@ impl EventLog for NatsLog {
                 self.stream_name
             )));
         }
-        let end = last.min(after.saturating_add(limit as u64));
-        stream::iter(after + 1..=end).map(|sequence| self.get(sequence)).buffered(READS_IN_FLIGHT).try_collect().await
+        // A hint may be wrong. What was not found is asked for again, now that the stream has said it is there.
+        let end = last.min(after.saturating_add(limit));
+        let sound = found.iter().take_while(|record| record.is_ok()).count();
+        found.truncate(sound.min(usize::try_from(end - after).unwrap_or(usize::MAX)));
+        found.extend(self.get_all(after + 1 + found.len() as u64..=end).await);
+        found.into_iter().collect()
     }
 
     async fn last(&self) -> Result<u64, LogError> {
         Ok(self.bounds().await?.1)
+    }
+
+    async fn grown(&self, after: u64) -> Result<(), LogError> {
+        loop {
+            let hint = tokio::time::timeout(LOOK_INTERVAL, self.growth.past(after)).await;
+            if hint.is_ok() {
+                return Ok(());
+            }
+            self.growth.note(self.last().await?);
+        }
     }
 
     fn record_bytes_max(&self) -> usize {

@@ -242,6 +242,10 @@ impl EventLog for Faulty {
         self.inner.last().await
     }
 
+    async fn grown(&self, after: u64) -> Result<(), LogError> {
+        self.inner.grown(after).await
+    }
+
     fn record_bytes_max(&self) -> usize {
         self.record_bytes_max.load(Ordering::Relaxed)
     }

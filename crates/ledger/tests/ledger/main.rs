@@ -5,6 +5,10 @@ mod common;
 mod driver;
 mod faults;
 mod faulty;
+mod follow;
 mod life;
+#[allow(dead_code, reason = "the bus's own tests use the rest")]
+#[path = "../../../bus/tests/common/nats_server.rs"]
+mod nats_server;
 mod replay;
 mod table;
