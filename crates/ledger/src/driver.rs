@@ -34,6 +34,11 @@ const RECORD_BYTES_MAX: usize = 900 << 10;
 const REPLAY: usize = 128;
 /// How long the writer waits before it tries an unreachable log again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long it leaves the log to other writers after an append of its own, in times that the append took, ...
+const WAY: u32 = 4;
+/// ... but at least and at most this long.
+const WAY_MIN: Duration = Duration::from_millis(2);
+const WAY_MAX: Duration = Duration::from_millis(50);
 /// How long it waits for records that are stored but cannot be read yet.
 const LAG: Duration = Duration::from_millis(5);
 
@@ -74,6 +79,7 @@ type WaitingAccept = (Box<Accept>, AcceptReply);
 enum Proposal {
     Accept(Box<Accept>, AcceptReply),
     Record { record: Box<Record>, guard: Option<u64>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
+    Refresh(oneshot::Sender<Result<(), LedgerError>>),
 }
 
 struct Shared {
@@ -110,7 +116,8 @@ impl Ledger {
             stalled: AtomicBool::new(false),
         });
         let (proposals, queue) = mpsc::channel(QUEUE);
-        let mut driver = Driver { shared: shared.clone(), log, writer, number: 0, broken: None };
+        let mut driver =
+            Driver { shared: shared.clone(), log, writer, number: 0, broken: None, contended: false, owed: None };
         driver.catch_up(0, &mut None).await.map_err(|error| LedgerError::Unreadable(error.to_string()))?;
         tokio::spawn(driver.run(queue));
         Ok(Self { shared, proposals })
@@ -170,6 +177,17 @@ impl Ledger {
         self.record(record, Some(sequence)).await
     }
 
+    /// Waits until the state holds everything that was stored when this was called, whoever stored it. For answers such
+    /// as "no such job", which must not be given to a client that has just created it at another process.
+    ///
+    /// # Errors
+    /// All but [`LedgerError::Stale`] and [`LedgerError::Refused`].
+    pub async fn refresh(&self) -> Result<(), LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Proposal::Refresh(reply)).await?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
     async fn record(&self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
         let (reply, answer) = oneshot::channel();
         self.send(Proposal::Record { record: Box::new(record), guard, reply }).await?;
@@ -191,12 +209,17 @@ struct Driver {
     number: u64,
     /// Why nothing more may be appended.
     broken: Option<String>,
+    /// Whether others write too.
+    contended: bool,
+    /// How long the next append waits for one of theirs.
+    owed: Option<Duration>,
 }
 
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Proposal>) {
         let mut batch = Vec::with_capacity(GROUP);
         loop {
+            self.give_way().await;
             tokio::select! {
                 taken = queue.recv_many(&mut batch, GROUP) => if taken == 0 { break },
                 is_news = self.news() => {
@@ -206,7 +229,7 @@ impl Driver {
                     continue;
                 }
             }
-            let mut accepts = Vec::new();
+            let (mut accepts, mut refreshes) = (Vec::new(), Vec::new());
             for proposal in batch.drain(..) {
                 match proposal {
                     Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
@@ -215,9 +238,26 @@ impl Driver {
                         let answer = self.append(*record, guard).await;
                         reply.send(answer).ok();
                     }
+                    Proposal::Refresh(reply) => refreshes.push(reply),
                 }
             }
             self.flush(&mut accepts).await;
+            if !refreshes.is_empty() {
+                let answer = self.refresh().await;
+                refreshes.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
+            }
+        }
+    }
+
+    /// After an append of its own, a writer among several waits for one of the others: it knows the log's new end a round
+    /// trip before they do, and would win again and again while theirs wait for hundreds of milliseconds. What arrives
+    /// meanwhile joins the next group. When nobody else appends, it waits once.
+    async fn give_way(&mut self) {
+        let Some(patience) = self.owed.take().filter(|_| self.contended && self.broken.is_none()) else { return };
+        match tokio::time::timeout(patience, self.log.grown(self.state(State::sequence))).await {
+            Ok(Ok(())) => self.follow().await,
+            Ok(Err(error)) => self.stall(&error.to_string()),
+            Err(_) => self.contended = false,
         }
     }
 
@@ -235,19 +275,31 @@ impl Driver {
         grown.inspect_err(|error| self.stall(&error.to_string())).is_ok()
     }
 
-    /// Applies what others have appended.
+    /// Applies what others have appended since the log said that it had grown.
     async fn follow(&mut self) {
         let before = self.state(State::sequence);
+        let is_fresh = self.refresh().await.is_ok();
+        if is_fresh && self.state(State::sequence) == before {
+            // What is stored cannot be read yet, or there was nothing.
+            tokio::time::sleep(LAG).await;
+        }
+    }
+
+    /// Applies everything that is stored now.
+    async fn refresh(&mut self) -> Result<(), LedgerError> {
+        if let Some(why) = &self.broken {
+            return Err(LedgerError::Unreadable(why.clone()));
+        }
         match self.catch_up(0, &mut None).await {
             Ok(()) => {
                 self.reached();
-                if self.state(State::sequence) == before {
-                    // What is stored cannot be read yet, or there was nothing.
-                    tokio::time::sleep(LAG).await;
-                }
+                Ok(())
             }
-            Err(LogError::Damaged(why)) => drop(self.give_up(why)),
-            Err(error) => self.stall(&error.to_string()),
+            Err(LogError::Damaged(why)) => Err(self.give_up(why)),
+            Err(error) => {
+                self.stall(&error.to_string());
+                Err(LedgerError::Unavailable)
+            }
         }
     }
 
@@ -318,13 +370,18 @@ impl Driver {
         // The guard of an append that may be on its way without our knowing. While it could still be stored, only the
         // log's own word counts.
         let mut unsettled = None;
+        self.give_way().await;
         loop {
             let last = self.state(State::sequence);
             if guard.is_some_and(|guard| guard != last) {
                 return Err(LedgerError::Stale { sequence: last });
             }
+            let begin = tokio::time::Instant::now();
             let wait = match self.log.append(bytes.clone(), last).await {
-                Ok(sequence) => return Ok(self.apply(sequence, &envelope.record)),
+                Ok(sequence) => {
+                    self.owed = Some((begin.elapsed() * WAY).clamp(WAY_MIN, WAY_MAX));
+                    return Ok(self.apply(sequence, &envelope.record));
+                }
                 Err(LogError::Conflict { last: stored }) if stored < last => {
                     return Err(self.give_up(format!("it ends at {stored}, but {last} records had been stored")));
                 }
@@ -396,6 +453,7 @@ impl Driver {
                 let envelope: Envelope = catchment_codec::decode(&bytes, RECORD_BYTES_MAX)
                     .map_err(|error| LogError::Damaged(format!("record {sequence}: {error}")))?;
                 let outcome = self.apply(sequence, &envelope.record);
+                self.contended |= envelope.writer != self.writer;
                 if envelope.writer == self.writer && envelope.number == number {
                     *found = Some(outcome);
                 }

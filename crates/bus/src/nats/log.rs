@@ -1,8 +1,9 @@
 //! The log as one JetStream stream with one subject.
 //!
 //! Every append carries the stream-wide last sequence it expects, so the server itself refuses a
-//! second writer. Reads ask the stream's leader for each record: a replica could lag behind, and a
-//! record that was stored but not found would be taken for lost.
+//! second writer. Records are read from whichever server has them, as they are; only the stream's
+//! leader is believed that one is missing: a replica could lag behind, and a record that was stored
+//! but not found would be taken for lost.
 //!
 //! Whoever has appended says so on a plain subject beside the stream's, eight bytes of sequence, at
 //! most once. Followers read the stream then, and look at its end every second besides, because a
@@ -109,6 +110,12 @@ impl NatsLog {
     }
 
     async fn get(&self, sequence: u64) -> Result<(u64, Bytes), LogError> {
+        if self.stream.cached_info().config.allow_direct
+            && let Ok(message) = self.stream.direct_get(sequence).await
+            && message.sequence == sequence
+        {
+            return Ok((sequence, message.payload));
+        }
         match self.stream.get_raw_message(sequence).await {
             Ok(message) if message.sequence == sequence => Ok((sequence, message.payload)),
             Ok(message) => Err(LogError::Damaged(format!(
@@ -128,7 +135,11 @@ impl NatsLog {
         let code = server.map(jetstream::Error::error_code);
         match error.kind() {
             PublishErrorKind::WrongLastSequence => match server.and_then(|error| sequence_in(&error.to_string())) {
-                Some(last) => LogError::Conflict { last },
+                Some(last) => {
+                    // Sooner than its writer's hint.
+                    self.growth.note(last);
+                    LogError::Conflict { last }
+                }
                 None => self.last().await.map_or_else(|error| error, |last| LogError::Conflict { last }),
             },
             PublishErrorKind::MaxPayloadExceeded => LogError::Refused(with_sources(&error)),
@@ -189,6 +200,7 @@ fn wanted(config: &NatsConfig) -> Config {
         max_messages_per_subject: -1,
         max_message_size: -1,
         max_age: Duration::ZERO,
+        allow_direct: true,
         ..Config::default()
     }
 }
