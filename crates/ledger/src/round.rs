@@ -3,13 +3,14 @@
 use catchment_types::{
     Accept, ClientId, CloseReason, Code, Digest, JobSpec, ReceiptId, ReceiptState, RoundState, SlabId, TimeMs,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 /// Named numbers that a model has at most. A name has at most 4 KiB, so they fit a record.
 pub const METRICS_MAX: usize = 64;
 
 /// Where a round is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Takes updates.
     Open,
@@ -22,7 +23,7 @@ pub enum Phase {
 }
 
 /// One update of a round.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Update {
     /// Its receipt.
     pub receipt: ReceiptId,
@@ -47,14 +48,14 @@ impl Update {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct ClientSlot {
     attempts: u32,
     current: Option<ReceiptId>,
 }
 
 /// One round of a job.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// Its number, from 1.
     pub number: u64,
