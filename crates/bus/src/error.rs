@@ -22,6 +22,13 @@ pub enum LogError {
     /// may still arrive later: see [`EventLog::settle`](crate::EventLog::settle).
     #[error("the log cannot be reached: {0}")]
     Unavailable(String),
+    /// The records asked for have been forgotten, because a snapshot stands for them: go on from
+    /// [`EventLog::snapshot`](crate::EventLog::snapshot).
+    #[error("the log begins at record {first}; a snapshot stands for those before it")]
+    Forgotten {
+        /// The first record there is.
+        first: u64,
+    },
     /// The log is not what was written: records are missing, or its guard does not hold. Going on
     /// would build on a wrong history; a person has to look.
     #[error("the log is damaged: {0}")]

@@ -24,6 +24,7 @@ mod local;
 mod log;
 mod memory;
 mod nats;
+mod snapshot;
 mod subject;
 
 use std::path::Path;
@@ -37,6 +38,7 @@ pub use local::PAYLOAD_BYTES_MAX;
 pub use log::EventLog;
 pub use memory::RECORD_BYTES_MAX;
 pub use nats::NatsConfig;
+pub use snapshot::Snapshot;
 pub use subject::SUBJECT_BYTES_MAX;
 
 /// A log and the events beside it.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::LogError;
+use crate::{LogError, Snapshot};
 
 /// An ordered log of records, numbered from 1 without gaps. Every record is durable when its append
 /// has returned.
@@ -29,7 +29,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// The caller's `limit` bounds the memory taken: `limit` times [`EventLog::record_bytes_max`].
     ///
     /// # Errors
-    /// [`LogError::Unavailable`]; [`LogError::Damaged`] when a record in the range is missing.
+    /// [`LogError::Unavailable`]; [`LogError::Forgotten`] when the first of them is before the log's beginning;
+    /// [`LogError::Damaged`] when a record in the range is missing.
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError>;
 
     /// The sequence of the last record, 0 when there is none.
@@ -48,6 +49,27 @@ pub trait EventLog: Send + Sync + 'static {
     /// [`LogError::Unavailable`] when the log cannot be asked: nobody can say how far it has come. It is found out within
     /// a second or so, or within a request's timeout, so that a follower knows what its state is worth.
     async fn grown(&self, after: u64) -> Result<(), LogError>;
+
+    /// The newest snapshot that is whole. One that was torn or damaged is passed over while there is an older one.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`]; [`LogError::Damaged`] when there are snapshots and none is whole.
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError>;
+
+    /// The sequence of the newest snapshot, 0 when there is none. Cheap.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`].
+    async fn snapshot_sequence(&self) -> Result<u64, LogError>;
+
+    /// Stores a snapshot whole or not at all, whenever the process dies. Then forgets the records that are in the
+    /// snapshot *before* it, so that whoever is reading a little behind still finds the records between the two. False
+    /// when there is one as new already, and then nothing happens. Appends go on meanwhile.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`], [`LogError::Refused`]: perhaps stored, perhaps nothing forgotten. There is nothing to
+    /// settle; the next snapshot does what this one did not.
+    async fn put_snapshot(&self, snapshot: Snapshot) -> Result<bool, LogError>;
 
     /// The largest record an append takes now. A writer that groups entries splits by it.
     fn record_bytes_max(&self) -> usize;

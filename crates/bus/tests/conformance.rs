@@ -4,10 +4,12 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::future::Future;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use catchment_bus::{BusError, LogError};
+use catchment_bus::{BusError, LogError, Snapshot};
 use common::{Fixture, append_somewhere, is_quiet, next, read_all, record, until};
 use futures::{StreamExt, stream};
 
@@ -37,6 +39,10 @@ on_every_bus![
     concurrent_writers_store_every_record_once,
     appends_in_flight_take_their_places,
     a_follower_learns_of_every_append,
+    snapshots_stand_for_records,
+    an_old_snapshot_changes_nothing,
+    large_snapshots_come_back,
+    a_snapshot_taken_half_way_is_none,
     settling_stores_once,
     settling_tells_ones_own_record_from_anothers,
     wildcards_select,
@@ -176,6 +182,118 @@ async fn a_follower_learns_of_every_append(fixture: Fixture) {
     assert!(waits <= 60, "{waits} times for 60 records");
     // What is there already needs no wait.
     tokio::time::timeout(Duration::from_millis(100), log.grown(59)).await.unwrap().unwrap();
+}
+
+fn snapshot_at(sequence: u64) -> Snapshot {
+    Snapshot { sequence, bytes: record(format!("everything up to {sequence}")) }
+}
+
+async fn snapshots_stand_for_records(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    assert_eq!((log.snapshot().await, log.snapshot_sequence().await), (Ok(None), Ok(0)));
+    for number in 0..1200 {
+        log.append(record(number), number).await.unwrap();
+    }
+    assert_eq!(log.put_snapshot(snapshot_at(1)).await, Ok(true));
+    assert_eq!(log.put_snapshot(snapshot_at(600)).await, Ok(true));
+    assert_eq!(log.read(1, 1).await, Ok(vec![(2, record(1))]));
+    for (sequence, before) in [(1100, 600), (1200, 1100)] {
+        assert_eq!(log.put_snapshot(snapshot_at(sequence)).await, Ok(true));
+        assert_eq!(log.snapshot().await, Ok(Some(snapshot_at(sequence))));
+        assert_eq!(log.snapshot_sequence().await, Ok(sequence));
+        // From the snapshot before it everything is there, and what is in that one is forgotten, about.
+        let expected: Vec<_> = (before..1200).map(|number| (number + 1, record(number))).collect();
+        assert_eq!(log.read(before, 2000).await, Ok(expected));
+        let forgotten = log.read(before - 2, 10).await.unwrap_err();
+        assert!(matches!(forgotten, LogError::Forgotten { first } if first >= before && first <= before + 1));
+        assert_eq!(log.read(0, 0).await, Ok(vec![]));
+        assert!(matches!(log.read(0, usize::MAX).await, Err(LogError::Forgotten { .. })));
+    }
+    assert_eq!(log.last().await, Ok(1200));
+    assert_eq!(log.append(record("x"), 0).await, Err(LogError::Conflict { last: 1200 }));
+    assert_eq!(log.append(record("next"), 1200).await, Ok(1201));
+    assert_eq!(log.read(1200, 10).await, Ok(vec![(1201, record("next"))]));
+    // Also when a snapshot is of all there is, twice.
+    for sequence in [1201, 1202] {
+        assert_eq!(log.put_snapshot(snapshot_at(sequence)).await, Ok(true));
+        assert_eq!(log.append(record("more"), sequence).await, Ok(sequence + 1));
+    }
+    assert_eq!(log.read(1202, 10).await, Ok(vec![(1203, record("more"))]));
+}
+
+async fn an_old_snapshot_changes_nothing(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    for number in 0..20 {
+        log.append(record(number), number).await.unwrap();
+    }
+    assert!(matches!(log.put_snapshot(snapshot_at(21)).await, Err(LogError::Refused(_))));
+    assert_eq!(log.put_snapshot(snapshot_at(10)).await, Ok(true));
+    for old in [10, 3] {
+        let other = Snapshot { sequence: old, bytes: record("another") };
+        assert_eq!(log.put_snapshot(other).await, Ok(false));
+    }
+    assert_eq!(log.snapshot().await, Ok(Some(snapshot_at(10))));
+    // Of several at once the newest stays, and the log reaches from it to its end.
+    let puts = (11..=20).map(|sequence| log.put_snapshot(snapshot_at(sequence)));
+    let stored = futures::future::join_all(puts).await;
+    assert!(stored.iter().all(Result::is_ok) && stored.contains(&Ok(true)), "{stored:?}");
+    let newest = log.snapshot().await.unwrap().unwrap();
+    assert_eq!(newest, snapshot_at(newest.sequence));
+    let rest = log.read(newest.sequence, 100).await.unwrap();
+    assert_eq!(rest.len() as u64, 20 - newest.sequence);
+}
+
+async fn large_snapshots_come_back(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    log.append(record("a"), 0).await.unwrap();
+    let large: Bytes = (0..5_000_003_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for (sequence, bytes) in [(1, large.clone()), (2, Bytes::new()), (3, large.slice(..1 << 20))] {
+        log.put_snapshot(Snapshot { sequence, bytes: bytes.clone() }).await.unwrap();
+        assert!(log.snapshot().await.unwrap().unwrap().bytes == bytes);
+        log.append(record(sequence), sequence).await.unwrap();
+    }
+}
+
+/// Ends the taking of a snapshot after each step it waits at, as the death of the process does.
+async fn a_snapshot_taken_half_way_is_none(fixture: Fixture) {
+    let log = &fixture.bus.log;
+    for number in 0..400 {
+        log.append(record(number), number).await.unwrap();
+    }
+    let large = |sequence: u64| Snapshot { sequence, bytes: Bytes::from(vec![sequence as u8; 3_000_000]) };
+    let (mut sequence, mut newest, mut steps) = (0, 0, 0);
+    loop {
+        sequence += 1;
+        let mut put = Box::pin(log.put_snapshot(large(sequence)));
+        let mut left = steps;
+        let done = futures::future::poll_fn(|context| match put.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => {
+                left -= 1;
+                Poll::Pending
+            }
+        });
+        let done = done.await;
+        drop(put);
+        // What was on its way may arrive yet; then it is whole. It is never torn, and nothing is lost before it.
+        let found = log.snapshot().await.unwrap();
+        let at = found.as_ref().map_or(0, |found| found.sequence);
+        assert!((newest..=sequence).contains(&at), "{at} after {steps} steps at {sequence}");
+        assert!(found.is_none_or(|found| found == large(at)), "torn after {steps} steps");
+        let rest = log.read(at, 1000).await.unwrap();
+        assert_eq!(rest.len() as u64, 400 - at);
+        newest = at;
+        if done.is_some() {
+            assert_eq!((done, at), (Some(Ok(true)), sequence));
+            break;
+        }
+        steps += 1;
+        assert!(sequence < 390, "it is never done");
+    }
+    println!("{steps} steps");
+    assert_eq!(log.put_snapshot(large(395)).await, Ok(true));
+    assert_eq!(log.snapshot().await, Ok(Some(large(395))));
 }
 
 async fn settling_stores_once(fixture: Fixture) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
-use catchment_bus::{Bus, BusError, LOG_FILE, LogError};
+use catchment_bus::{Bus, BusError, LOG_FILE, LogError, Snapshot};
 use common::{append_somewhere, read_all, record};
 
 async fn fill(dir: &Path, records: u64) {
@@ -215,4 +215,67 @@ async fn an_acknowledged_record_survives_kill_9() {
         assert_eq!(read_all(&bus).await, expected);
         acknowledged = last;
     }
+}
+
+const CHILD_SNAPSHOT_DIR: &str = "CATCHMENT_TEST_SNAPSHOT_IN";
+
+/// Large enough to be killed in the middle of.
+fn snapshot_at(sequence: u64) -> Snapshot {
+    Snapshot { sequence, bytes: Bytes::from(sequence.to_le_bytes().repeat(100_000)) }
+}
+
+/// Not a test by itself: the process that [`no_kill_tears_a_snapshot`] kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_takes_snapshots_until_killed() {
+    let Some(dir) = std::env::var_os(CHILD_SNAPSHOT_DIR) else {
+        return;
+    };
+    let bus = Bus::embedded(Path::new(&dir)).await.unwrap();
+    loop {
+        let next = bus.log.last().await.unwrap() + 1;
+        let sequence = append_somewhere(&bus, record(format!("record {next}"))).await;
+        if sequence % 5 == 0 {
+            assert!(bus.log.put_snapshot(snapshot_at(sequence)).await.unwrap());
+        }
+        let mut out = std::io::stdout();
+        writeln!(out, "acknowledged {sequence}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_kill_tears_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..12_u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_takes_snapshots_until_killed", "--nocapture"])
+            .env(CHILD_SNAPSHOT_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut acknowledged = 0;
+        for (count, line) in BufReader::new(child.stdout.take().unwrap()).lines().enumerate() {
+            let line = line.unwrap();
+            acknowledged = line.strip_prefix("acknowledged ").map_or(acknowledged, |text| text.parse().unwrap());
+            if count as u64 == 25 {
+                // At another moment each time.
+                std::thread::sleep(std::time::Duration::from_micros(round * 700));
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        let bus = Bus::embedded(dir.path()).await.unwrap();
+        let last = bus.log.last().await.unwrap();
+        assert!(last >= acknowledged, "{last} stored, {acknowledged} acknowledged");
+        let snapshot = bus.log.snapshot().await.unwrap().unwrap();
+        assert_eq!(snapshot, snapshot_at(snapshot.sequence));
+        assert!(snapshot.sequence % 5 == 0 && snapshot.sequence + 5 >= acknowledged, "{snapshot:?} of {acknowledged}");
+        // Nothing is forgotten that the snapshot before this one does not hold.
+        let before = snapshot.sequence - 5;
+        let expected: Vec<_> = (before + 1..=last).map(|n| (n, record(format!("record {n}")))).collect();
+        assert_eq!(bus.log.read(before, 1000).await.unwrap(), expected);
+    }
+    let forgotten = Bus::embedded(dir.path()).await.unwrap().log.read(0, 1).await;
+    assert!(matches!(forgotten, Err(LogError::Forgotten { first }) if first > 100), "{forgotten:?}");
 }

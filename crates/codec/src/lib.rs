@@ -28,6 +28,9 @@ pub const WIRE_VERSION: u8 = 1;
 /// No message is larger than this, whatever limit a caller names.
 pub const WIRE_BYTES_MAX: usize = 16 << 20;
 
+/// The same for [`encode_large`] and [`decode_large`].
+pub const LARGE_BYTES_MAX: usize = 1 << 30;
+
 /// Why a value could not be encoded or a message not be decoded.
 ///
 /// `what` is the Rust name of the type that was asked for.
@@ -93,8 +96,20 @@ pub enum CodecError {
 /// # Errors
 /// [`CodecError::TooLarge`], [`CodecError::Unencodable`].
 pub fn encode<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
+    encode_within(value, limit_bytes.min(WIRE_BYTES_MAX))
+}
+
+/// As [`encode`], for what a process writes for itself alone, such as a snapshot of its state, up to
+/// [`LARGE_BYTES_MAX`]. It takes as much memory again as the message.
+///
+/// # Errors
+/// [`CodecError::TooLarge`], [`CodecError::Unencodable`].
+pub fn encode_large<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
+    encode_within(value, LARGE_BYTES_MAX)
+}
+
+fn encode_within<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
     let what = std::any::type_name::<T>();
-    let limit_bytes = limit_bytes.min(WIRE_BYTES_MAX);
     if limit_bytes == 0 {
         return Err(CodecError::TooLarge { what, limit_bytes });
     }
@@ -115,8 +130,20 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Ve
 /// # Errors
 /// Every [`CodecError`] but [`CodecError::Unencodable`].
 pub fn decode<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
+    decode_within(message, limit_bytes.min(WIRE_BYTES_MAX))
+}
+
+/// As [`decode`], for what [`encode_large`] made. Not for messages of strangers: a length that lies may claim as much
+/// memory as the largest message has.
+///
+/// # Errors
+/// Every [`CodecError`] but [`CodecError::Unencodable`].
+pub fn decode_large<T: DeserializeOwned>(message: &[u8]) -> Result<T, CodecError> {
+    decode_within(message, LARGE_BYTES_MAX)
+}
+
+fn decode_within<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
     let what = std::any::type_name::<T>();
-    let limit_bytes = limit_bytes.min(WIRE_BYTES_MAX);
     if message.len() > limit_bytes {
         return Err(CodecError::TooLarge { what, limit_bytes });
     }

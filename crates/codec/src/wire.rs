@@ -12,7 +12,7 @@ use bincode::serde::{decode_from_slice, encode_into_writer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::WIRE_BYTES_MAX;
+use crate::{LARGE_BYTES_MAX, WIRE_BYTES_MAX};
 
 type Wire<const LIMIT_BYTES: usize> = Configuration<LittleEndian, Fixint, Limit<LIMIT_BYTES>>;
 
@@ -50,7 +50,7 @@ impl Writer for &mut Bounded {
 pub(crate) fn write<T: Serialize + ?Sized>(version: u8, value: &T, limit_bytes: usize) -> Result<Vec<u8>, WriteError> {
     assert!(limit_bytes >= 1, "the version byte has its place");
     let mut out = Bounded { bytes: vec![version], limit_bytes, full: false };
-    match encode_into_writer(value, &mut out, wire::<WIRE_BYTES_MAX>()) {
+    match encode_into_writer(value, &mut out, wire::<LARGE_BYTES_MAX>()) {
         Ok(()) => Ok(out.bytes),
         Err(_) if out.full => Err(WriteError::Full),
         Err(error) => Err(WriteError::Unencodable(error.to_string())),
@@ -61,13 +61,15 @@ pub(crate) fn write<T: Serialize + ?Sized>(version: u8, value: &T, limit_bytes: 
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), String> {
     const SMALL_BYTES: usize = 4 << 10;
     const MIDDLE_BYTES: usize = 256 << 10;
-    assert!(body.len() <= WIRE_BYTES_MAX, "the caller checked the message's size");
+    assert!(body.len() <= LARGE_BYTES_MAX, "the caller checked the message's size");
     let decoded = if body.len() <= SMALL_BYTES {
         decode_from_slice(body, wire::<SMALL_BYTES>())
     } else if body.len() <= MIDDLE_BYTES {
         decode_from_slice(body, wire::<MIDDLE_BYTES>())
-    } else {
+    } else if body.len() <= WIRE_BYTES_MAX {
         decode_from_slice(body, wire::<WIRE_BYTES_MAX>())
+    } else {
+        decode_from_slice(body, wire::<LARGE_BYTES_MAX>())
     };
     decoded.map_err(|error| explain(&error))
 }

@@ -91,6 +91,11 @@ impl Fleet {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there can be nobody else.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
     /// Changes when somebody comes, falls quiet or is lost.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

@@ -6,7 +6,9 @@
 //! read what was stored, look for the own record, and if it is not there send it again. Nothing is ever answered
 //! before it is known; without that, an update could be refused to its client and yet be in the model.
 
+use crate::keeper::Keeper;
 use crate::outcome::{AcceptOutcome, Outcome};
+use crate::snapshot::{self, SnapshotPace};
 use crate::state::State;
 use bytes::Bytes;
 use catchment_bus::{EventLog, LogError};
@@ -29,11 +31,16 @@ const ENVELOPE_BYTES: usize = 64;
 /// Bytes of one encoded accept at most, metrics left out: 129 of fixed fields, 16 of lengths, 128 of client.
 const ACCEPT_BYTES: usize = 273;
 /// Bytes of one encoded record.
-const RECORD_BYTES_MAX: usize = 900 << 10;
+pub(crate) const RECORD_BYTES_MAX: usize = 900 << 10;
 /// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
-const REPLAY: usize = 128;
+pub(crate) const REPLAY: usize = 128;
 /// How long the writer waits before it tries an unreachable log again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long it leaves the log to other writers after an append of its own, in times that the append took, ...
+const WAY: u32 = 4;
+/// ... but at least and at most this long.
+const WAY_MIN: Duration = Duration::from_millis(2);
+const WAY_MAX: Duration = Duration::from_millis(50);
 /// How long it waits for records that are stored but cannot be read yet.
 const LAG: Duration = Duration::from_millis(5);
 
@@ -53,7 +60,8 @@ pub enum LedgerError {
     #[error("the event log cannot be reached; nothing was accepted, try again")]
     Unavailable,
     /// The log cannot be read on, or is not what was written. The writer is done for good; a restart replays what
-    /// there is. Whether this proposal is in it is unknown: keep what it speaks of until then.
+    /// there is. Whether this proposal is in it is unknown: keep what it speaks of until then. Also for a single proposal
+    /// on a sound log, when its fate was forgotten while the log was away; [`Ledger::is_reachable`] tells the two apart.
     #[error("the event log cannot be read: {0}")]
     Unreadable(String),
     /// The ledger has stopped. Whether the proposal was stored is unknown, as above.
@@ -62,10 +70,10 @@ pub enum LedgerError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Envelope {
-    writer: [u8; 16],
-    number: u64,
-    record: Record,
+pub(crate) struct Envelope {
+    pub(crate) writer: [u8; 16],
+    pub(crate) number: u64,
+    pub(crate) record: Record,
 }
 
 type AcceptReply = oneshot::Sender<Result<AcceptOutcome, LedgerError>>;
@@ -74,6 +82,7 @@ type WaitingAccept = (Box<Accept>, AcceptReply);
 enum Proposal {
     Accept(Box<Accept>, AcceptReply),
     Record { record: Box<Record>, guard: Option<u64>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
+    Refresh(oneshot::Sender<Result<(), LedgerError>>),
 }
 
 struct Shared {
@@ -94,7 +103,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Replays the log and starts the writer. `writer` names this process's records: 16 fresh random bytes.
+    /// Replays the log, from its newest snapshot, and starts the writer. `writer` names this process's records: 16 fresh
+    /// random bytes.
     ///
     /// An append that an earlier life of this process left on its way may still arrive after the replay. Whoever
     /// frees what the replayed state does not know proposes an empty [`Record::Accepted`] first: once that is stored,
@@ -103,15 +113,35 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Unreadable`], with what the log said.
     pub async fn open(log: Arc<dyn EventLog>, writer: [u8; 16]) -> Result<Self, LedgerError> {
+        Self::open_paced(log, writer, SnapshotPace::default()).await
+    }
+
+    /// The same, and says how often snapshots are taken.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub async fn open_paced(log: Arc<dyn EventLog>, writer: [u8; 16], pace: SnapshotPace) -> Result<Self, LedgerError> {
+        let unreadable = |error: LogError| LedgerError::Unreadable(error.to_string());
+        let state = snapshot::newest(log.as_ref()).await.map_err(unreadable)?;
         let shared = Arc::new(Shared {
-            state: RwLock::new(State::default()),
-            sequence: watch::Sender::new(0),
+            sequence: watch::Sender::new(state.sequence()),
+            state: RwLock::new(state),
             revisions: Mutex::new(HashMap::new()),
             stalled: AtomicBool::new(false),
         });
         let (proposals, queue) = mpsc::channel(QUEUE);
-        let mut driver = Driver { shared: shared.clone(), log, writer, number: 0, broken: None };
-        driver.catch_up(0, &mut None).await.map_err(|error| LedgerError::Unreadable(error.to_string()))?;
+        let mut driver = Driver {
+            shared: shared.clone(),
+            log,
+            writer,
+            number: 0,
+            broken: None,
+            contended: false,
+            owed: None,
+            reloads: 0,
+            keeper: Keeper::new(pace, *shared.sequence.borrow()),
+        };
+        driver.catch_up(0, &mut None).await.map_err(unreadable)?;
         tokio::spawn(driver.run(queue));
         Ok(Self { shared, proposals })
     }
@@ -170,6 +200,17 @@ impl Ledger {
         self.record(record, Some(sequence)).await
     }
 
+    /// Waits until the state holds everything that was stored when this was called, whoever stored it. For answers such
+    /// as "no such job", which must not be given to a client that has just created it at another process.
+    ///
+    /// # Errors
+    /// All but [`LedgerError::Stale`] and [`LedgerError::Refused`].
+    pub async fn refresh(&self) -> Result<(), LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Proposal::Refresh(reply)).await?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
     async fn record(&self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
         let (reply, answer) = oneshot::channel();
         self.send(Proposal::Record { record: Box::new(record), guard, reply }).await?;
@@ -191,12 +232,21 @@ struct Driver {
     number: u64,
     /// Why nothing more may be appended.
     broken: Option<String>,
+    /// Whether others write too.
+    contended: bool,
+    /// How long the next append waits for one of theirs.
+    owed: Option<Duration>,
+    /// Times the state came from a snapshot because the records it lacked were forgotten.
+    reloads: u64,
+    keeper: Keeper,
 }
 
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Proposal>) {
         let mut batch = Vec::with_capacity(GROUP);
         loop {
+            self.keeper.look(&self.log, self.state(State::sequence));
+            self.give_way().await;
             tokio::select! {
                 taken = queue.recv_many(&mut batch, GROUP) => if taken == 0 { break },
                 is_news = self.news() => {
@@ -206,7 +256,7 @@ impl Driver {
                     continue;
                 }
             }
-            let mut accepts = Vec::new();
+            let (mut accepts, mut refreshes) = (Vec::new(), Vec::new());
             for proposal in batch.drain(..) {
                 match proposal {
                     Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
@@ -215,9 +265,26 @@ impl Driver {
                         let answer = self.append(*record, guard).await;
                         reply.send(answer).ok();
                     }
+                    Proposal::Refresh(reply) => refreshes.push(reply),
                 }
             }
             self.flush(&mut accepts).await;
+            if !refreshes.is_empty() {
+                let answer = self.refresh().await;
+                refreshes.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
+            }
+        }
+    }
+
+    /// After an append of its own, a writer among several waits for one of the others: it knows the log's new end a round
+    /// trip before they do, and would win again and again while theirs wait for hundreds of milliseconds. What arrives
+    /// meanwhile joins the next group. When nobody else appends, it waits once.
+    async fn give_way(&mut self) {
+        let Some(patience) = self.owed.take().filter(|_| self.contended && self.broken.is_none()) else { return };
+        match tokio::time::timeout(patience, self.log.grown(self.state(State::sequence))).await {
+            Ok(Ok(())) => self.follow().await,
+            Ok(Err(error)) => self.stall(&error.to_string()),
+            Err(_) => self.contended = false,
         }
     }
 
@@ -235,19 +302,31 @@ impl Driver {
         grown.inspect_err(|error| self.stall(&error.to_string())).is_ok()
     }
 
-    /// Applies what others have appended.
+    /// Applies what others have appended since the log said that it had grown.
     async fn follow(&mut self) {
         let before = self.state(State::sequence);
+        let is_fresh = self.refresh().await.is_ok();
+        if is_fresh && self.state(State::sequence) == before {
+            // What is stored cannot be read yet, or there was nothing.
+            tokio::time::sleep(LAG).await;
+        }
+    }
+
+    /// Applies everything that is stored now.
+    async fn refresh(&mut self) -> Result<(), LedgerError> {
+        if let Some(why) = &self.broken {
+            return Err(LedgerError::Unreadable(why.clone()));
+        }
         match self.catch_up(0, &mut None).await {
             Ok(()) => {
                 self.reached();
-                if self.state(State::sequence) == before {
-                    // What is stored cannot be read yet, or there was nothing.
-                    tokio::time::sleep(LAG).await;
-                }
+                Ok(())
             }
-            Err(LogError::Damaged(why)) => drop(self.give_up(why)),
-            Err(error) => self.stall(&error.to_string()),
+            Err(LogError::Damaged(why)) => Err(self.give_up(why)),
+            Err(error) => {
+                self.stall(&error.to_string());
+                Err(LedgerError::Unavailable)
+            }
         }
     }
 
@@ -317,19 +396,27 @@ impl Driver {
         // The guard of an append that may be on its way without our knowing. While it could still be stored, only the
         // log's own word counts.
         let mut unsettled = None;
+        self.give_way().await;
         loop {
             let last = self.state(State::sequence);
             if guard.is_some_and(|guard| guard != last) {
                 return Err(LedgerError::Stale { sequence: last });
             }
+            let begin = tokio::time::Instant::now();
             let wait = match self.log.append(bytes.clone(), last).await {
-                Ok(sequence) => return Ok(self.apply(sequence, &envelope.record)),
+                Ok(sequence) => {
+                    self.keeper.count(bytes.len(), true);
+                    self.owed = Some((begin.elapsed() * WAY).clamp(WAY_MIN, WAY_MAX));
+                    return Ok(self.apply(sequence, &envelope.record));
+                }
                 Err(LogError::Conflict { last: stored }) if stored < last => {
                     return Err(self.give_up(format!("it ends at {stored}, but {last} records had been stored")));
                 }
                 Err(LogError::Conflict { .. }) => LAG,
                 Err(LogError::Refused(why)) if unsettled != Some(last) => return Err(LedgerError::Refused(why)),
                 Err(LogError::Damaged(why)) => return Err(self.give_up(why)),
+                // Not an answer to an append; the read that follows says what is to be done.
+                Err(LogError::Forgotten { .. }) => LAG,
                 Err(LogError::Refused(why) | LogError::Unavailable(why)) => {
                     unsettled = Some(last);
                     self.stall(&why);
@@ -337,8 +424,14 @@ impl Driver {
                     Duration::ZERO
                 }
             };
+            let reloads = self.reloads;
             if let Some(outcome) = self.resolve(number).await? {
                 return Ok(outcome);
+            }
+            if self.reloads != reloads && unsettled.is_some() {
+                return Err(LedgerError::Unreadable(
+                    "it was away for so long that it has forgotten what became of this record".to_owned(),
+                ));
             }
             // The same record is appended again. With the same guard at most one of the two is ever stored; with
             // another, the log has gone past the first, and it never will be.
@@ -389,13 +482,21 @@ impl Driver {
     async fn catch_up(&mut self, number: u64, found: &mut Option<Outcome>) -> Result<(), LogError> {
         loop {
             let after = self.state(State::sequence);
-            let records = self.log.read(after, REPLAY).await?;
+            let records = match self.log.read(after, REPLAY).await {
+                Err(LogError::Forgotten { first }) => {
+                    self.reload(first).await?;
+                    continue;
+                }
+                records => records?,
+            };
             let is_end = records.len() < REPLAY;
             for (sequence, bytes) in records {
-                let envelope: Envelope = catchment_codec::decode(&bytes, RECORD_BYTES_MAX)
-                    .map_err(|error| LogError::Damaged(format!("record {sequence}: {error}")))?;
+                let envelope = Envelope::decode(sequence, &bytes)?;
+                let is_own = envelope.writer == self.writer;
+                self.keeper.count(bytes.len(), is_own);
                 let outcome = self.apply(sequence, &envelope.record);
-                if envelope.writer == self.writer && envelope.number == number {
+                self.contended |= !is_own;
+                if is_own && envelope.number == number {
                     *found = Some(outcome);
                 }
             }
@@ -405,12 +506,33 @@ impl Driver {
         }
     }
 
+    /// Goes on from the newest snapshot, because the records up to `first` are forgotten.
+    async fn reload(&mut self, first: u64) -> Result<(), LogError> {
+        let newest = snapshot::newest(self.log.as_ref()).await?;
+        let (before, sequence) = (self.state(State::sequence), newest.sequence());
+        if sequence <= before || sequence + 1 < first {
+            return Err(LogError::Damaged(format!(
+                "it begins at record {first}, and the newest snapshot is of record {sequence}"
+            )));
+        }
+        tracing::warn!(before, sequence, "far behind the log; going on from its newest snapshot");
+        self.reloads += 1;
+        self.change(sequence, |state| *state = newest);
+        Ok(())
+    }
+
     fn apply(&self, sequence: u64, record: &Record) -> Outcome {
-        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        let outcome = state.apply(sequence, record);
+        let outcome = self.change(sequence, |state| state.apply(sequence, record));
         if let Outcome::Ignored(why) = outcome {
             tracing::debug!(sequence, why, ?record, "record changed nothing");
         }
+        outcome
+    }
+
+    /// Changes the state, and wakes whoever waits for that.
+    fn change<R>(&self, sequence: u64, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let outcome = change(&mut state);
         let revisions = self.shared.revisions.lock().unwrap_or_else(PoisonError::into_inner);
         for (uid, sender) in revisions.iter() {
             let revision = state.job(*uid).map_or(GONE, |job| job.revision);

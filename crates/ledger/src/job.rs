@@ -5,6 +5,7 @@ use catchment_types::{
     ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelCommit, ModelView, Receipt,
     ReceiptId, ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Receipts of ended rounds are dropped, oldest first, beyond this many updates, whatever the retention says. The
@@ -14,7 +15,7 @@ const HISTORY_UPDATES_MAX: u64 = 200_000;
 const HISTORY_ROUNDS_MAX: usize = 100_000;
 
 /// A model version of a job.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// What was committed.
     pub commit: ModelCommit,
@@ -25,11 +26,14 @@ pub struct Model {
 }
 
 /// One job.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// Its identity.
     pub uid: JobUid,
+    /// Its spec as it was created: JSON, which a snapshot cannot carry otherwise without loss.
+    pub(crate) spec_text: Box<str>,
     /// Its spec.
+    #[serde(with = "crate::snapshot::spec")]
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,
@@ -54,6 +58,15 @@ pub struct Job {
 }
 
 impl Job {
+    /// Reads the spec again, of which a snapshot carries only what may have changed since.
+    pub(crate) fn complete(&mut self) -> Result<(), String> {
+        let spec = JobSpec::from_json(self.spec_text.as_bytes());
+        let created = spec.map_err(|errors| format!("the spec of job {} is not read: {errors:?}", self.uid))?;
+        let changed = std::mem::replace(&mut self.spec, created);
+        crate::snapshot::spec::take_changes(&mut self.spec, &changed);
+        Ok(())
+    }
+
     /// The newest model.
     pub fn newest_model(&self) -> Option<&Model> {
         self.models.last()

@@ -9,12 +9,15 @@
 mod audit;
 mod driver;
 mod job;
+mod keeper;
 mod outcome;
 mod round;
+mod snapshot;
 mod state;
 
 pub use driver::{Ledger, LedgerError};
 pub use job::{Job, Model};
 pub use outcome::{AcceptOutcome, Outcome};
 pub use round::{Phase, Round, Share, Update};
+pub use snapshot::{SNAPSHOT_VERSION, SnapshotPace};
 pub use state::State;

@@ -4,6 +4,7 @@ use catchment_types::{
     Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundNodeView,
     RoundState, TimeMs,
 };
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 pub const METRICS_MAX: usize = 64;
 
 /// Where a round is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Takes updates.
     Open,
@@ -24,7 +25,7 @@ pub enum Phase {
 }
 
 /// One update of a round.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Update {
     /// Its receipt.
     pub receipt: ReceiptId,
@@ -51,14 +52,14 @@ impl Update {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct ClientSlot {
     attempts: u32,
     current: Option<ReceiptId>,
 }
 
 /// What one node holds of a round.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// Updates that count.
     pub updates: u64,
@@ -71,7 +72,7 @@ pub struct Share {
 }
 
 /// One round of a job.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// Its number, from 1.
     pub number: u64,

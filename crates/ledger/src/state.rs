@@ -7,6 +7,7 @@ use catchment_types::{
     Accept, ClientId, CloseReason, Digest, DurationText, Footprint, JobAction, JobSpec, JobState, JobUid, ModelCommit,
     Name, NodeId, Place, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The shortest deadline a round may be given by a patch; the spec refuses a shorter one too.
@@ -15,12 +16,13 @@ const DEADLINE_MS_MIN: u64 = 100;
 const DEADLINE_MS_MAX: u64 = 365 * 86_400_000;
 
 /// Every job, as the log up to [`State::sequence`] leaves it.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     sequence: u64,
     jobs: BTreeMap<JobUid, Job>,
     names: BTreeMap<(Name, Name), JobUid>,
-    /// Where to look for a receipt: its job and round.
+    /// Where to look for a receipt: its job and round. Follows from the jobs.
+    #[serde(skip)]
     receipts: HashMap<ReceiptId, (JobUid, u64)>,
     /// How often each node was given up, where that ever happened.
     incarnations: BTreeMap<NodeId, u64>,
@@ -72,6 +74,20 @@ impl State {
         let job = self.jobs.get(uid)?;
         let round = job.round_numbered(*number)?;
         round.update(receipt).map(|update| (job, round, update))
+    }
+
+    /// Makes again what a snapshot leaves out because it follows from the rest.
+    ///
+    /// # Errors
+    /// A spec that this build does not read.
+    pub(crate) fn complete(&mut self) -> Result<(), String> {
+        for job in self.jobs.values_mut() {
+            job.complete()?;
+            for round in job.round.iter().chain(&job.history) {
+                self.receipts.extend(round.updates().map(|update| (update.receipt, (job.uid, round.number))));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn receipts_indexed(&self) -> u64 {
@@ -146,8 +162,10 @@ impl State {
         }
     }
 
-    fn create(&mut self, uid: JobUid, spec: &str, at_ms: TimeMs) -> Outcome {
-        let Ok(spec) = JobSpec::from_json(spec.as_bytes()) else { return Outcome::Ignored("the spec does not parse") };
+    fn create(&mut self, uid: JobUid, spec_text: &str, at_ms: TimeMs) -> Outcome {
+        let Ok(spec) = JobSpec::from_json(spec_text.as_bytes()) else {
+            return Outcome::Ignored("the spec does not parse");
+        };
         let key = (spec.namespace.clone(), spec.name.clone());
         if self.names.contains_key(&key) {
             return Outcome::Ignored("a job of this name exists");
@@ -158,6 +176,7 @@ impl State {
         self.names.insert(key, uid);
         let job = Job {
             uid,
+            spec_text: spec_text.into(),
             spec,
             state: JobState::WaitingForModel,
             reason: None,

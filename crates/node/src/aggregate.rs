@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::metrics::Metrics;
 use crate::parking::Address;
+use crate::peers::models::keep_in_step;
 use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
@@ -68,19 +69,19 @@ pub fn prepare(
 }
 
 /// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
-pub fn bytes_needed(spec: &JobSpec, model: &ModelLayout) -> u64 {
+pub fn bytes_needed(context: &Context, spec: &JobSpec, model: &ModelLayout) -> u64 {
     if model.takes.gathers() {
         // Every update of a round, and beside them what finishing takes.
         let update = SlabStore::file_bytes(0, model.update_bytes_max(spec));
-        return spec.tasks_per_round().saturating_mul(update).saturating_add(finish_bytes(spec, model));
+        return spec.tasks_per_round().saturating_mul(update).saturating_add(finish_bytes(context, spec, model));
     }
     let leaves = leaf::Leaf::bytes(model.layout.elements()) * u64::from(spec.topology.leaves());
-    leaves + finish_bytes(spec, model) + SlabStore::file_bytes(0, model.own.slab_bytes)
+    leaves + finish_bytes(context, spec, model) + SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
 /// Shared memory that finishing a round takes beside its leaves or updates: merged partials, the old model and the new
 /// one. Updates leave it free, because finishing is what gives their memory back.
-pub fn finish_bytes(spec: &JobSpec, model: &ModelLayout) -> u64 {
+pub fn finish_bytes(context: &Context, spec: &JobSpec, model: &ModelLayout) -> u64 {
     if model.takes.gathers() {
         // And a little to measure in.
         return 2 * SlabStore::file_bytes(0, model.own.slab_bytes) + (64 << 10);
@@ -89,7 +90,9 @@ pub fn finish_bytes(spec: &JobSpec, model: &ModelLayout) -> u64 {
         Topology::Auto => 0,
         Topology::Tree { middles, .. } => u64::from(middles) + 1,
     };
-    leaf::Leaf::bytes(model.layout.elements()) * merged + 2 * SlabStore::file_bytes(0, model.own.slab_bytes)
+    // Another node's partial, and what it is merged with before and after; each is half of a leaf.
+    let fetched = if context.peers.fleet.is_alone() { 0 } else { 2 };
+    leaf::Leaf::bytes(model.layout.elements()) * (merged + fetched) + 2 * SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
 /// Starts a job's task when an event says that there is work, until `stop`.
@@ -214,8 +217,20 @@ impl Dispatcher {
         });
         self.context.release(slabs);
         drop(parked);
+        self.copy_models(&changed);
         changed.retain(|uid| self.has_work(*uid));
         changed.into_iter().for_each(|uid| self.wake(uid));
+    }
+
+    /// Has this node keep the models of these jobs that the log keeps, and no others.
+    fn copy_models(&self, jobs: &[JobUid]) {
+        if self.context.peers.fleet.is_alone() {
+            return;
+        }
+        for uid in jobs.iter().copied() {
+            let context = self.context.clone();
+            tokio::spawn(async move { keep_in_step(&context, uid).await });
+        }
     }
 
     fn has_work(&self, uid: JobUid) -> bool {

@@ -14,7 +14,7 @@ use catchment_ledger::Ledger;
 use catchment_proxy::{Link, Report};
 use catchment_runner::{Runners, Setup};
 use catchment_slab::SlabStore;
-use catchment_types::{Clock, Entropy, NodeId, Step, Steps};
+use catchment_types::{Clock, Entropy, JobUid, NodeId, Step, Steps};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -150,6 +150,34 @@ pub struct Context {
 }
 
 impl Context {
+    /// Reads on in the log, before something is called unknown that another node may have written. Alone, nobody has.
+    pub async fn refresh(&self) {
+        if !self.peers.fleet.is_alone()
+            && let Err(error) = self.ledger.refresh().await
+        {
+            tracing::debug!(%error, "read on in the event log");
+        }
+    }
+
+    /// Removes the files of versions that the log keeps no longer.
+    pub async fn prune_models(&self, uid: JobUid) {
+        let keeps = self.ledger.read(|state| {
+            let job = state.job(uid)?;
+            let kept = job.models.iter().map(|model| (job.keeps(model.commit.version), model.commit.etag));
+            Some(kept.collect::<Vec<_>>())
+        });
+        let models = self.models.clone();
+        let prune = move || {
+            let keeps = keeps.unwrap_or_default();
+            // What the log does not know may be about to be proposed.
+            let kept = |version: u64, etag| keeps.get(version as usize).is_none_or(|(keeps, of)| *keeps && *of == etag);
+            models.prune(uid, kept)
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(prune).await {
+            tracing::warn!(%error, "remove old checkpoints");
+        }
+    }
+
     /// Says that a step is done.
     pub fn done(&self, step: Step) {
         self.steps.done(step);

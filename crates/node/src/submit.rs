@@ -120,7 +120,13 @@ pub async fn told<T>(taken: impl Future<Output = Result<T, Problem>>) -> Result<
 
 async fn take(context: &Arc<Context>, submission: Submission, body: &mut Body) -> Result<Submitted, Problem> {
     check_weight(&submission)?;
-    let known = match check_round(context, &submission) {
+    let mut checked = check_round(context, &submission);
+    if checked.is_err() {
+        // Another node may have opened the round already.
+        context.refresh().await;
+        checked = check_round(context, &submission);
+    }
+    let known = match checked {
         Err(_) if opens_next(context, &submission) => {
             await_round(context, &submission).await?;
             check_round(context, &submission)?

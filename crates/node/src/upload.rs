@@ -83,7 +83,8 @@ impl Upload {
         drop(room);
         let waited = Instant::now();
         let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
-        let (store, bytes, spare) = (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(&spec, &model));
+        let (store, bytes, spare) =
+            (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
         let most = bytes.max(model.layout.elements() * 16);
         // First what folding needs: updates that fill the memory before would never leave it.
         let incarnation = context.ledger.read(|state| state.incarnation(context.node));

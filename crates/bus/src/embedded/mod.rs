@@ -4,19 +4,20 @@
 //! commit and one fsync, their guards checked in order; so appends in flight share the disk's
 //! latency, and no runtime thread ever waits for a disk.
 
+mod snapshots;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::growth::Growth;
-use crate::memory::{RECORD_BYTES_MAX, check_size};
-use crate::{BusError, EventLog, LogError};
+use crate::memory::{RECORD_BYTES_MAX, check_sequence, check_size};
+use crate::{BusError, EventLog, LogError, Snapshot};
 use store::Store;
 
 pub use store::LOG_FILE;
@@ -33,6 +34,7 @@ enum Call {
     Append { record: Bytes, expected_last: u64, answer: Answer<u64> },
     Read { after: u64, limit: usize, answer: Answer<Vec<(u64, Bytes)>> },
     Last { answer: Answer<u64> },
+    Forget { until: u64, answer: Answer<bool> },
 }
 
 struct Append {
@@ -46,6 +48,9 @@ pub(crate) struct EmbeddedLog {
     calls: Option<mpsc::Sender<Call>>,
     thread: Option<JoinHandle<()>>,
     growth: Arc<Growth>,
+    dir: PathBuf,
+    /// Held while a snapshot is written.
+    writing: Arc<Mutex<()>>,
 }
 
 impl EmbeddedLog {
@@ -69,7 +74,8 @@ impl EmbeddedLog {
             })
             .map_err(|error| failed(format!("start the log's thread: {error}")))?;
         when_opened.await.map_err(|_| failed("the log's thread died".to_owned()))??;
-        Ok(Self { calls: Some(calls), thread: Some(thread), growth })
+        let dir = data_dir.to_owned();
+        Ok(Self { calls: Some(calls), thread: Some(thread), growth, dir, writing: Arc::default() })
     }
 
     async fn call<T>(&self, call: Call, answer: oneshot::Receiver<Result<T, LogError>>) -> Result<T, LogError> {
@@ -78,6 +84,21 @@ impl EmbeddedLog {
         calls.send(call).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
+}
+
+/// Works on files where that holds up no other task. It is done to its end also when nobody waits for it any more.
+async fn on_files<T: Send + 'static>(
+    dir: &Path,
+    work: impl FnOnce(&Path) -> std::io::Result<T> + Send + 'static,
+) -> Result<T, LogError> {
+    let dir = dir.to_owned();
+    let worked = tokio::task::spawn_blocking(move || {
+        work(&dir).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => LogError::Damaged(format!("snapshot in {}: {error}", dir.display())),
+            _ => LogError::Unavailable(format!("snapshot in {}: {error}", dir.display())),
+        })
+    });
+    worked.await.map_err(|error| LogError::Unavailable(format!("work on a snapshot: {error}")))?
 }
 
 #[async_trait]
@@ -102,6 +123,36 @@ impl EventLog for EmbeddedLog {
     async fn grown(&self, after: u64) -> Result<(), LogError> {
         self.growth.past(after).await;
         Ok(())
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
+        on_files(&self.dir, snapshots::newest).await
+    }
+
+    async fn snapshot_sequence(&self) -> Result<u64, LogError> {
+        on_files(&self.dir, |dir| Ok(snapshots::list(dir)?.first().copied().unwrap_or(0))).await
+    }
+
+    async fn put_snapshot(&self, snapshot: Snapshot) -> Result<bool, LogError> {
+        check_sequence(&snapshot, self.last().await?)?;
+        let writing = self.writing.clone().lock_owned().await;
+        let kept = on_files(&self.dir, move |dir| {
+            let _writing = writing;
+            if snapshots::list(dir)?.first().is_some_and(|newest| *newest >= snapshot.sequence) {
+                return Ok(None);
+            }
+            snapshots::write(dir, &snapshot)?;
+            snapshots::prune(dir).map(Some)
+        });
+        let Some(before) = kept.await? else { return Ok(false) };
+        // In pieces, between which appends have their turn.
+        while let Some(until) = before {
+            let (answer, answered) = oneshot::channel();
+            if !self.call(Call::Forget { until, answer }, answered).await? {
+                break;
+            }
+        }
+        Ok(true)
     }
 
     fn record_bytes_max(&self) -> usize {
@@ -136,6 +187,10 @@ fn serve(mut store: Store, mut queue: mpsc::Receiver<Call>, growth: &Growth) {
                 Call::Read { after, limit, answer } => {
                     append(&mut store, &mut group, growth);
                     let _ = answer.send(store.read(after, limit));
+                }
+                Call::Forget { until, answer } => {
+                    append(&mut store, &mut group, growth);
+                    let _ = answer.send(store.forget(until));
                 }
                 Call::Last { answer } => {
                     append(&mut store, &mut group, growth);

@@ -20,16 +20,29 @@ pub const LOG_FILE: &str = "log.redb";
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
 const ABOUT: TableDefinition<&str, u64> = TableDefinition::new("about");
 
+/// The first record that is kept, under `ABOUT`; 1 where nothing says so.
+const FIRST: &str = "first";
+
 /// The layout of the two tables, stored under `ABOUT["format"]`.
 const FORMAT: u64 = 1;
 
 /// The log is written once and read once, at start: a large cache would hold it for nothing.
 const CACHE_BYTES: usize = 8 << 20;
 
+/// Records forgotten in one commit.
+const FORGET_MAX: u64 = 512;
+
 pub(super) struct Store {
     path: PathBuf,
     /// None after an error, until the file could be opened again.
     database: Option<Database>,
+    bounds: Bounds,
+}
+
+/// The first and the last record there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    first: u64,
     last: u64,
 }
 
@@ -38,15 +51,15 @@ impl Store {
         let failed = |error: std::io::Error| BusError::Open { path: data_dir.to_owned(), reason: error.to_string() };
         std::fs::create_dir_all(data_dir).map_err(failed)?;
         let path = data_dir.join(LOG_FILE);
-        let (database, last) = open(&path)?;
+        let (database, bounds) = open(&path)?;
         // A file whose name is lost with the power is no log.
         File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        Ok(Self { path, database: Some(database), last })
+        Ok(Self { path, database: Some(database), bounds })
     }
 
     pub(super) fn last(&mut self) -> Result<u64, LogError> {
         self.database()?;
-        Ok(self.last)
+        Ok(self.bounds.last)
     }
 
     pub(super) fn read(&mut self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
@@ -54,6 +67,10 @@ impl Store {
         let wanted = last.saturating_sub(after).min(limit as u64);
         if wanted == 0 {
             return Ok(vec![]);
+        }
+        let first = self.bounds.first;
+        if after + 1 < first {
+            return Err(LogError::Forgotten { first });
         }
         let database = self.database()?;
         let found = records_of(database).and_then(|table| {
@@ -83,11 +100,28 @@ impl Store {
         assert_eq!(*after, before + records.len() as u64, "sequences have no gaps");
         match commit(self.database()?, records) {
             Ok(()) => {
-                self.last = *after;
+                self.bounds.last = *after;
                 Ok(())
             }
             Err(error) => self.settle(before, *after, &error),
         }
+    }
+
+    /// Removes some of the records up to `until`. Whether there are more to remove. The last record stays in any case:
+    /// it is what new ones are numbered after.
+    pub(super) fn forget(&mut self, until: u64) -> Result<bool, LogError> {
+        let until = until.min(self.last()?.saturating_sub(1));
+        let first = self.bounds.first;
+        if first > until {
+            return Ok(false);
+        }
+        let end = until.min(first + FORGET_MAX - 1);
+        if let Err(error) = remove(self.database()?, first, end) {
+            self.database = None;
+            return Err(LogError::Unavailable(format!("forget records in {}: {error}", self.path.display())));
+        }
+        self.bounds.first = end + 1;
+        Ok(end < until)
     }
 
     /// After a failed commit: are the records there?
@@ -97,7 +131,7 @@ impl Store {
         self.database().map_err(|closed| {
             LogError::Unavailable(format!("write {path}: {error}; unknown whether it was stored ({closed})"))
         })?;
-        match self.last {
+        match self.bounds.last {
             last if last == after => Ok(()),
             last if last == before => Err(LogError::Refused(format!("write {path}: {error}{}", advice(error)))),
             last => Err(LogError::Damaged(format!("{path} ends at {last} after appending {before} to {after}"))),
@@ -109,10 +143,10 @@ impl Store {
         let database = match self.database.take() {
             Some(database) => database,
             None => {
-                let (database, last) = open(&self.path).map_err(|error| {
+                let (database, bounds) = open(&self.path).map_err(|error| {
                     LogError::Unavailable(format!("the log is closed after an error and does not open: {error}"))
                 })?;
-                self.last = last;
+                self.bounds = bounds;
                 database
             }
         };
@@ -147,10 +181,25 @@ fn commit(database: &Database, records: &[(u64, Bytes)]) -> Result<(), redb::Err
     Ok(())
 }
 
-/// Opens and checks the file; with it comes the last sequence. The check reads every page, because
+/// Removes the records from `first` to `end`.
+fn remove(database: &Database, first: u64, end: u64) -> Result<(), redb::Error> {
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::Immediate)?;
+    {
+        let mut records = write.open_table(RECORDS)?;
+        for sequence in first..=end {
+            records.remove(sequence)?;
+        }
+        write.open_table(ABOUT)?.insert(FIRST, end + 1)?;
+    }
+    write.commit()?;
+    Ok(())
+}
+
+/// Opens and checks the file; with it come the bounds. The check reads every page, because
 /// redb may panic on a file that was changed behind its back, and a panic inside it is the same
 /// finding.
-fn open(path: &Path) -> Result<(Database, u64), BusError> {
+fn open(path: &Path) -> Result<(Database, Bounds), BusError> {
     let corrupt = |reason: String| BusError::Corrupt { path: path.to_owned(), reason };
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let database = redb::Builder::new()
@@ -158,20 +207,20 @@ fn open(path: &Path) -> Result<(Database, u64), BusError> {
             .set_check_integrity_on_open(true)
             .create(path)
             .map_err(|error| explain(path, error))?;
-        let last = prepare(&database).map_err(|error| match error {
+        let bounds = prepare(&database).map_err(|error| match error {
             redb::Error::Io(io) => BusError::Open { path: path.to_owned(), reason: io.to_string() },
             error => corrupt(error.to_string()),
         })?;
-        let last = last.map_err(corrupt)?;
-        Ok((database, last))
+        let bounds = bounds.map_err(corrupt)?;
+        Ok((database, bounds))
     }));
     opened.unwrap_or_else(|_| Err(corrupt("its pages do not fit together".to_owned())))
 }
 
-/// Makes the tables when the file is new. The last sequence, or what is wrong with the content.
-fn prepare(database: &Database) -> Result<Result<u64, String>, redb::Error> {
+/// Makes the tables when the file is new. The bounds, or what is wrong with the content.
+fn prepare(database: &Database) -> Result<Result<Bounds, String>, redb::Error> {
     let write = database.begin_write()?;
-    let last = {
+    let bounds = {
         let mut about = write.open_table(ABOUT)?;
         let records = write.open_table(RECORDS)?;
         let format = about.get("format")?.map(|format| format.value());
@@ -183,15 +232,17 @@ fn prepare(database: &Database) -> Result<Result<u64, String>, redb::Error> {
             }
             None => return Ok(Err("it holds records of no known format".to_owned())),
         }
+        let wanted = about.get(FIRST)?.map_or(1, |first| first.value());
         let first = records.first()?.map_or(1, |(key, _)| key.value());
         let last = records.last()?.map_or(0, |(key, _)| key.value());
-        if first != 1 || records.len()? != last {
-            return Ok(Err(format!("it holds {} records numbered {first} to {last}", records.len()?)));
+        if first != wanted || Some(records.len()?) != (last + 1).checked_sub(first) {
+            let found = records.len()?;
+            return Ok(Err(format!("it holds {found} records numbered {first} to {last}, and begins at {wanted}")));
         }
-        last
+        Bounds { first, last }
     };
     write.commit()?;
-    Ok(Ok(last))
+    Ok(Ok(bounds))
 }
 
 fn explain(path: &Path, error: DatabaseError) -> BusError {

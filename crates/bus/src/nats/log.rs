@@ -1,8 +1,9 @@
 //! The log as one JetStream stream with one subject.
 //!
 //! Every append carries the stream-wide last sequence it expects, so the server itself refuses a
-//! second writer. Reads ask the stream's leader for each record: a replica could lag behind, and a
-//! record that was stored but not found would be taken for lost.
+//! second writer. Records are read from whichever server has them, as they are; only the stream's
+//! leader is believed that one is missing: a replica could lag behind, and a record that was stored
+//! but not found would be taken for lost.
 //!
 //! Whoever has appended says so on a plain subject beside the stream's, eight bytes of sequence, at
 //! most once. Followers read the stream then, and look at its end every second besides, because a
@@ -21,10 +22,11 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::task::AbortHandle;
 
+use super::snapshots::Snapshots;
 use super::{NatsConfig, RETRY_DELAY, is_connected, publish, with_sources};
 use crate::growth::Growth;
-use crate::memory::check_size;
-use crate::{BusError, EventLog, LogError};
+use crate::memory::{check_sequence, check_size};
+use crate::{BusError, EventLog, LogError, Snapshot};
 
 /// Requests for records in flight during a read.
 const READS_IN_FLIGHT: usize = 64;
@@ -45,6 +47,7 @@ pub(super) struct NatsLog {
     grown: Subject,
     growth: Arc<Growth>,
     listening: AbortHandle,
+    snapshots: Snapshots,
 }
 
 impl Drop for NatsLog {
@@ -74,7 +77,9 @@ impl NatsLog {
         let hints = client.subscribe(grown.clone()).await.map_err(|error| failed(with_sources(&error)))?;
         let growth = Arc::new(Growth::default());
         let listening = tokio::spawn(listen(hints, growth.clone())).abort_handle();
-        Ok(Self { client, context, stream, stream_name: wanted.name, subject, grown, growth, listening })
+        let snapshots = Snapshots::new(client.clone(), context.clone(), config);
+        let stream_name = wanted.name;
+        Ok(Self { client, context, stream, stream_name, subject, grown, growth, listening, snapshots })
     }
 
     fn check_connected(&self) -> Result<(), LogError> {
@@ -109,6 +114,12 @@ impl NatsLog {
     }
 
     async fn get(&self, sequence: u64) -> Result<(u64, Bytes), LogError> {
+        if self.stream.cached_info().config.allow_direct
+            && let Ok(message) = self.stream.direct_get(sequence).await
+            && message.sequence == sequence
+        {
+            return Ok((sequence, message.payload));
+        }
         match self.stream.get_raw_message(sequence).await {
             Ok(message) if message.sequence == sequence => Ok((sequence, message.payload)),
             Ok(message) => Err(LogError::Damaged(format!(
@@ -128,7 +139,11 @@ impl NatsLog {
         let code = server.map(jetstream::Error::error_code);
         match error.kind() {
             PublishErrorKind::WrongLastSequence => match server.and_then(|error| sequence_in(&error.to_string())) {
-                Some(last) => LogError::Conflict { last },
+                Some(last) => {
+                    // Sooner than its writer's hint.
+                    self.growth.note(last);
+                    LogError::Conflict { last }
+                }
                 None => self.last().await.map_or_else(|error| error, |last| LogError::Conflict { last }),
             },
             PublishErrorKind::MaxPayloadExceeded => LogError::Refused(with_sources(&error)),
@@ -180,7 +195,7 @@ fn wanted(config: &NatsConfig) -> Config {
     Config {
         name: format!("{}_LOG", config.prefix),
         subjects: vec![format!("{}.v1.log", config.prefix.to_ascii_lowercase())],
-        description: Some("Catchment's event log: the truth of all jobs. Nothing may expire here.".to_owned()),
+        description: Some("Catchment's event log: the truth of all jobs. Nothing may expire by itself.".to_owned()),
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         num_replicas: config.replicas,
@@ -189,6 +204,7 @@ fn wanted(config: &NatsConfig) -> Config {
         max_messages_per_subject: -1,
         max_message_size: -1,
         max_age: Duration::ZERO,
+        allow_direct: true,
         ..Config::default()
     }
 }
@@ -288,17 +304,21 @@ impl EventLog for NatsLog {
             return Ok(vec![]);
         }
         if after + 1 < first {
-            return Err(LogError::Damaged(format!(
-                "{} begins at record {first}, and those after {after} are wanted",
-                self.stream_name
-            )));
+            return Err(LogError::Forgotten { first });
         }
         // A hint may be wrong. What was not found is asked for again, now that the stream has said it is there.
         let end = last.min(after.saturating_add(limit));
         let sound = found.iter().take_while(|record| record.is_ok()).count();
         found.truncate(sound.min(usize::try_from(end - after).unwrap_or(usize::MAX)));
         found.extend(self.get_all(after + 1 + found.len() as u64..=end).await);
-        found.into_iter().collect()
+        match found.into_iter().collect() {
+            // It may have been forgotten meanwhile.
+            Err(LogError::Damaged(why)) => match self.bounds().await?.0 {
+                first if after + 1 < first => Err(LogError::Forgotten { first }),
+                _ => Err(LogError::Damaged(why)),
+            },
+            found => found,
+        }
     }
 
     async fn last(&self) -> Result<u64, LogError> {
@@ -313,6 +333,27 @@ impl EventLog for NatsLog {
             }
             self.growth.note(self.last().await?);
         }
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
+        self.check_connected()?;
+        self.snapshots.get().await
+    }
+
+    async fn snapshot_sequence(&self) -> Result<u64, LogError> {
+        self.check_connected()?;
+        self.snapshots.newest().await
+    }
+
+    async fn put_snapshot(&self, snapshot: Snapshot) -> Result<bool, LogError> {
+        check_sequence(&snapshot, self.last().await?)?;
+        let Some(before) = self.snapshots.put(&snapshot, self.record_bytes_max()).await? else { return Ok(false) };
+        // Up to, but without, this sequence, so a record always stays. To a server, 0 and 1 may mean the whole stream.
+        if before > 1 {
+            let purged = self.stream.purge().sequence(before).await;
+            purged.map_err(|error| LogError::Unavailable(format!("forget old records: {}", with_sources(&error))))?;
+        }
+        Ok(true)
     }
 
     fn record_bytes_max(&self) -> usize {

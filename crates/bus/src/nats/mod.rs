@@ -10,6 +10,7 @@
 
 mod events;
 mod log;
+mod snapshots;
 
 use std::sync::Arc;
 use std::time::Duration;

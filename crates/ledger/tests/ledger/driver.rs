@@ -170,7 +170,7 @@ async fn two_writers_share_a_log() {
 }
 
 /// Opens the embedded bus, waiting for the writer of a dropped ledger to let go of the file.
-async fn reopened(dir: &std::path::Path) -> Bus {
+pub async fn reopened(dir: &std::path::Path) -> Bus {
     for _ in 0..500 {
         match Bus::embedded(dir).await {
             Err(BusError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,

@@ -6,7 +6,7 @@
 use crate::common::accept;
 use async_trait::async_trait;
 use bytes::Bytes;
-use catchment_bus::{EventLog, LogError};
+use catchment_bus::{EventLog, LogError, Snapshot};
 use catchment_ledger::{AcceptOutcome, Outcome, State};
 use catchment_types::{JobUid, Record, SlabId};
 use rand::rngs::ChaCha8Rng;
@@ -58,6 +58,68 @@ pub async fn account(log: &Arc<dyn EventLog>) -> Account {
         account.records.push((envelope.record, outcome));
     }
     account
+}
+
+/// A log that forgets as any does, and whose every record is kept all the same.
+pub struct Hoard {
+    log: Arc<dyn EventLog>,
+    records: Mutex<Vec<Bytes>>,
+}
+
+impl Hoard {
+    pub fn new(log: Arc<dyn EventLog>) -> Arc<Self> {
+        Arc::new(Self { log, records: Mutex::default() })
+    }
+
+    /// A log of everything that was ever stored.
+    pub async fn whole(&self) -> Arc<dyn EventLog> {
+        let log = catchment_bus::Bus::in_memory().log;
+        let records = self.records.lock().unwrap().clone();
+        for (record, last) in records.into_iter().zip(0..) {
+            log.append(record, last).await.unwrap();
+        }
+        log
+    }
+}
+
+#[async_trait]
+impl EventLog for Hoard {
+    async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
+        let sequence = self.log.append(record.clone(), expected_last).await?;
+        // In memory nothing happens between the two.
+        let mut records = self.records.lock().unwrap();
+        records.push(record);
+        assert_eq!(records.len() as u64, sequence);
+        Ok(sequence)
+    }
+
+    async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        self.log.read(after, limit).await
+    }
+
+    async fn last(&self) -> Result<u64, LogError> {
+        self.log.last().await
+    }
+
+    async fn grown(&self, after: u64) -> Result<(), LogError> {
+        self.log.grown(after).await
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
+        self.log.snapshot().await
+    }
+
+    async fn snapshot_sequence(&self) -> Result<u64, LogError> {
+        self.log.snapshot_sequence().await
+    }
+
+    async fn put_snapshot(&self, snapshot: Snapshot) -> Result<bool, LogError> {
+        self.log.put_snapshot(snapshot).await
+    }
+
+    fn record_bytes_max(&self) -> usize {
+        self.log.record_bytes_max()
+    }
 }
 
 /// What happens to one append.
@@ -244,6 +306,21 @@ impl EventLog for Faulty {
 
     async fn grown(&self, after: u64) -> Result<(), LogError> {
         self.inner.grown(after).await
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
+        if self.read_fails() {
+            return Err(unavailable());
+        }
+        self.inner.snapshot().await
+    }
+
+    async fn snapshot_sequence(&self) -> Result<u64, LogError> {
+        self.inner.snapshot_sequence().await
+    }
+
+    async fn put_snapshot(&self, snapshot: Snapshot) -> Result<bool, LogError> {
+        self.inner.put_snapshot(snapshot).await
     }
 
     fn record_bytes_max(&self) -> usize {

@@ -66,6 +66,23 @@ async fn a_follower_on_a_server_sees_what_another_appends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_sees_all_that_was_stored_before() {
+    let server = NatsServer::start();
+    let one = running(nats(&config(&server)).await, 1, GOAL_900).await;
+    let two = Ledger::open(nats(&config(&server)).await, [2; 16]).await.unwrap();
+    for number in 0..50 {
+        assert!(one.accept(accept(JOB, 1, number, 0)).await.unwrap().is_accepted());
+        let stored = one.read(State::sequence);
+        let asked = join_all((0..3).map(|_| two.refresh())).await;
+        assert!(asked.iter().all(Result::is_ok) && two.read(State::sequence) >= stored, "{asked:?}");
+    }
+    // Where it cannot be known, it is not said.
+    drop(server);
+    let asked = two.refresh().await;
+    assert!(matches!(asked, Err(LedgerError::Unavailable)), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_without_hints_sees_it_later() {
     let deaf = r#"jetstream { store_dir: $DIR/js }
         authorization { users: [{

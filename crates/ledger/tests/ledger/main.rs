@@ -12,4 +12,5 @@ mod life;
 #[path = "../../../bus/tests/common/nats_server.rs"]
 mod nats_server;
 mod replay;
+mod snapshot;
 mod table;

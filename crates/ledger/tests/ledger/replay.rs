@@ -238,6 +238,29 @@ proptest! {
         }
     }
 
+    /// Wherever a snapshot is taken, it and the records after it are the whole log.
+    #[test]
+    fn a_snapshot_and_the_rest_give_the_live_state(steps in steps(), cut in any::<prop::sample::Index>()) {
+        let (mut live, mut log) = (State::default(), Vec::new());
+        for step in steps {
+            let record = step.record(&live);
+            let outcome = live.apply(live.sequence() + 1, &record);
+            log.push((record, outcome));
+        }
+        let (before, after) = log.split_at(cut.index(log.len() + 1));
+        let mut state = State::default();
+        for (record, _) in before {
+            state.apply(state.sequence() + 1, record);
+        }
+        let mut restored = State::from_snapshot(&state.to_snapshot().unwrap()).unwrap();
+        prop_assert_eq!(&restored, &state);
+        for (record, outcome) in after {
+            prop_assert_eq!(&restored.apply(restored.sequence() + 1, record), outcome);
+        }
+        prop_assert_eq!(&restored, &live);
+        prop_assert_eq!(restored.audit(), Ok(()));
+    }
+
     /// Records out of their order, or twice: nothing holds together any more but the state itself.
     #[test]
     fn any_records_in_any_order_keep_the_state_whole(steps in steps(), picks in vec(any::<prop::sample::Index>(), 1..150)) {

@@ -157,21 +157,7 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
         tracing::debug!(%error, "publish model");
     }
     context.done(Step::Published);
-    let keeps = context.ledger.read(|state| {
-        let job = state.job(job.uid)?;
-        let kept = job.models.iter().map(|model| (job.keeps(model.commit.version), model.commit.etag));
-        Some(kept.collect::<Vec<_>>())
-    });
-    let (models, uid) = (context.models.clone(), job.uid);
-    let prune = move || {
-        let keeps = keeps.unwrap_or_default();
-        // What the log does not know may be about to be proposed.
-        let kept = |version: u64, etag| keeps.get(version as usize).is_none_or(|(keeps, of)| *keeps && *of == etag);
-        models.prune(uid, kept)
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(prune).await {
-        tracing::warn!(%error, "remove old checkpoints");
-    }
+    context.prune_models(job.uid).await;
     Ok(())
 }
 

@@ -146,7 +146,7 @@ async fn receive(
 
 /// Refuses a model whose rounds could never be aggregated in the shared memory that this node may use.
 fn check_room(context: &Context, spec: &JobSpec, layout: &ModelLayout) -> Result<(), Problem> {
-    let needed = crate::aggregate::bytes_needed(spec, layout);
+    let needed = crate::aggregate::bytes_needed(context, spec, layout);
     let budget = context.config.slab_budget_bytes;
     if needed <= budget {
         return Ok(());

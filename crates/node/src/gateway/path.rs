@@ -33,11 +33,20 @@ impl FromRequestParts<Arc<Context>> for At {
             at.has_namespace = true;
         }
         at.job = at.optional("job")?;
+        at.await_job(state).await;
         Ok(at)
     }
 }
 
 impl At {
+    /// Reads on in the log when the job is not known: another node may just have created it.
+    async fn await_job(&self, context: &Context) {
+        let known = |name| context.ledger.read(|state| state.job_named(&self.namespace, name).is_some());
+        if self.job.as_ref().is_some_and(|name| !known(name)) {
+            context.refresh().await;
+        }
+    }
+
     fn optional<T: FromStr<Err = E>, E: ToString>(&self, part: &str) -> Result<Option<T>, Failure> {
         let Some((_, text)) = self.parts.iter().find(|(name, _)| name == part) else { return Ok(None) };
         text.parse().map(Some).map_err(|error: E| Failure(Problem::new(Code::BadRequest, error.to_string())))

@@ -124,7 +124,12 @@ pub async fn checkin(
     responses((status = 200, body = Receipt), (status = 404, body = Problem)))]
 pub async fn receipt(State(context): State<Arc<Context>>, Path(id): Path<String>) -> Result<Json<Receipt>, Failure> {
     let id: ReceiptId = id.parse().map_err(|error| Problem::new(Code::BadRequest, format!("{error}")))?;
-    let receipt = context.ledger.read(|state| state.receipt(id));
+    let look = || context.ledger.read(|state| state.receipt(id));
+    let mut receipt = look();
+    if receipt.is_none() {
+        context.refresh().await;
+        receipt = look();
+    }
     let gone = || Problem::new(Code::NotFound, format!("there is no receipt {id}, or its retention has passed")).into();
     receipt.map(Json).ok_or_else(gone)
 }

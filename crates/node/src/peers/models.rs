@@ -89,6 +89,20 @@ async fn fetch_from(
     Ok(())
 }
 
+/// Fetches the initial and the newest model of a job where this node lacks them, and removes those that the log keeps no
+/// longer. Versions between come when somebody asks for them.
+pub async fn keep_in_step(context: &Context, uid: JobUid) {
+    let wanted = context.ledger.read(|state| {
+        let job = state.job(uid)?;
+        Some([job.model(0)?.commit.clone(), job.newest_model()?.commit.clone()])
+    });
+    for commit in wanted.into_iter().flatten() {
+        // What does not come now comes when it is asked for.
+        ensure(context, uid, &commit).await.ok();
+    }
+    context.prune_models(uid).await;
+}
+
 /// Has other nodes keep a model before it is published, so that it outlives this one.
 pub async fn spread(context: &Context, uid: JobUid, version: u64, etag: Digest) {
     let wanted = Wanted::Model { uid, version, etag };
