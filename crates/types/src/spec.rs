@@ -392,7 +392,7 @@ mod tests {
     fn every_bad_field_is_named() {
         let errors = read(
             r#"{"name":"A","goal":0,"min_updates":"x","deadline":"soon","topology":{"tree":{"leaves":0,"middles":0}},
-            "limits":{"cpu_ms":0,"speed":1},"update_dtypes":["I8"],"frobnicate":1,"mode":{"async":{"buffer":8}},"exact":true}"#,
+            "limits":{"cpu_ms":0,"speed":1},"update_dtypes":["I8"],"frobnicate":1,"mode":"eventually","exact":true}"#,
         )
         .unwrap_err();
         let mut fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();

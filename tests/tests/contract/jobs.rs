@@ -41,7 +41,7 @@ on_both_buses! {
             "name": "No", "function": "a b", "goal": 0, "rounds": -1, "min_updates": "x", "deadline": "soon",
             "topology": {"tree": {"leaves": 0, "middles": 0}}, "limits": {"cpu_ms": 0, "speed": 1},
             "update_dtypes": ["I8"], "on_shortfall": "give up", "update": "gradients", "over_provision": 0.5,
-            "tensors": [{"match": "", "rule": "mean"}], "mode": {"async": {"buffer": 8}}, "exact": true, "colour": 1
+            "tensors": [{"match": "", "rule": "mean"}], "mode": "eventually", "exact": true, "colour": 1
         });
         let problem = api.post("/v1/jobs", &spec).await.problem(422, "invalid_spec");
         let mut found = named(&problem);
