@@ -10,7 +10,7 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help build demo demo-ebpf test chaos lint fuzz bench docs clean
+.PHONY: help build demo demo-cluster demo-ebpf test chaos lint fuzz bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ build: ## Build the release binaries, functions and kernel programs embedded, in
 
 demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
 	$(XTASK) demo --bus $(BUS)
+
+demo-cluster: build ## The same on three nodes and two coordinators; a node and a coordinator die while it trains
+	$(XTASK) demo --nodes 3
 
 demo-ebpf: build ## The same with two runner processes: shows the routing map, and moves work between them in mid-round
 	$(XTASK) demo --runners 2 --rounds 60

@@ -1,16 +1,18 @@
 //! `make demo`: ten real clients, one server, one model that gets better while you watch.
 
 mod chart;
+mod cluster;
 mod http;
+mod platform;
 mod programs;
 mod routing;
 
-use crate::setup;
 use crate::workspace::target_dir;
 use anyhow::{Context, Result, bail, ensure};
 use http::Server;
 use indicatif::{ProgressBar, ProgressStyle};
-use programs::{Program, free_port, json_of, release_binary};
+use platform::Platform;
+use programs::{Program, json_of, release_binary};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,6 +32,10 @@ pub struct Arguments {
     /// The network: mlp or cnn.
     #[arg(long, default_value = "mlp", value_parser = ["mlp", "cnn"])]
     model: String,
+    /// Nodes of a cluster, with two coordinators on NATS; 0 for everything in one process. A node and a coordinator die
+    /// while rounds go on.
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["bus", "runners"])]
+    nodes: usize,
     /// Runner processes; with them the routing map is shown, and changed while rounds go on.
     #[arg(long, default_value_t = 0)]
     runners: u32,
@@ -52,26 +58,28 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let dir = target_dir().join("demo");
     std::fs::remove_dir_all(&dir).ok();
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    let memory = SharedMemory::new();
-    let nats = if arguments.bus == "nats" { Some(start_nats(&dir)?) } else { None };
-    let platform = start_platform(&dir, &memory, nats.as_ref().map(|(_, url)| url.as_str()), arguments.runners)?;
-    let server = Server::new(&platform.ready_line(Duration::from_secs(60))?)?;
-    println!("catchment is up at {} (event bus: {}); logs in {}", server.url(), arguments.bus, dir.display());
+    let mut platform = match arguments.nodes {
+        0 => Platform::one(&dir, arguments.bus == "nats", arguments.runners)?,
+        nodes => Platform::cluster(&dir, nodes)?,
+    };
+    let urls: Vec<String> = platform.urls().into_iter().map(str::to_owned).collect();
+    let server = Server::new(&urls[0])?;
+    let bus = if arguments.nodes > 0 { "nats" } else { &arguments.bus };
+    println!("catchment is up at {} (event bus: {bus}); logs in {}", urls.join(", "), dir.display());
 
     create_job(&server, arguments, &dir)?;
     let workers = (0..arguments.clients)
-        .map(|index| start_worker(&server, arguments, index, &dir))
+        .map(|index| start_worker(&urls[index % urls.len()], arguments, index, &dir))
         .collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
-    let accuracies = watch(&server, arguments, &workers, &dir)?;
+    let accuracies = watch(&server, &mut platform, arguments, &workers, &dir)?;
     let seconds = begun.elapsed().as_secs_f64();
     for worker in workers {
         worker.wait(Duration::from_secs(30))?;
     }
     let usage = platform.usage()?;
-    let metrics = server.text("/metrics")?;
+    let metrics = urls.iter().map(|url| Server::new(url)?.text("/metrics")).collect::<Result<Vec<_>>>()?.join("\n");
     platform.stop()?;
-    drop(nats);
 
     let (local, pooled) = baselines(arguments)?;
     let federated = accuracies.last().map(|(_, accuracy)| *accuracy).unwrap_or_default();
@@ -86,43 +94,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     std::fs::write(&picture, chart::accuracy(&accuracies, &means)).context("write the picture")?;
     println!("\naccuracy over rounds: {}", picture.display());
     report.check()
-}
-
-fn start_nats(dir: &Path) -> Result<(Program, String)> {
-    let port = free_port()?;
-    let server = setup::nats_server()?;
-    let arguments = ["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"].map(str::to_owned);
-    let store = dir.join("nats");
-    let program =
-        Program::start("nats-server", &server, arguments.into_iter().chain([store.display().to_string()]), dir)?;
-    programs::wait_for_port(port, Duration::from_secs(20)).context("start nats-server")?;
-    Ok((program, format!("nats://127.0.0.1:{port}")))
-}
-
-/// The demo's folder of shared memory, removed at its end.
-struct SharedMemory(PathBuf);
-
-impl SharedMemory {
-    fn new() -> Self {
-        Self(PathBuf::from(format!("/dev/shm/catchment-demo-{}", std::process::id())))
-    }
-}
-
-impl Drop for SharedMemory {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-fn start_platform(dir: &Path, memory: &SharedMemory, nats: Option<&str>, runners: u32) -> Result<Program> {
-    let mut arguments = vec!["up".to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned(), "--data".to_owned()];
-    arguments.push(dir.join("data").display().to_string());
-    arguments.extend(["--slabs".to_owned(), memory.0.display().to_string()]);
-    arguments.extend(["--runners".to_owned(), runners.to_string()]);
-    if let Some(url) = nats {
-        arguments.extend(["--nats".to_owned(), url.to_owned()]);
-    }
-    Program::start("catchment", &release_binary("catchment")?, arguments, dir)
 }
 
 fn create_job(server: &Server, arguments: &Arguments, dir: &Path) -> Result<()> {
@@ -146,14 +117,14 @@ fn create_job(server: &Server, arguments: &Arguments, dir: &Path) -> Result<()> 
     Ok(())
 }
 
-fn start_worker(server: &Server, arguments: &Arguments, index: usize, dir: &Path) -> Result<Program> {
+fn start_worker(url: &str, arguments: &Arguments, index: usize, dir: &Path) -> Result<Program> {
     let numbers = [index.to_string(), arguments.clients.to_string(), arguments.seed.to_string()];
     let command = [
         "--output",
         "json",
         "train",
         "--url",
-        server.url(),
+        url,
         "--job",
         JOB,
         "--index",
@@ -167,16 +138,26 @@ fn start_worker(server: &Server, arguments: &Arguments, index: usize, dir: &Path
 }
 
 /// Follows the job to its end; measures every new model on the held-out digits.
-fn watch(server: &Server, arguments: &Arguments, workers: &[Program], dir: &Path) -> Result<Vec<(u64, f64)>> {
+fn watch(
+    server: &Server,
+    platform: &mut Platform,
+    arguments: &Arguments,
+    workers: &[Program],
+    dir: &Path,
+) -> Result<Vec<(u64, f64)>> {
     let bar = ProgressBar::new(arguments.rounds);
     bar.set_style(ProgressStyle::with_template("round {pos:>3} of {len} {bar:40} {elapsed:>4}  {msg}")?);
     let mut accuracies = Vec::new();
     let mut routing = routing::Routing::new();
+    let mut trouble = cluster::Trouble::new(arguments.rounds);
     let begun = Instant::now();
     loop {
         let round = server.json(&format!("/v1/jobs/{JOB}/round")).context("look at the round")?;
         if arguments.runners > 0 {
             routing.look(server, &round, &bar)?;
+        }
+        if arguments.nodes > 0 {
+            trouble.look(platform, server, &round, &bar)?;
         }
         let versions = server.json(&format!("/v1/jobs/{JOB}"))?["model_version"].as_u64().unwrap_or_default();
         for version in accuracies.len() as u64..=versions {

@@ -79,6 +79,13 @@ impl Program {
         child.try_wait().is_ok_and(|status| status.is_some_and(|status| !status.success()))
     }
 
+    /// Ends it as `kill -9` does.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().expect("nobody panics with it");
+        child.kill().ok();
+        child.wait().ok();
+    }
+
     /// Waits for its end.
     pub fn wait(self, within: Duration) -> Result<()> {
         let begun = Instant::now();
@@ -117,9 +124,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let mut child = self.child.lock().expect("nobody panics with it");
-        child.kill().ok();
-        child.wait().ok();
+        self.kill();
     }
 }
 

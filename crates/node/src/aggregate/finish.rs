@@ -58,24 +58,13 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
         ranges: job.ranges.clone(),
         lanes: job.lanes.clone(),
     });
+    let known = facts.clone();
     let made = if job.model.takes.gathers() {
         let (inputs, _copies) = inputs(&worker, &facts).await?;
-        worker
-            .clone()
-            .working({
-                let facts = facts.clone();
-                move |worker| worker.make_gathered(&inputs, &facts)
-            })
-            .await?
+        worker.working(move |worker| worker.make_gathered(&inputs, &known)).await?
     } else {
         let top = merge_all(&worker, &facts).await?;
-        worker
-            .clone()
-            .working({
-                let facts = facts.clone();
-                move |worker| worker.make_folded(&top, &facts)
-            })
-            .await?
+        worker.working(move |worker| worker.make_folded(&top, &known)).await?
     };
     match made {
         Made::Model(commit) => {
@@ -99,12 +88,12 @@ async fn merge_all(worker: &Arc<Worker>, facts: &Facts) -> Result<Partial, StepE
         let leaf = worker.context.holdings.leaf(*key);
         leaves.push(leaf.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {} is missing", key.leaf)))?);
     }
-    let mut top = worker.clone().working(move |worker| worker.climb(&leaves)).await?;
+    let mut top = worker.working(move |worker| worker.climb(&leaves)).await?;
     for remote in &facts.remote {
         let memory = remote::partial(worker, facts.round, remote).await?;
         let block_bytes = block_bytes(worker.model.layout.elements());
         let fetched = Partial::Merged { memory, block: 0, block_bytes };
-        top = worker.clone().working(move |worker| worker.merge(Level::Top, &[top, fetched])).await?;
+        top = worker.working(move |worker| worker.merge(Level::Top, &[top, fetched])).await?;
     }
     worker.context.done(Step::Merged);
     Ok(top)
@@ -267,13 +256,14 @@ pub struct Worker {
 impl Worker {
     /// Works on threads that may block, as many of them as there are lanes to be had.
     async fn working<T: Send + 'static>(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, StepError> + Send + 'static,
     ) -> Result<T, StepError> {
         let permits = self.ranges.len().clamp(1, self.context.config.lanes) as u32;
         let lanes = self.context.lanes.clone().acquire_many_owned(permits).await.expect("never closed");
+        let worker = self.clone();
         blocking(move || {
-            let done = work(&self);
+            let done = work(&worker);
             drop(lanes);
             done
         })
