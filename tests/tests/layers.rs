@@ -35,7 +35,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-runner",
         ],
     ),
-    ("catchment-coordinator", &["catchment-types", "catchment-ledger"]),
+    ("catchment-planner", &["catchment-types"]),
+    ("catchment-coordinator", &["catchment-types", "catchment-ledger", "catchment-planner"]),
     ("catchment-client", &["catchment-types"]),
     (
         "catchment",

@@ -1,0 +1,88 @@
+//! Where a round is.
+
+use crate::demand::RoundKey;
+use crate::levels::Levels;
+use catchment_types::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// What one node does of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The node.
+    pub node: NodeId,
+    /// Updates of the round that go to it.
+    pub updates: u64,
+    /// Updates that it has room for at a time.
+    pub window: u64,
+    /// Bytes kept for the round, accumulators included.
+    pub memory_bytes: u64,
+}
+
+/// Where a round is, and in which shape it is put together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The round.
+    pub key: RoundKey,
+    /// Its nodes; the first is the top.
+    pub shares: Vec<Share>,
+    /// The work between them.
+    pub levels: Levels,
+    /// Whether it is expected to keep up with its arrivals and its deadline.
+    pub in_time: bool,
+}
+
+impl Placement {
+    /// The nodes in order, as the log has them.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.shares.iter().map(|share| share.node).collect()
+    }
+
+    /// The node that makes the model: the one with most of the round when it was placed.
+    pub fn top(&self) -> NodeId {
+        self.shares[0].node
+    }
+
+    /// Updates placed.
+    pub fn updates(&self) -> u64 {
+        self.shares.iter().map(|share| share.updates).sum()
+    }
+
+    /// What part of the round each node has, in order; together 1.
+    pub fn parts(&self) -> impl Iterator<Item = (NodeId, f64)> {
+        let all = self.updates().max(1) as f64;
+        self.shares.iter().map(move |share| (share.node, share.updates as f64 / all))
+    }
+
+    /// The node for the update that arrives as number `order`, from 0: every node gets exactly its share of any whole
+    /// round, evenly spread over time. Later ones begin anew.
+    ///
+    /// A step that has no factor in common with the number of updates visits each place once; a step near the golden
+    /// section visits them evenly (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+    pub fn node_for(&self, order: u64) -> NodeId {
+        let all = self.updates();
+        if self.shares.len() == 1 || all == 0 {
+            return self.top();
+        }
+        let place = (u128::from(order % all) * u128::from(self.step(all)) % u128::from(all)) as u64;
+        let mut before = 0;
+        for share in &self.shares {
+            before += share.updates;
+            if place < before {
+                return share.node;
+            }
+        }
+        self.top()
+    }
+
+    fn step(&self, all: u64) -> u64 {
+        let golden = (all as f64 * 0.618_033_988_749_895) as u64;
+        (golden.max(1)..).find(|step| greatest_common_divisor(*step, all) == 1).unwrap_or(1)
+    }
+}
+
+fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
