@@ -14,10 +14,8 @@ pub struct Ewma {
 }
 
 impl Ewma {
-    /// Takes a sample. One that is not finite, or negative, is ignored; the first one counts alone.
-    ///
-    /// Samples closer together than a period weigh as if a whole one had passed when they are the first few, so that
-    /// an average does not stay at its first sample; afterwards each weighs by its time.
+    /// Takes a sample. One that is not finite, or negative, is ignored; the first one counts alone, and of several within a
+    /// millisecond each weighs as much as a millisecond does.
     pub fn observe(&mut self, sample: f64, at_ms: TimeMs, alpha: f64, period_ms: u64) {
         if !sample.is_finite() || sample < 0.0 {
             return;
@@ -26,7 +24,7 @@ impl Ewma {
             (self.value, self.at_ms) = (sample, Some(at_ms));
             return;
         };
-        let old = weight_of_old(alpha, period_ms, at_ms.saturating_sub(before_ms));
+        let old = weight_of_old(alpha, period_ms, at_ms.saturating_sub(before_ms).max(1));
         self.value = old * self.value + (1.0 - old) * sample;
         self.at_ms = Some(at_ms.max(before_ms));
     }

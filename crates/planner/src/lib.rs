@@ -19,6 +19,7 @@ mod need;
 mod node;
 mod place;
 mod placement;
+mod replan;
 mod reuse;
 mod scale;
 
@@ -31,6 +32,6 @@ pub use instances::{InstancesDemand, instances};
 pub use levels::{Levels, Merge, Slice};
 pub use node::Node;
 pub use place::NoRoom;
-pub use placement::{Placement, Share};
+pub use placement::{Placement, Route, Share};
 pub use reuse::{Conversion, Reuse, Role, reuse};
 pub use scale::{Settle, nodes_wanted};

@@ -98,7 +98,8 @@ impl<'a> Need<'a> {
     /// The largest share that a node takes within everything it has free.
     pub fn most_in_time(&self, free: Amount, capacity: Amount) -> u64 {
         let all = self.demand.updates;
-        let by = |free: u64, each: f64| if each > 0.0 { (free as f64 / each) as u64 } else { all };
+        // One more than the quotient, which a float may have rounded down; whether it fits is then seen exactly.
+        let by = |free: u64, each: f64| if each > 0.0 { ((free as f64 / each) as u64).saturating_add(1) } else { all };
         let by_rate = by(free.micro_cores, self.micro_cores).min(by(free.link_bytes_per_s, self.link)).min(all);
         let fits = |updates| self.of(updates, capacity).is_within(free);
         if !self.demand.class.can_spread() {
@@ -130,8 +131,11 @@ impl<'a> Need<'a> {
 
 /// The largest number up to `most` for which `fits` holds, where it holds for all below it; 0 if for none.
 fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
-    if most == 0 || fits(most) {
-        return most;
+    // Mostly the bound is met, or missed by a rounding.
+    for near in [most, most.saturating_sub(1)] {
+        if near == 0 || fits(near) {
+            return near;
+        }
     }
     let (mut low, mut high) = (0, most);
     while high - low > 1 {

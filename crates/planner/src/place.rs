@@ -37,15 +37,15 @@ impl fmt::Display for NoRoom {
 impl std::error::Error for NoRoom {}
 
 /// Updates for nodes, in the order of the placement, and why.
-struct Choice {
-    updates: Vec<(NodeId, u64)>,
-    why: Why,
-    in_time: bool,
+pub(crate) struct Choice {
+    pub updates: Vec<(NodeId, u64)>,
+    pub why: Why,
+    pub in_time: bool,
 }
 
 /// A node that can take a part of a round.
 #[derive(Clone, Copy)]
-struct Candidate {
+pub(crate) struct Candidate {
     node: NodeId,
     zone: u32,
     most: u64,
@@ -64,33 +64,8 @@ impl Fleet {
         Ok(self.settle(&need, choice))
     }
 
-    /// Plans an open round again. What a node has taken of it (accepted updates, and a batch that is being folded, by
-    /// `taken`) stays there; the rest moves only as far as it must. `None`: everything stays.
-    ///
-    /// # Errors
-    /// No memory for what has to move. The round then holds what it held on the nodes that are left.
-    pub fn replan(
-        &mut self,
-        current: &Placement,
-        demand: &Demand,
-        taken: impl Fn(NodeId) -> u64,
-    ) -> Result<Option<(Placement, Explanation)>, NoRoom> {
-        self.release(demand.key);
-        let config = self.config;
-        let need = Need::new(demand, &config);
-        let choice = match self.rechoose(&need, current, taken) {
-            Ok(Some(choice)) => choice,
-            unchanged => {
-                current.shares.iter().for_each(|share| self.take(&need, share));
-                return unchanged.map(|_| None);
-            }
-        };
-        let (placement, explanation) = self.settle(&need, choice);
-        if placement == *current { Ok(None) } else { Ok(Some((placement, explanation))) }
-    }
-
     /// The nodes for a round that is nowhere yet.
-    fn choose(&self, need: &Need<'_>) -> Result<Choice, NoRoom> {
+    pub(crate) fn choose(&self, need: &Need<'_>) -> Result<Choice, NoRoom> {
         let all = need.demand.updates;
         if let Some(node) = self.best_fit(need) {
             return Ok(Choice { updates: vec![(node, all)], why: Why::FitsOneNode, in_time: true });
@@ -115,7 +90,7 @@ impl Fleet {
         self.by_residual.range((least, NodeId(0))..).map(|(_, node)| *node).find(fits)
     }
 
-    fn candidates(&self, need: &Need<'_>, except: &BTreeSet<NodeId>) -> Vec<Candidate> {
+    pub(crate) fn candidates(&self, need: &Need<'_>, except: &BTreeSet<NodeId>) -> Vec<Candidate> {
         let candidate = |slot: &Slot| Candidate {
             node: slot.node.node,
             zone: slot.node.zone,
@@ -126,7 +101,7 @@ impl Fleet {
     }
 
     /// Spreads what cannot be in time over all nodes that help, by what each could do in time; `has` is there already.
-    fn late(&self, need: &Need<'_>, has: BTreeMap<NodeId, u64>) -> Result<Vec<(NodeId, u64)>, NoRoom> {
+    pub(crate) fn late(&self, need: &Need<'_>, has: BTreeMap<NodeId, u64>) -> Result<Vec<(NodeId, u64)>, NoRoom> {
         let all = need.demand.updates;
         let mut rest = all.saturating_sub(has.values().sum());
         let mut nodes: Vec<_> = self.slots.values().collect();
@@ -166,83 +141,8 @@ impl Fleet {
         Ok(updates)
     }
 
-    /// What has to change of a placement, if anything has.
-    fn rechoose(
-        &self,
-        need: &Need<'_>,
-        current: &Placement,
-        taken: impl Fn(NodeId) -> u64,
-    ) -> Result<Option<Choice>, NoRoom> {
-        let all = need.demand.updates;
-        let mut kept: Vec<Kept> = Vec::new();
-        for share in &current.shares {
-            if let Some(slot) = self.slots.get(&share.node) {
-                let most = need.most_in_time(slot.free(), slot.capacity);
-                kept.push(Kept { node: share.node, has: share.updates, taken: taken(share.node), most });
-            }
-        }
-        let is_lost = kept.len() < current.shares.len();
-        if kept.is_empty() {
-            return self.choose(need).map(Some);
-        }
-        let is_well = !is_lost && current.updates() == all && kept.iter().all(|kept| kept.has <= kept.most);
-        let can_shrink = need.demand.class.can_spread() && kept.len() > 1;
-        let fewer = if can_shrink && is_well { self.shrink(&mut kept, all) } else { false };
-        if is_well && !fewer && current.in_time {
-            return Ok(None);
-        }
-        if is_lost && current.shares[0].node != kept[0].node {
-            // The top is gone: what is left of the round is mostly with whoever has taken most.
-            kept.sort_by_key(|kept| (Reverse(kept.taken), Reverse(kept.has), kept.node));
-        }
-        let why = if is_lost {
-            Why::NodeLost
-        } else if fewer {
-            Why::Shrunk
-        } else {
-            Why::Grown
-        };
-        let (mut updates, rest) = keep(&kept, all);
-        if rest == 0 {
-            return Ok(Some(Choice { updates, why, in_time: true }));
-        }
-        let except = kept.iter().map(|kept| kept.node).collect();
-        if need.demand.class.can_spread()
-            && let Some(new) = fewest(self.candidates(need, &except), rest)
-        {
-            updates.extend(new);
-            return Ok(Some(Choice { updates, why, in_time: true }));
-        }
-        if !is_lost && !current.in_time && current.updates() == all {
-            // It was late before, and still nothing makes it be in time.
-            return Ok(None);
-        }
-        let order: Vec<NodeId> = kept.iter().map(|kept| kept.node).collect();
-        let mut updates = self.late(need, updates.into_iter().collect())?;
-        updates.sort_by_key(|(node, _)| order.iter().position(|known| known == node).unwrap_or(usize::MAX));
-        Ok(Some(Choice { updates, why: if is_lost { Why::NodeLost } else { Why::Late }, in_time: false }))
-    }
-
-    /// Leaves out nodes that have taken nothing, where the others could serve clearly more than the round needs. Returns
-    /// whether any was.
-    fn shrink(&self, kept: &mut Vec<Kept>, all: u64) -> bool {
-        let before = kept.len();
-        let wanted = all as f64 / (1.0 - self.config.margin.clamp(0.0, 0.9));
-        let mut most: f64 = kept.iter().map(|kept| kept.most as f64).sum();
-        let mut place = kept.len();
-        while place > 1 {
-            place -= 1;
-            let without = most - kept[place].most as f64;
-            if kept[place].taken == 0 && without >= wanted {
-                kept.remove(place);
-                most = without;
-            }
-        }
-        kept.len() < before
-    }
-
     /// Holds what was chosen, and says where it is and why.
-    fn settle(&mut self, need: &Need<'_>, choice: Choice) -> (Placement, Explanation) {
+    pub(crate) fn settle(&mut self, need: &Need<'_>, choice: Choice) -> (Placement, Explanation) {
         let mut shares = Vec::with_capacity(choice.updates.len());
         for (node, updates) in choice.updates {
             let slot = &self.slots[&node];
@@ -290,33 +190,9 @@ impl Fleet {
     }
 }
 
-/// A node of a round that is planned again.
-struct Kept {
-    node: NodeId,
-    has: u64,
-    taken: u64,
-    most: u64,
-}
-
-/// What the kept nodes go on with: what each has, as far as it can, and then more of it where they can. Also what is
-/// left.
-fn keep(kept: &[Kept], all: u64) -> (Vec<(NodeId, u64)>, u64) {
-    let must: u64 = kept.iter().map(|kept| kept.taken).sum();
-    let mut rest = all.saturating_sub(must);
-    let mut updates: Vec<(NodeId, u64)> = kept.iter().map(|kept| (kept.node, kept.taken)).collect();
-    for limit in [|kept: &Kept| kept.has.min(kept.most), |kept: &Kept| kept.most] {
-        for ((_, updates), kept) in updates.iter_mut().zip(kept) {
-            let more = limit(kept).saturating_sub(*updates).min(rest);
-            (*updates, rest) = (*updates + more, rest - more);
-        }
-    }
-    updates.retain(|(_, updates)| *updates > 0);
-    (updates, rest)
-}
-
 /// The fewest candidates that take so many updates together, in one zone if that takes no more of them; the last is the
 /// one that fits best. `None`: all together cannot.
-fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec<(NodeId, u64)>> {
+pub(crate) fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec<(NodeId, u64)>> {
     candidates.sort_by_key(|candidate| (Reverse(candidate.most), candidate.node));
     let count = enough(candidates.iter(), updates)?;
     let mut zones: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();

@@ -53,30 +53,40 @@ impl Placement {
         self.shares.iter().map(move |share| (share.node, share.updates as f64 / all))
     }
 
-    /// The node for the update that arrives as number `order`, from 0: every node gets exactly its share of any whole
-    /// round, evenly spread over time. Later ones begin anew.
-    ///
-    /// A step that has no factor in common with the number of updates visits each place once; a step near the golden
-    /// section visits them evenly (Knuth, The Art of Computer Programming, volume 3, section 6.4).
-    pub fn node_for(&self, order: u64) -> NodeId {
-        let all = self.updates();
-        if self.shares.len() == 1 || all == 0 {
-            return self.top();
-        }
-        let place = (u128::from(order % all) * u128::from(self.step(all)) % u128::from(all)) as u64;
-        let mut before = 0;
-        for share in &self.shares {
-            before += share.updates;
-            if place < before {
-                return share.node;
-            }
-        }
-        self.top()
-    }
-
-    fn step(&self, all: u64) -> u64 {
+    /// The way of updates to nodes.
+    pub fn route(&self) -> Route {
+        let mut end = 0;
+        let of = |share: &Share| {
+            end += share.updates;
+            (end, share.node)
+        };
+        let ends: Vec<(u64, NodeId)> = self.shares.iter().map(of).collect();
+        let all = self.updates().max(1);
         let golden = (all as f64 * 0.618_033_988_749_895) as u64;
-        (golden.max(1)..).find(|step| greatest_common_divisor(*step, all) == 1).unwrap_or(1)
+        let step = (golden.max(1)..).find(|step| greatest_common_divisor(*step, all) == 1).unwrap_or(1);
+        Route { ends, all, step }
+    }
+}
+
+/// Which update of a round goes to which node.
+///
+/// By order of arrival, every node gets exactly its share of any whole round, evenly spread over time. A step that has no
+/// factor in common with the number of updates visits each place once; a step near the golden section visits them evenly
+/// (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Where each node's places end.
+    ends: Vec<(u64, NodeId)>,
+    all: u64,
+    step: u64,
+}
+
+impl Route {
+    /// The node for the update that arrives as number `order`, from 0. Those beyond the round begin anew.
+    pub fn node_for(&self, order: u64) -> NodeId {
+        let place = (u128::from(order % self.all) * u128::from(self.step) % u128::from(self.all)) as u64;
+        let share = self.ends.partition_point(|(end, _)| *end <= place);
+        self.ends[share.min(self.ends.len() - 1)].1
     }
 }
 
