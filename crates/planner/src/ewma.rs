@@ -48,6 +48,12 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
+    /// Begins with a rate that is expected, so that the first period's does not count alone.
+    pub fn expecting(per_s: f64, now_ms: TimeMs) -> Self {
+        let is_known = per_s.is_finite() && per_s > 0.0;
+        Self { per_s: if is_known { per_s } else { 0.0 }, since_ms: Some(now_ms), count: 0, is_known }
+    }
+
     /// Counts events. Times that run backwards count as the latest seen.
     pub fn observe(&mut self, count: u64, at_ms: TimeMs, alpha: f64, period_ms: u64) {
         self.advance(at_ms, alpha, period_ms);
@@ -114,6 +120,13 @@ mod tests {
         assert_eq!(arrivals.per_s(1000, 0.7, 1000), 100.0);
         assert!((arrivals.per_s(3000, 0.7, 1000) - 49.0).abs() < 1e-9);
         assert!(arrivals.per_s(60_000, 0.7, 1000) < 1e-6);
+    }
+
+    #[test]
+    fn a_burst_weighs_less_against_what_was_expected() {
+        let mut arrivals = Arrivals::expecting(10.0, 0);
+        (0..100).for_each(|i| arrivals.observe(1, i * 10, 0.7, 1000));
+        assert!((arrivals.per_s(1000, 0.7, 1000) - 37.0).abs() < 1e-9);
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 use crate::config::Config;
 use crate::demand::{Demand, RoundKey};
-use crate::levels::Member;
+use crate::levels::{Levels, Member, levels};
 use crate::need::Need;
 use crate::node::{Amount, MICRO, Node};
 use crate::placement::{Placement, Share};
 use catchment_types::NodeId;
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What may still be planned on a node.
@@ -104,6 +105,20 @@ impl Fleet {
             }
         }
         touched
+    }
+
+    /// The top and the levels for a round that has closed, by the updates that each node has of it: the top is the node
+    /// with most of them. None where no node has any, or one of them has left.
+    pub fn levels(&self, demand: &Demand, has: &[(NodeId, u64)]) -> Option<(NodeId, Levels)> {
+        let mut shares: Vec<Share> = has
+            .iter()
+            .filter(|(_, updates)| *updates > 0)
+            .map(|(node, updates)| Share { node: *node, updates: *updates, window: 0, memory_bytes: 0 })
+            .collect();
+        shares.sort_by_key(|share| (Reverse(share.updates), share.node));
+        let members = self.members(&shares);
+        let top = members.first().filter(|_| members.len() == shares.len())?.node;
+        Some((top, levels(demand, &members, &self.config)))
     }
 
     /// What may still be planned on a node.
