@@ -12,9 +12,10 @@ use crate::place::{Choice, NoRoom, fewest};
 use crate::placement::Placement;
 use catchment_types::NodeId;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 impl Fleet {
-    /// Plans an open round again. What a node has taken of it (accepted updates, and a batch that is being folded, by
+    /// Plans an open round again, which holds `current` here (by [`Fleet::place`] or [`Fleet::hold`]). What a node has taken of it (accepted updates, and a batch that is being folded, by
     /// `taken`) stays there; the rest moves only as far as it must. `None`: everything stays.
     ///
     /// # Errors
@@ -25,13 +26,15 @@ impl Fleet {
         demand: &Demand,
         taken: impl Fn(NodeId) -> u64,
     ) -> Result<Option<(Placement, Explanation)>, NoRoom> {
+        let held = self.held_on(demand.key);
         self.release(demand.key);
         let config = self.config;
         let need = Need::new(demand, &config);
-        let choice = match self.rechoose(&need, current, taken) {
+        let choice = match self.rechoose(&need, current, &held, taken) {
             Ok(Some(choice)) => choice,
             unchanged => {
-                current.shares.iter().for_each(|share| self.take(&need, share));
+                let stay = current.shares.iter().filter(|share| held.contains(&share.node));
+                stay.for_each(|share| self.take(&need, share));
                 return unchanged.map(|_| None);
             }
         };
@@ -44,14 +47,17 @@ impl Fleet {
         &self,
         need: &Need<'_>,
         current: &Placement,
+        held: &BTreeSet<NodeId>,
         taken: impl Fn(NodeId) -> u64,
     ) -> Result<Option<Choice>, NoRoom> {
         let all = need.demand.updates;
         let mut kept: Vec<Kept> = Vec::new();
         for share in &current.shares {
-            if let Some(slot) = self.slots.get(&share.node) {
+            if let Some(slot) = self.slots.get(&share.node).filter(|_| held.contains(&share.node)) {
                 let most = need.most_in_time(slot.free(), slot.capacity);
                 let (has, taken, room) = (share.updates, taken(share.node), need.most_at_all(slot.free()));
+                // A node that has taken more than it has room for is planned no further than its memory.
+                let taken = taken.min(room);
                 kept.push(Kept { node: share.node, has, taken, most, room });
             }
         }

@@ -208,6 +208,33 @@ proptest! {
         }
     }
 
+    /// A node that left and came back is empty: nobody counts on what was there, and nothing is kept there twice.
+    #[test]
+    fn a_node_that_comes_back_is_a_new_one(
+        world in world(),
+        which in any::<prop::sample::Index>(),
+        taken in 0..5000u64,
+    ) {
+        let (mut fleet, mut placed) = place_all(&world);
+        let lost = *which.get(&world.nodes);
+        fleet.leave(lost.node);
+        fleet.join(lost);
+        for (placed, demand) in placed.iter_mut().zip(&world.demands) {
+            let Ok(before) = placed else { continue };
+            // Whatever callers say was taken, memory is not exceeded.
+            match fleet.replan(before, demand, |node| if node == lost.node { 0 } else { taken }) {
+                Ok(None) => {}
+                Ok(Some((after, _))) => *placed = Ok(after),
+                Err(refused) => *placed = before.left_on(|node| node != lost.node).ok_or(refused),
+            }
+        }
+        let used = memory(placed.iter().flatten());
+        for node in &world.nodes {
+            let used = used.get(&node.node).copied().unwrap_or(0);
+            prop_assert_eq!(fleet.free(node.node).unwrap().memory_bytes, node.memory_bytes - used);
+        }
+    }
+
     #[test]
     fn what_a_node_has_taken_stays_there_whatever_the_load(world in world(), factor in 0.01..20.0f64) {
         let (mut fleet, placed) = place_all(&world);

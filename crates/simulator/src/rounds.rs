@@ -186,9 +186,19 @@ impl World {
         let demand = self.demand(job);
         let taken = |node: catchment_types::NodeId| {
             let shard = self.machines[(node.0 - 1) as usize].shards.get(&(job as u32));
-            shard.map_or(0, |shard| shard.updates() + shard.pending.len() as u64 + shard.slabs)
+            shard.map_or(0, |shard| shard.folded.len() as u64 + shard.slabs)
         };
-        if let Ok(Some((placement, _))) = self.fleet.replan(placement, &demand, taken) {
+        let replanned = match self.fleet.replan(placement, &demand, taken) {
+            Ok(replanned) => replanned.map(|(placement, _)| placement),
+            Err(_) => {
+                // No room for the part of a lost node: the others go on, and it is tried again every second.
+                let left = placement.left_on(|node| self.fleet.contains(node));
+                self.jobs[job].route = left.as_ref().map(Placement::route);
+                self.jobs[job].placement = left;
+                None
+            }
+        };
+        if let Some(placement) = replanned {
             self.measured.replanned += 1;
             self.adopt(job, placement);
             self.send_elsewhere(job);
