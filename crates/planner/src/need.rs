@@ -120,6 +120,26 @@ impl<'a> Need<'a> {
         }
     }
 
+    /// On how many of these nodes, in order, a round that is late is made soonest. Each comes with the share it could take
+    /// in time, and its link.
+    ///
+    /// More nodes take updates faster, but each brings one more partial to the top: `N / Σ speed + (m − 1) · partial / link`
+    /// is least for some `m`. Where updates are cut by coordinate there are no partials, and all help.
+    pub fn soonest(&self, nodes: impl Iterator<Item = (u64, f64)>) -> usize {
+        let (mut sum, mut link, mut best) = (0.0, 0.0f64, (f64::INFINITY, 0));
+        let partial = if self.demand.class == Class::Additive { self.demand.partial_bytes as f64 } else { 0.0 };
+        for (place, (share, bytes_per_s)) in nodes.enumerate() {
+            sum += share as f64;
+            link = link.max(bytes_per_s);
+            let took_s = self.demand.updates as f64 * self.demand.updates as f64 / (self.rate_per_s * sum);
+            let made_s = took_s + place as f64 * partial / link.max(1.0);
+            if made_s < best.0 {
+                best = (made_s, place + 1);
+            }
+        }
+        best.1
+    }
+
     /// The least memory of a share that need not be in time.
     pub fn least_bytes_late(&self, updates: u64) -> u64 {
         match self.demand.class {

@@ -100,7 +100,7 @@ impl Fleet {
         others.map(candidate).filter(|candidate| candidate.most > 0).collect()
     }
 
-    /// Spreads what cannot be in time over all nodes that help, by what each could do in time; `has` is there already.
+    /// Spreads what cannot be in time over the nodes that help, by what each could do in time; `has` is there already.
     pub(crate) fn late(&self, need: &Need<'_>, has: BTreeMap<NodeId, u64>) -> Result<Vec<(NodeId, u64)>, NoRoom> {
         let all = need.demand.updates;
         let mut rest = all.saturating_sub(has.values().sum());
@@ -112,25 +112,26 @@ impl Fleet {
             return node.map(|node| vec![(node, all)]).ok_or(NoRoom { updates: all, room: 0 });
         }
         let in_time = |slot: &Slot| need.most_in_time(slot.free(), slot.capacity).min(room(slot));
-        let speeds: Vec<u64> = nodes.iter().map(|slot| in_time(slot)).collect();
-        let speed: u128 = speeds.iter().map(|speed| u128::from(*speed)).sum();
+        let mut helpers: Vec<(&Slot, u64)> = nodes.iter().map(|slot| (*slot, in_time(slot))).collect();
+        helpers.retain(|(_, speed)| *speed > 0);
+        helpers.sort_by_key(|(slot, speed)| (Reverse(*speed), slot.node.node));
+        helpers.truncate(need.soonest(helpers.iter().map(|(slot, speed)| (*speed, slot.node.link_bytes_per_s))));
+        let speed: u128 = helpers.iter().map(|(_, speed)| u128::from(*speed)).sum();
         let mut updates = has;
-        let to_spread = rest;
-        for (slot, mine) in nodes.iter().zip(&speeds).filter(|(_, mine)| **mine > 0) {
-            let part = u128::from(to_spread) * u128::from(*mine) / speed;
+        let mut give = |slot: &Slot, most: u64, rest: &mut u64| {
             let has = updates.entry(slot.node.node).or_default();
-            let more = (part as u64).min(room(slot).saturating_sub(*has)).min(rest);
-            (*has, rest) = (*has + more, rest - more);
+            let more = room(slot).saturating_sub(*has).min(most).min(*rest);
+            (*has, *rest) = (*has + more, *rest - more);
+        };
+        let to_spread = rest;
+        for (slot, mine) in &helpers {
+            give(slot, (u128::from(to_spread) * u128::from(*mine) / speed) as u64, &mut rest);
         }
         // What division left over, then, where nobody has time, what fits into memory: on as few nodes as can be.
-        for only_helpers in [true, false] {
-            for (slot, mine) in nodes.iter().zip(&speeds) {
-                if rest == 0 || (only_helpers && *mine == 0) {
-                    continue;
-                }
-                let has = updates.entry(slot.node.node).or_default();
-                let more = room(slot).saturating_sub(*has).min(rest);
-                (*has, rest) = (*has + more, rest - more);
+        let helping = helpers.iter().map(|(slot, _)| *slot);
+        for slot in helping.chain(nodes.iter().copied()) {
+            if rest > 0 {
+                give(slot, u64::MAX, &mut rest);
             }
         }
         if rest > 0 {

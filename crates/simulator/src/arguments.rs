@@ -22,6 +22,9 @@ pub struct Simulate {
     /// Nodes of the large fleet
     #[arg(long, requires = "clients", default_value_t = 1000)]
     nodes: u64,
+    /// So many updates of 233 MB at once on five nodes instead
+    #[arg(long, conflicts_with_all = ["scenario", "clients"])]
+    at_once: Option<u64>,
     /// All randomness follows from it
     #[arg(long)]
     seed: Option<u64>,
@@ -118,10 +121,11 @@ impl Simulate {
 
     fn scenario(&self) -> Result<Scenario, SimulateError> {
         let seed = self.seed.unwrap_or(1);
-        let mut scenario = match (&self.scenario, self.clients) {
-            (Some(path), _) => serde_json::from_slice(&read(path)?)?,
-            (None, Some(clients)) => Scenario::large(seed, clients, self.nodes),
-            (None, None) => Scenario::small(seed),
+        let mut scenario = match (&self.scenario, self.clients, self.at_once) {
+            (Some(path), _, _) => serde_json::from_slice(&read(path)?)?,
+            (None, Some(clients), _) => Scenario::large(seed, clients, self.nodes),
+            (None, None, Some(updates)) => Scenario::at_once(seed, updates),
+            (None, None, None) => Scenario::small(seed),
         };
         scenario.seed = self.seed.unwrap_or(scenario.seed);
         let trace = self.trace.as_deref().map(trace).transpose()?;

@@ -30,6 +30,8 @@ pub struct JobRounds {
     pub merging: Option<Merging>,
     pub first_at: Option<Micros>,
     pub last_at: Micros,
+    /// When the latest client arrived.
+    arrived_at: Micros,
     pub accepted: u64,
     pub cpu_us: u64,
     deadline_ms: Option<u64>,
@@ -59,6 +61,7 @@ impl JobRounds {
             merging: None,
             first_at: None,
             last_at: 0,
+            arrived_at: 0,
             accepted: 0,
             cpu_us: 0,
             deadline_ms: None,
@@ -102,8 +105,9 @@ impl JobRounds {
     /// Learns from a round that has ended: one sample a round.
     fn learn(&mut self, alpha: f64) {
         let Some(first) = self.first_at.filter(|_| self.accepted > 0) else { return };
-        let took_s = seconds(self.last_at.saturating_sub(first)).max(0.001);
-        self.per_s.observe(self.accepted as f64 / took_s, self.round, alpha, 1);
+        // Of what was offered: what was accepted came no faster than the nodes could take it.
+        let took_s = seconds(self.arrived_at.saturating_sub(first)).max(0.001);
+        self.per_s.observe(self.sent as f64 / took_s, self.round, alpha, 1);
         self.service_s.observe(seconds(self.cpu_us) / self.accepted as f64, self.round, alpha, 1);
     }
 }
@@ -231,6 +235,7 @@ impl World {
         this.arrivals.observe(1, now_ms, config.alpha, config.period_ms);
         let client = this.sent as u32;
         this.sent += 1;
+        this.arrived_at = self.queue.now;
         let is_last = this.sent >= this.tasks();
         if let Some(clients) = this.clients.as_mut().filter(|_| !is_last) {
             let gap_s = -clients.last_s() + clients.next_s();

@@ -88,14 +88,14 @@ impl Scenario {
     pub fn small(seed: u64) -> Self {
         let workload = |jobs, goal, per_s, trace| Workload {
             jobs,
-            rounds: 8,
+            rounds: 30,
             goal,
             over_provision: 1.1,
             class: Class::Additive,
             update_bytes: 45 << 20,
             per_s,
             trace,
-            train_s: 20.0,
+            train_s: 90.0,
             deadline_s: 600.0,
         };
         Self {
@@ -111,6 +111,25 @@ impl Scenario {
             costs: Costs::default(),
             planner: Config::default(),
         }
+    }
+
+    /// So many updates of ResNet-152's size (233 MB) at once, on five nodes with 10 Gbit/s: as LIFL's comparison of
+    /// placements.
+    pub fn at_once(seed: u64, updates: u64) -> Self {
+        let workload = Workload {
+            jobs: 1,
+            rounds: 10,
+            goal: updates,
+            over_provision: 1.0,
+            class: Class::Additive,
+            update_bytes: 233_000_000,
+            per_s: updates as f64,
+            trace: Trace::Recorded(vec![0.0]),
+            train_s: 90.0,
+            deadline_s: 600.0,
+        };
+        let nodes = vec![Kind { count: 5, cores: 40, memory_bytes: 128 << 30, link_bytes_per_s: 1.25e9 }];
+        Self { nodes, zones: 1, workloads: vec![workload], ..Self::small(seed) }
     }
 
     /// A million clients a round on a thousand nodes.
