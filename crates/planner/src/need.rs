@@ -29,6 +29,17 @@ impl<'a> Need<'a> {
         }
     }
 
+    /// The same round with a load that is larger by the margin.
+    pub fn with_margin(&self, margin: f64) -> Self {
+        let larger = 1.0 / (1.0 - margin.clamp(0.0, 0.9));
+        Self {
+            rate_per_s: self.rate_per_s * larger,
+            micro_cores: self.micro_cores * larger,
+            link: self.link * larger,
+            ..*self
+        }
+    }
+
     /// Bytes that a node of the round needs beside updates: for additive functions an accumulator's two blocks, a partial
     /// on its way in, and what finishing takes, which is two updates; for others the result. Every node of a round keeps
     /// room for finishing, because it may become the top when another is lost.
@@ -132,7 +143,12 @@ impl<'a> Need<'a> {
             sum += share as f64;
             link = link.max(bytes_per_s);
             let took_s = self.demand.updates as f64 * self.demand.updates as f64 / (self.rate_per_s * sum);
-            let made_s = took_s + place as f64 * partial / link.max(1.0);
+            let merged_s = place as f64 * partial / link.max(1.0);
+            if merged_s > best.0 {
+                // Those after it would only add to that.
+                break;
+            }
+            let made_s = took_s + merged_s;
             if made_s < best.0 {
                 best = (made_s, place + 1);
             }

@@ -49,6 +49,7 @@ pub(crate) struct Candidate {
     node: NodeId,
     zone: u32,
     most: u64,
+    link_bytes_per_s: f64,
 }
 
 impl Fleet {
@@ -71,7 +72,9 @@ impl Fleet {
             return Ok(Choice { updates: vec![(node, all)], why: Why::FitsOneNode, in_time: true });
         }
         if need.demand.class.can_spread()
-            && let Some(updates) = fewest(self.candidates(need, &BTreeSet::new()), all)
+            && let candidates = self.candidates(need, &BTreeSet::new())
+            && let Some(updates) = fewest(&candidates, all)
+            && updates.len() <= soonest(need, &candidates)
         {
             return Ok(Choice { updates, why: Why::FewestNodes, in_time: true });
         }
@@ -90,14 +93,18 @@ impl Fleet {
         self.by_residual.range((least, NodeId(0))..).map(|(_, node)| *node).find(fits)
     }
 
+    /// The nodes that can take a part in time, those that can take most first.
     pub(crate) fn candidates(&self, need: &Need<'_>, except: &BTreeSet<NodeId>) -> Vec<Candidate> {
         let candidate = |slot: &Slot| Candidate {
             node: slot.node.node,
             zone: slot.node.zone,
             most: need.most_in_time(slot.free(), slot.capacity),
+            link_bytes_per_s: slot.node.link_bytes_per_s,
         };
         let others = self.slots.values().filter(|slot| !except.contains(&slot.node.node));
-        others.map(candidate).filter(|candidate| candidate.most > 0).collect()
+        let mut candidates: Vec<_> = others.map(candidate).filter(|candidate| candidate.most > 0).collect();
+        candidates.sort_unstable_by_key(|candidate| (Reverse(candidate.most), candidate.node));
+        candidates
     }
 
     /// Spreads what cannot be in time over the nodes that help, by what each could do in time; `has` is there already.
@@ -193,17 +200,27 @@ impl Fleet {
 
 /// The fewest candidates that take so many updates together, in one zone if that takes no more of them; the last is the
 /// one that fits best. `None`: all together cannot.
-pub(crate) fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec<(NodeId, u64)>> {
-    candidates.sort_by_key(|candidate| (Reverse(candidate.most), candidate.node));
+pub(crate) fn fewest(candidates: &[Candidate], updates: u64) -> Option<Vec<(NodeId, u64)>> {
     let count = enough(candidates.iter(), updates)?;
-    let mut zones: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
-    for candidate in &candidates {
-        zones.entry(candidate.zone).or_default().push(*candidate);
+    let mut zones: BTreeMap<u32, Zone> = BTreeMap::new();
+    for candidate in candidates {
+        let zone = zones.entry(candidate.zone).or_default();
+        if zone.reaches < updates {
+            (zone.reaches, zone.count) = (zone.reaches.saturating_add(candidate.most), zone.count + 1);
+        }
+        zone.all += u128::from(candidate.most);
     }
-    let as_few = |zone: &&Vec<Candidate>| enough(zone.iter(), updates) == Some(count);
     // Of several zones the one with the least left over.
-    let left = |zone: &&Vec<Candidate>| zone.iter().map(|candidate| u128::from(candidate.most)).sum::<u128>();
-    let from = zones.values().filter(as_few).min_by_key(left).unwrap_or(&candidates);
+    let as_few = zones.iter().filter(|(_, zone)| zone.reaches >= updates && zone.count == count);
+    let zone = as_few.min_by_key(|(_, zone)| zone.all).map(|(zone, _)| *zone);
+    let within: Vec<Candidate>;
+    let from = match zone {
+        None => candidates,
+        Some(zone) => {
+            within = candidates.iter().filter(|candidate| candidate.zone == zone).copied().collect();
+            &within
+        }
+    };
     let (first, others) = from.split_at(count - 1);
     let mut shares: Vec<(NodeId, u64)> = first.iter().map(|candidate| (candidate.node, candidate.most)).collect();
     let rest = updates - shares.iter().map(|(_, updates)| updates).sum::<u64>();
@@ -214,6 +231,20 @@ pub(crate) fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec
         .min_by_key(|candidate| (!near.contains(&candidate.zone), candidate.most, candidate.node))?;
     shares.push((last.node, rest));
     Some(shares)
+}
+
+/// What the candidates of a zone can take.
+#[derive(Default)]
+struct Zone {
+    /// By the first `count` of them, which are enough or all.
+    reaches: u64,
+    count: usize,
+    all: u128,
+}
+
+/// The number of candidates on which a round's model is made soonest; more would fold faster and merge longer.
+pub(crate) fn soonest(need: &Need<'_>, candidates: &[Candidate]) -> usize {
+    need.soonest(candidates.iter().map(|candidate| (candidate.most, candidate.link_bytes_per_s)))
 }
 
 /// How many of these, from the first, take so many updates together.

@@ -8,7 +8,7 @@ use crate::demand::Demand;
 use crate::explain::{Explanation, Why};
 use crate::fleet::Fleet;
 use crate::need::Need;
-use crate::place::{Choice, NoRoom, fewest};
+use crate::place::{Choice, NoRoom, fewest, soonest};
 use crate::placement::Placement;
 use catchment_types::NodeId;
 use std::cmp::Reverse;
@@ -51,6 +51,7 @@ impl Fleet {
         taken: impl Fn(NodeId) -> u64,
     ) -> Result<Option<Choice>, NoRoom> {
         let all = need.demand.updates;
+        let larger = need.with_margin(self.config.margin);
         let mut kept: Vec<Kept> = Vec::new();
         for share in &current.shares {
             if let Some(slot) = self.slots.get(&share.node).filter(|_| held.contains(&share.node)) {
@@ -58,7 +59,8 @@ impl Fleet {
                 let (has, taken, room) = (share.updates, taken(share.node), need.most_at_all(slot.free()));
                 // A node that has taken more than it has room for is planned no further than its memory.
                 let taken = taken.min(room);
-                kept.push(Kept { node: share.node, has, taken, most, room });
+                let easily = larger.most_in_time(slot.free(), slot.capacity);
+                kept.push(Kept { node: share.node, has, taken, most, easily, room });
             }
         }
         let is_lost = kept.len() < current.shares.len();
@@ -69,7 +71,7 @@ impl Fleet {
             return self.rechoose_one(need, current, &kept[0]);
         }
         let is_well = !is_lost && current.updates() == all && kept.iter().all(|kept| kept.has <= kept.most);
-        let fewer = is_well && kept.len() > 1 && self.shrink(&mut kept, all);
+        let fewer = is_well && kept.len() > 1 && Self::shrink(&mut kept, all);
         if is_well && !fewer && current.in_time {
             return Ok(None);
         }
@@ -87,8 +89,8 @@ impl Fleet {
         if kept.iter().all(|kept| kept.taken <= kept.most) {
             let (mut updates, rest) = keep(&kept, all, |kept| kept.has.min(kept.most), |kept| kept.most);
             let except = kept.iter().map(|kept| kept.node).collect();
-            let new = if rest == 0 { Some(Vec::new()) } else { fewest(self.candidates(need, &except), rest) };
-            if let Some(new) = new {
+            let new = if rest == 0 { Some(Vec::new()) } else { fewest(&self.candidates(need, &except), rest) };
+            if let Some(new) = new.filter(|new| new.is_empty() || kept.len() + new.len() <= self.most_useful(need)) {
                 updates.extend(new);
                 return Ok(Some(Choice { updates, why, in_time: true }));
             }
@@ -104,6 +106,11 @@ impl Fleet {
         let order = |node: &NodeId| kept.iter().position(|kept| kept.node == *node).unwrap_or(usize::MAX);
         updates.sort_by_key(|(node, _)| order(node));
         Ok(Some(Choice { updates, why: if is_lost { Why::NodeLost } else { Why::Late }, in_time: false }))
+    }
+
+    /// Nodes beyond these would bring more to merge than they take off the others.
+    fn most_useful(&self, need: &Need<'_>) -> usize {
+        soonest(need, &self.candidates(need, &BTreeSet::new()))
     }
 
     /// A round that is on one node by its class moves only while nothing of it has come, and only to be in time.
@@ -125,17 +132,14 @@ impl Fleet {
 
     /// Leaves out nodes that have taken nothing, where the others could serve clearly more than the round needs. Returns
     /// whether any was.
-    fn shrink(&self, kept: &mut Vec<Kept>, all: u64) -> bool {
+    fn shrink(kept: &mut Vec<Kept>, all: u64) -> bool {
         let before = kept.len();
-        let wanted = all as f64 / (1.0 - self.config.margin.clamp(0.0, 0.9));
-        let mut most: f64 = kept.iter().map(|kept| kept.most as f64).sum();
-        let mut place = kept.len();
-        while place > 1 {
-            place -= 1;
-            let without = most - kept[place].most as f64;
-            if kept[place].taken == 0 && without >= wanted {
+        let mut easily: u64 = kept.iter().map(|kept| kept.easily).fold(0, u64::saturating_add);
+        for place in (1..before).rev() {
+            let without = easily - kept[place].easily;
+            if kept[place].taken == 0 && without >= all {
                 kept.remove(place);
-                most = without;
+                easily = without;
             }
         }
         kept.len() < before
@@ -151,6 +155,8 @@ struct Kept {
     taken: u64,
     /// Updates that it can take in time.
     most: u64,
+    /// Updates that it can take in time even when the load is larger by the margin.
+    easily: u64,
     /// Updates that it has memory for.
     room: u64,
 }
