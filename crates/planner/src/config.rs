@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Weight of what was known before, per `period_ms`, in every moving average (0 to 1). Default 0.7, as in LIFL.
+    /// Weight of what was known before, per `period_ms`, in every moving average (0 to 1). Default 0.7.
     pub alpha: f64,
     /// The period that `alpha` is meant for. Default 1000.
     pub period_ms: u64,

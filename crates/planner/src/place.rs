@@ -2,7 +2,7 @@
 //!
 //! Locality first: a hop inside a node is a descriptor and between nodes it is the whole model, so a round goes to one
 //! node where one can serve it in time, and otherwise to as few as can. Among nodes that do, best fit by residual capacity
-//! (LIFL, section 5: RC = capacity − arrival rate × service time, and the least that is enough), which leaves large gaps
+//! (as LIFL does: RC = capacity − arrival rate × service time, and the least that is enough), which leaves large gaps
 //! for large rounds. Cores and links may be oversubscribed when nothing else is left, and the placement then says that it
 //! is late; memory never is.
 

@@ -84,7 +84,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// A few jobs of ResNet-18's size (45 MB) on a small cluster: what LIFL's testbed is about.
+    /// A few jobs of ResNet-18's size (45 MB) on a small cluster.
     pub fn small(seed: u64) -> Self {
         let workload = |jobs, goal, per_s, trace| Workload {
             jobs,
@@ -113,7 +113,7 @@ impl Scenario {
         }
     }
 
-    /// So many updates of ResNet-152's size (233 MB) at once, on five nodes with 10 Gbit/s: as LIFL's comparison of
+    /// So many updates of ResNet-152's size (233 MB) at once, on five nodes with 10 Gbit/s, after LIFL's comparison of
     /// placements.
     pub fn at_once(seed: u64, updates: u64) -> Self {
         let workload = Workload {
