@@ -6,7 +6,7 @@ use crate::policy::{Placing, Policy, Scaling};
 use crate::queue::{Micros, Queue, seconds};
 use crate::report::{Measured, Report};
 use crate::rounds::JobRounds;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Workload};
 use catchment_planner::Fleet;
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
@@ -15,8 +15,8 @@ use std::fmt;
 
 /// Virtual time begins here, so that no time is 0.
 const EPOCH_MS: u64 = 1_000_000;
-/// Nothing takes longer than this.
-const END_S: f64 = 60.0 * 86_400.0;
+/// Without a model for so many deadlines and an hour, a round is stuck.
+const DEADLINES_MAX: f64 = 20.0;
 
 /// Something happens.
 pub enum Event {
@@ -137,9 +137,16 @@ impl World {
         }
         self.plan_failures();
         self.look();
+        let longest = |of: fn(&Workload) -> f64| self.scenario.workloads.iter().map(of).fold(0.0, f64::max);
+        let patience_s =
+            DEADLINES_MAX * longest(|load| load.deadline_s + load.train_s + load.goal as f64 / load.per_s) + 3600.0;
+        let mut progress = (0, 0);
         while !self.control.is_over() {
             let Some(event) = self.queue.pop() else { return Err("nothing more happens".to_owned()) };
-            if seconds(self.queue.now) > END_S {
+            if self.measured.rounds > progress.0 {
+                progress = (self.measured.rounds, self.queue.now);
+            }
+            if seconds(self.queue.now - progress.1) > patience_s {
                 let stuck = (0..self.jobs.len()).map(|job| self.control.describe(job)).collect::<Vec<_>>();
                 return Err(format!("a round is stuck: {stuck:?}"));
             }
