@@ -38,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("catchment-planner", &["catchment-types"]),
     ("catchment-coordinator", &["catchment-types", "catchment-ledger", "catchment-fleet", "catchment-planner"]),
+    ("catchment-simulator", &["catchment-types", "catchment-ledger", "catchment-planner", "catchment-coordinator"]),
     ("catchment-client", &["catchment-types"]),
     (
         "catchment",
@@ -51,6 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-runner",
             "catchment-node",
             "catchment-coordinator",
+            "catchment-simulator",
             "catchment-client",
         ],
     ),

@@ -3,6 +3,7 @@
 use crate::commands::ClientCommand;
 use crate::connection::{CONNECTION_HEADING, Connection};
 use crate::up::{CoordinatorRole, NodeRole, Up};
+use catchment_simulator::Simulate;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -58,7 +59,9 @@ fn definition() -> clap::Command {
             argument.hide(is_connection)
         })
     };
-    ["up", "node", "coordinator", "openapi"].into_iter().fold(whole, |whole, name| whole.mut_subcommand(name, hide))
+    ["up", "node", "coordinator", "simulate", "openapi"]
+        .into_iter()
+        .fold(whole, |whole, name| whole.mut_subcommand(name, hide))
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +69,7 @@ pub enum Command {
     Up(Box<Up>),
     Node(Box<NodeRole>),
     Coordinator(CoordinatorRole),
+    Simulate(Box<Simulate>),
     /// Print the description of the HTTP interface (OpenAPI).
     Openapi,
     /// Make the calls of functions for the node that started this process. (Nodes start it; people do not.)

@@ -49,6 +49,9 @@ fn main() -> ExitCode {
         Command::Node(role) => served(runtime, role.run(link)),
         Command::Coordinator(role) => served(runtime, role.run()),
         Command::Runner => unreachable!("it runs without this runtime"),
+        Command::Simulate(simulate) => {
+            simulate.run().map_err(anyhow::Error::from).and_then(|text| output::write(text.trim_end()))
+        }
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
         Command::Client(command) => {
             return runtime.block_on(commands::run_until_signal(command, &arguments.connection));

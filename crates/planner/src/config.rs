@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Weight of what was known before, per `period_ms`, in every moving average (0 to 1). Default 0.7, as in LIFL.
+    /// Weight of what was known before, per `period_ms`, in every moving average (0 to 1). Default 0.7.
     pub alpha: f64,
     /// The period that `alpha` is meant for. Default 1000.
     pub period_ms: u64,
@@ -14,7 +14,9 @@ pub struct Config {
     pub utilisation: f64,
     /// How long after its last update a round may still be folding. Default 1 s.
     pub lag_s: f64,
-    /// A round whose arrivals and deadline are unknown is planned to arrive within this. Default 60 s.
+    /// How long one call's batch should take while cores are free: more instances then share it. Default 50 ms.
+    pub call_s: f64,
+    /// A round whose arrivals are unknown is planned to arrive within this, or its deadline. Default 60 s.
     pub unknown_s: f64,
     /// Updates folded in one call, and hence kept room for where there is room. Default 16.
     pub batch_updates: u64,
@@ -38,6 +40,7 @@ impl Default for Config {
             period_ms: 1000,
             utilisation: 0.7,
             lag_s: 1.0,
+            call_s: 0.05,
             unknown_s: 60.0,
             batch_updates: 16,
             merge_s: 1.0,

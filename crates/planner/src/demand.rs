@@ -93,12 +93,14 @@ impl Demand {
     /// before its deadline.
     ///
     /// `N` updates come within `N / λ`, so `μ = N / (N / λ + lag)` is enough, and a deadline that is nearer than that asks
-    /// for `N / T`; more than `λ` never comes. Where `λ` is unknown the deadline says it, or `unknown_s`.
+    /// for `N / T`; more than `λ` never comes. Where `λ` is unknown all are expected within `unknown_s`, or the
+    /// deadline.
     pub fn rate_per_s(&self, config: &Config) -> f64 {
         let updates = self.updates.max(1) as f64;
         let left_s = self.time_left_s.filter(|left| left.is_finite()).map(|left| left.max(0.001));
         if !(self.arrivals_per_s.is_finite() && self.arrivals_per_s > 0.0) {
-            return updates / left_s.unwrap_or(config.unknown_s).max(0.001);
+            let within_s = left_s.map_or(config.unknown_s, |left| left.min(config.unknown_s));
+            return updates / within_s.max(0.001);
         }
         let eager = updates / (updates / self.arrivals_per_s + config.lag_s.max(0.0));
         let by_deadline = left_s.map_or(0.0, |left| updates / left);

@@ -12,7 +12,8 @@ pub enum Why {
     FitsOneNode,
     /// The fewest nodes that can serve it in time.
     FewestNodes,
-    /// No set of nodes can serve it in time; all that help were taken.
+    /// No set of nodes can serve it in time, or merging their partials would take longer than they save: those were taken
+    /// that make its model soonest.
     Late,
     /// Where it is, it is well.
     Unchanged,

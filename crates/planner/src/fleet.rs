@@ -154,6 +154,11 @@ impl Fleet {
         }
     }
 
+    /// The nodes on which a round holds something. One that left and came back is not among them: it is empty.
+    pub(crate) fn held_on(&self, key: RoundKey) -> BTreeSet<NodeId> {
+        self.rounds.get(&key).into_iter().flatten().map(|(node, _)| *node).collect()
+    }
+
     /// Notes what a share holds: its cores and link as far as there are any, so that what is late takes no more than all.
     pub(crate) fn take(&mut self, need: &Need<'_>, share: &Share) {
         let Some(slot) = self.slots.get(&share.node) else { return };

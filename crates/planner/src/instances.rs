@@ -18,20 +18,22 @@ pub struct InstancesDemand {
 
 /// Instances wanted.
 ///
-/// Little's law: `λ · S` of them are busy on average, so `λ · S / utilisation` keep queues short; and what waits already
-/// is to be gone within `lag_s`. With nothing coming and nothing waiting there is none.
+/// Little's law: `λ · S` of them are busy on average, so `λ · S / utilisation` keep queues short. What waits already is to
+/// be gone within `lag_s`, and its next batch, which is cut over all instances, within `call_s`: an instance starts in
+/// microseconds, and a core that nobody uses costs nothing. With nothing coming and nothing waiting there is none.
 pub fn instances(demand: &InstancesDemand, config: &Config) -> u32 {
     let good = |number: f64| if number.is_finite() { number.max(0.0) } else { 0.0 };
     let (rate, service_s) = (good(demand.arrivals_per_s), good(demand.service_s));
     let busy = rate * service_s / config.utilisation.clamp(0.01, 1.0);
-    let behind = demand.waiting as f64 * service_s / config.lag_s.max(0.001);
+    let gone = demand.waiting as f64 * service_s / config.lag_s.max(0.001);
+    let batch = demand.waiting.min(config.batch_updates) as f64 * service_s / config.call_s.max(0.001);
     // An arrival every few hours is nothing coming: the next one starts its own instance in microseconds.
     let is_idle = demand.waiting == 0 && rate * config.idle_ms as f64 / 1000.0 < 1.0;
     if is_idle {
         return 0;
     }
     // A thousandth less, so that an exact fit is not rounded up by a float's last bit.
-    ((busy + behind - 0.001).ceil().max(1.0) as u32).min(demand.most)
+    ((busy.max(gone).max(batch) - 0.001).ceil().max(1.0) as u32).min(demand.most)
 }
 
 #[cfg(test)]
@@ -51,8 +53,10 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_worked_off_within_the_lag() {
-        assert_eq!(wanted(0.0, 0.1, 40), 4);
+    fn what_waits_is_worked_off_within_the_lag_and_a_batch_within_a_call() {
+        assert_eq!(wanted(0.0, 0.002, 3000), 6);
+        assert_eq!(wanted(0.0, 0.1, 1), 2);
+        assert_eq!(wanted(0.0, 0.01, 16), 4);
         assert_eq!(wanted(0.0, 0.0, 1), 1);
     }
 

@@ -29,6 +29,17 @@ impl<'a> Need<'a> {
         }
     }
 
+    /// The same round with a load that is larger by the margin.
+    pub fn with_margin(&self, margin: f64) -> Self {
+        let larger = 1.0 / (1.0 - margin.clamp(0.0, 0.9));
+        Self {
+            rate_per_s: self.rate_per_s * larger,
+            micro_cores: self.micro_cores * larger,
+            link: self.link * larger,
+            ..*self
+        }
+    }
+
     /// Bytes that a node of the round needs beside updates: for additive functions an accumulator's two blocks, a partial
     /// on its way in, and what finishing takes, which is two updates; for others the result. Every node of a round keeps
     /// room for finishing, because it may become the top when another is lost.
@@ -118,6 +129,31 @@ impl<'a> Need<'a> {
             Class::TwoPhase | Class::Whole if self.memory_bytes(all, 1) <= free.memory_bytes => all,
             Class::TwoPhase | Class::Whole => 0,
         }
+    }
+
+    /// On how many of these nodes, in order, a round that is late is made soonest. Each comes with the share it could take
+    /// in time, and its link.
+    ///
+    /// More nodes take updates faster, but each brings one more partial to the top: `N / Σ speed + (m − 1) · partial / link`
+    /// is least for some `m`. Where updates are cut by coordinate there are no partials, and all help.
+    pub fn soonest(&self, nodes: impl Iterator<Item = (u64, f64)>) -> usize {
+        let (mut sum, mut link, mut best) = (0.0, 0.0f64, (f64::INFINITY, 0));
+        let partial = if self.demand.class == Class::Additive { self.demand.partial_bytes as f64 } else { 0.0 };
+        for (place, (share, bytes_per_s)) in nodes.enumerate() {
+            sum += share as f64;
+            link = link.max(bytes_per_s);
+            let took_s = self.demand.updates as f64 * self.demand.updates as f64 / (self.rate_per_s * sum);
+            let merged_s = place as f64 * partial / link.max(1.0);
+            if merged_s > best.0 {
+                // Those after it would only add to that.
+                break;
+            }
+            let made_s = took_s + merged_s;
+            if made_s < best.0 {
+                best = (made_s, place + 1);
+            }
+        }
+        best.1
     }
 
     /// The least memory of a share that need not be in time.

@@ -2,7 +2,7 @@
 //!
 //! Locality first: a hop inside a node is a descriptor and between nodes it is the whole model, so a round goes to one
 //! node where one can serve it in time, and otherwise to as few as can. Among nodes that do, best fit by residual capacity
-//! (LIFL, section 5: RC = capacity − arrival rate × service time, and the least that is enough), which leaves large gaps
+//! (as LIFL does: RC = capacity − arrival rate × service time, and the least that is enough), which leaves large gaps
 //! for large rounds. Cores and links may be oversubscribed when nothing else is left, and the placement then says that it
 //! is late; memory never is.
 
@@ -49,6 +49,7 @@ pub(crate) struct Candidate {
     node: NodeId,
     zone: u32,
     most: u64,
+    link_bytes_per_s: f64,
 }
 
 impl Fleet {
@@ -83,7 +84,9 @@ impl Fleet {
             return Ok(Choice { updates: vec![(node, all)], why: Why::FitsOneNode, in_time: true });
         }
         if need.demand.class.can_spread()
-            && let Some(updates) = fewest(self.candidates(need, &BTreeSet::new()), all)
+            && let candidates = self.candidates(need, &BTreeSet::new())
+            && let Some(updates) = fewest(&candidates, all)
+            && updates.len() <= soonest(need, &candidates)
         {
             return Ok(Choice { updates, why: Why::FewestNodes, in_time: true });
         }
@@ -102,17 +105,21 @@ impl Fleet {
         self.by_residual.range((least, NodeId(0))..).map(|(_, node)| *node).find(fits)
     }
 
+    /// The nodes that can take a part in time, those that can take most first.
     pub(crate) fn candidates(&self, need: &Need<'_>, except: &BTreeSet<NodeId>) -> Vec<Candidate> {
         let candidate = |slot: &Slot| Candidate {
             node: slot.node.node,
             zone: slot.node.zone,
             most: need.most_in_time(slot.free(), slot.capacity),
+            link_bytes_per_s: slot.node.link_bytes_per_s,
         };
         let others = self.slots.values().filter(|slot| !except.contains(&slot.node.node));
-        others.map(candidate).filter(|candidate| candidate.most > 0).collect()
+        let mut candidates: Vec<_> = others.map(candidate).filter(|candidate| candidate.most > 0).collect();
+        candidates.sort_unstable_by_key(|candidate| (Reverse(candidate.most), candidate.node));
+        candidates
     }
 
-    /// Spreads what cannot be in time over all nodes that help, by what each could do in time; `has` is there already.
+    /// Spreads what cannot be in time over the nodes that help, by what each could do in time; `has` is there already.
     pub(crate) fn late(&self, need: &Need<'_>, has: BTreeMap<NodeId, u64>) -> Result<Vec<(NodeId, u64)>, NoRoom> {
         let all = need.demand.updates;
         let mut rest = all.saturating_sub(has.values().sum());
@@ -124,25 +131,26 @@ impl Fleet {
             return node.map(|node| vec![(node, all)]).ok_or(NoRoom { updates: all, room: 0 });
         }
         let in_time = |slot: &Slot| need.most_in_time(slot.free(), slot.capacity).min(room(slot));
-        let speeds: Vec<u64> = nodes.iter().map(|slot| in_time(slot)).collect();
-        let speed: u128 = speeds.iter().map(|speed| u128::from(*speed)).sum();
+        let mut helpers: Vec<(&Slot, u64)> = nodes.iter().map(|slot| (*slot, in_time(slot))).collect();
+        helpers.retain(|(_, speed)| *speed > 0);
+        helpers.sort_by_key(|(slot, speed)| (Reverse(*speed), slot.node.node));
+        helpers.truncate(need.soonest(helpers.iter().map(|(slot, speed)| (*speed, slot.node.link_bytes_per_s))));
+        let speed: u128 = helpers.iter().map(|(_, speed)| u128::from(*speed)).sum();
         let mut updates = has;
-        let to_spread = rest;
-        for (slot, mine) in nodes.iter().zip(&speeds).filter(|(_, mine)| **mine > 0) {
-            let part = u128::from(to_spread) * u128::from(*mine) / speed;
+        let mut give = |slot: &Slot, most: u64, rest: &mut u64| {
             let has = updates.entry(slot.node.node).or_default();
-            let more = (part as u64).min(room(slot).saturating_sub(*has)).min(rest);
-            (*has, rest) = (*has + more, rest - more);
+            let more = room(slot).saturating_sub(*has).min(most).min(*rest);
+            (*has, *rest) = (*has + more, *rest - more);
+        };
+        let to_spread = rest;
+        for (slot, mine) in &helpers {
+            give(slot, (u128::from(to_spread) * u128::from(*mine) / speed) as u64, &mut rest);
         }
         // What division left over, then, where nobody has time, what fits into memory: on as few nodes as can be.
-        for only_helpers in [true, false] {
-            for (slot, mine) in nodes.iter().zip(&speeds) {
-                if rest == 0 || (only_helpers && *mine == 0) {
-                    continue;
-                }
-                let has = updates.entry(slot.node.node).or_default();
-                let more = room(slot).saturating_sub(*has).min(rest);
-                (*has, rest) = (*has + more, rest - more);
+        let helping = helpers.iter().map(|(slot, _)| *slot);
+        for slot in helping.chain(nodes.iter().copied()) {
+            if rest > 0 {
+                give(slot, u64::MAX, &mut rest);
             }
         }
         if rest > 0 {
@@ -204,17 +212,27 @@ impl Fleet {
 
 /// The fewest candidates that take so many updates together, in one zone if that takes no more of them; the last is the
 /// one that fits best. `None`: all together cannot.
-pub(crate) fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec<(NodeId, u64)>> {
-    candidates.sort_by_key(|candidate| (Reverse(candidate.most), candidate.node));
+pub(crate) fn fewest(candidates: &[Candidate], updates: u64) -> Option<Vec<(NodeId, u64)>> {
     let count = enough(candidates.iter(), updates)?;
-    let mut zones: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
-    for candidate in &candidates {
-        zones.entry(candidate.zone).or_default().push(*candidate);
+    let mut zones: BTreeMap<u32, Zone> = BTreeMap::new();
+    for candidate in candidates {
+        let zone = zones.entry(candidate.zone).or_default();
+        if zone.reaches < updates {
+            (zone.reaches, zone.count) = (zone.reaches.saturating_add(candidate.most), zone.count + 1);
+        }
+        zone.all += u128::from(candidate.most);
     }
-    let as_few = |zone: &&Vec<Candidate>| enough(zone.iter(), updates) == Some(count);
     // Of several zones the one with the least left over.
-    let left = |zone: &&Vec<Candidate>| zone.iter().map(|candidate| u128::from(candidate.most)).sum::<u128>();
-    let from = zones.values().filter(as_few).min_by_key(left).unwrap_or(&candidates);
+    let as_few = zones.iter().filter(|(_, zone)| zone.reaches >= updates && zone.count == count);
+    let zone = as_few.min_by_key(|(_, zone)| zone.all).map(|(zone, _)| *zone);
+    let within: Vec<Candidate>;
+    let from = match zone {
+        None => candidates,
+        Some(zone) => {
+            within = candidates.iter().filter(|candidate| candidate.zone == zone).copied().collect();
+            &within
+        }
+    };
     let (first, others) = from.split_at(count - 1);
     let mut shares: Vec<(NodeId, u64)> = first.iter().map(|candidate| (candidate.node, candidate.most)).collect();
     let rest = updates - shares.iter().map(|(_, updates)| updates).sum::<u64>();
@@ -225,6 +243,20 @@ pub(crate) fn fewest(mut candidates: Vec<Candidate>, updates: u64) -> Option<Vec
         .min_by_key(|candidate| (!near.contains(&candidate.zone), candidate.most, candidate.node))?;
     shares.push((last.node, rest));
     Some(shares)
+}
+
+/// What the candidates of a zone can take.
+#[derive(Default)]
+struct Zone {
+    /// By the first `count` of them, which are enough or all.
+    reaches: u64,
+    count: usize,
+    all: u128,
+}
+
+/// The number of candidates on which a round's model is made soonest; more would fold faster and merge longer.
+pub(crate) fn soonest(need: &Need<'_>, candidates: &[Candidate]) -> usize {
+    need.soonest(candidates.iter().map(|candidate| (candidate.most, candidate.link_bytes_per_s)))
 }
 
 /// How many of these, from the first, take so many updates together.

@@ -42,6 +42,13 @@ impl Placement {
         self.shares[0].node
     }
 
+    /// What is left of it on nodes that are, for when a node is lost and there is no room for its part yet. None: nothing.
+    pub fn left_on(&self, is_there: impl Fn(NodeId) -> bool) -> Option<Self> {
+        let mut left = Self { in_time: false, ..self.clone() };
+        left.shares.retain(|share| is_there(share.node));
+        (!left.shares.is_empty()).then_some(left)
+    }
+
     /// Updates placed.
     pub fn updates(&self) -> u64 {
         self.shares.iter().map(|share| share.updates).sum()

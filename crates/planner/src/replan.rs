@@ -8,13 +8,14 @@ use crate::demand::Demand;
 use crate::explain::{Explanation, Why};
 use crate::fleet::Fleet;
 use crate::need::Need;
-use crate::place::{Choice, NoRoom, fewest};
+use crate::place::{Choice, NoRoom, fewest, soonest};
 use crate::placement::Placement;
 use catchment_types::NodeId;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 impl Fleet {
-    /// Plans an open round again. What a node has taken of it (accepted updates, and a batch that is being folded, by
+    /// Plans an open round again, which holds `current` here (by [`Fleet::place`] or [`Fleet::hold`]). What a node has taken of it (accepted updates, and a batch that is being folded, by
     /// `taken`) stays there; the rest moves only as far as it must. `None`: everything stays.
     ///
     /// # Errors
@@ -25,13 +26,15 @@ impl Fleet {
         demand: &Demand,
         taken: impl Fn(NodeId) -> u64,
     ) -> Result<Option<(Placement, Explanation)>, NoRoom> {
+        let held = self.held_on(demand.key);
         self.release(demand.key);
         let config = self.config;
         let need = Need::new(demand, &config);
-        let choice = match self.rechoose(&need, current, taken) {
+        let choice = match self.rechoose(&need, current, &held, taken) {
             Ok(Some(choice)) => choice,
             unchanged => {
-                current.shares.iter().for_each(|share| self.take(&need, share));
+                let stay = current.shares.iter().filter(|share| held.contains(&share.node));
+                stay.for_each(|share| self.take(&need, share));
                 return unchanged.map(|_| None);
             }
         };
@@ -44,15 +47,20 @@ impl Fleet {
         &self,
         need: &Need<'_>,
         current: &Placement,
+        held: &BTreeSet<NodeId>,
         taken: impl Fn(NodeId) -> u64,
     ) -> Result<Option<Choice>, NoRoom> {
         let all = need.demand.updates;
+        let larger = need.with_margin(self.config.margin);
         let mut kept: Vec<Kept> = Vec::new();
         for share in &current.shares {
-            if let Some(slot) = self.slots.get(&share.node) {
+            if let Some(slot) = self.slots.get(&share.node).filter(|_| held.contains(&share.node)) {
                 let most = need.most_in_time(slot.free(), slot.capacity);
                 let (has, taken, room) = (share.updates, taken(share.node), need.most_at_all(slot.free()));
-                kept.push(Kept { node: share.node, has, taken, most, room });
+                // A node that has taken more than it has room for is planned no further than its memory.
+                let taken = taken.min(room);
+                let easily = larger.most_in_time(slot.free(), slot.capacity);
+                kept.push(Kept { node: share.node, has, taken, most, easily, room });
             }
         }
         let is_lost = kept.len() < current.shares.len();
@@ -63,7 +71,7 @@ impl Fleet {
             return self.rechoose_one(need, current, &kept[0]);
         }
         let is_well = !is_lost && current.updates() == all && kept.iter().all(|kept| kept.has <= kept.most);
-        let fewer = is_well && kept.len() > 1 && self.shrink(&mut kept, all);
+        let fewer = is_well && kept.len() > 1 && Self::shrink(&mut kept, all);
         if is_well && !fewer && current.in_time {
             return Ok(None);
         }
@@ -81,8 +89,8 @@ impl Fleet {
         if kept.iter().all(|kept| kept.taken <= kept.most) {
             let (mut updates, rest) = keep(&kept, all, |kept| kept.has.min(kept.most), |kept| kept.most);
             let except = kept.iter().map(|kept| kept.node).collect();
-            let new = if rest == 0 { Some(Vec::new()) } else { fewest(self.candidates(need, &except), rest) };
-            if let Some(new) = new {
+            let new = if rest == 0 { Some(Vec::new()) } else { fewest(&self.candidates(need, &except), rest) };
+            if let Some(new) = new.filter(|new| new.is_empty() || kept.len() + new.len() <= self.most_useful(need)) {
                 updates.extend(new);
                 return Ok(Some(Choice { updates, why, in_time: true }));
             }
@@ -98,6 +106,11 @@ impl Fleet {
         let order = |node: &NodeId| kept.iter().position(|kept| kept.node == *node).unwrap_or(usize::MAX);
         updates.sort_by_key(|(node, _)| order(node));
         Ok(Some(Choice { updates, why: if is_lost { Why::NodeLost } else { Why::Late }, in_time: false }))
+    }
+
+    /// Nodes beyond these would bring more to merge than they take off the others.
+    fn most_useful(&self, need: &Need<'_>) -> usize {
+        soonest(need, &self.candidates(need, &BTreeSet::new()))
     }
 
     /// A round that is on one node by its class moves only while nothing of it has come, and only to be in time.
@@ -119,17 +132,14 @@ impl Fleet {
 
     /// Leaves out nodes that have taken nothing, where the others could serve clearly more than the round needs. Returns
     /// whether any was.
-    fn shrink(&self, kept: &mut Vec<Kept>, all: u64) -> bool {
+    fn shrink(kept: &mut Vec<Kept>, all: u64) -> bool {
         let before = kept.len();
-        let wanted = all as f64 / (1.0 - self.config.margin.clamp(0.0, 0.9));
-        let mut most: f64 = kept.iter().map(|kept| kept.most as f64).sum();
-        let mut place = kept.len();
-        while place > 1 {
-            place -= 1;
-            let without = most - kept[place].most as f64;
-            if kept[place].taken == 0 && without >= wanted {
+        let mut easily: u64 = kept.iter().map(|kept| kept.easily).fold(0, u64::saturating_add);
+        for place in (1..before).rev() {
+            let without = easily - kept[place].easily;
+            if kept[place].taken == 0 && without >= all {
                 kept.remove(place);
-                most = without;
+                easily = without;
             }
         }
         kept.len() < before
@@ -145,6 +155,8 @@ struct Kept {
     taken: u64,
     /// Updates that it can take in time.
     most: u64,
+    /// Updates that it can take in time even when the load is larger by the margin.
+    easily: u64,
     /// Updates that it has memory for.
     room: u64,
 }

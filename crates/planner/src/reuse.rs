@@ -1,7 +1,7 @@
 //! Warm instances before new ones.
 //!
 //! An instance that is warm has its memory, its machine code and its configuration. Its role is only what it is handed,
-//! so a leaf that has nothing more to fold goes on as a middle, and a middle as the top (LIFL, section 5.3); only what is
+//! so a leaf that has nothing more to fold goes on as a middle, and a middle as the top, as LIFL has it; only what is
 //! then still missing is started.
 
 use serde::{Deserialize, Serialize};

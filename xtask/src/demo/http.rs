@@ -18,11 +18,6 @@ impl Server {
         Ok(Self { url: url.to_owned(), address: address.to_owned() })
     }
 
-    /// Its address.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     /// Sends a request and returns the body of a successful answer.
     pub fn send(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>> {
         let mut stream = TcpStream::connect(&self.address).with_context(|| format!("connect to {}", self.url))?;

@@ -1,4 +1,5 @@
 //! Fleets and rounds to plan with, small enough that they meet their limits.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use catchment_planner::{Class, Demand, Node, RoundKey};
 use catchment_types::{JobUid, NodeId};
