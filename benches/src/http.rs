@@ -37,9 +37,14 @@ impl Connection {
     ) -> Result<(u16, Vec<u8>)> {
         let head = format!("{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {bytes}\r\n\r\n");
         self.stream.write_all(head.as_bytes())?;
-        write(&mut self.stream)?;
+        let written = write(&mut self.stream);
         self.last_byte = Some(Instant::now());
-        let (status, length, mut read) = self.head()?;
+        // Whoever does not take all of a body says why.
+        let answered = self.head();
+        let (status, length, mut read) = match written {
+            Ok(()) => answered?,
+            Err(error) => answered.map_err(|_| error)?,
+        };
         while (read.len() as u64) < length {
             let taken = self.stream.read(&mut self.buffer)?;
             if taken == 0 {

@@ -213,13 +213,3 @@ fn ranges(platform: &Platform, plan: &Plan) -> Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_small_one_runs() {
-        assert!(run(&Arguments { mib: 3 }).unwrap().contains("every number checked"));
-    }
-}

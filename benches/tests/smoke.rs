@@ -40,6 +40,11 @@ fn round() {
 }
 
 #[test]
+fn large() {
+    bench("large --mib 3", "every number checked");
+}
+
+#[test]
 fn many() {
     let svg = tempfile::NamedTempFile::new().unwrap();
     bench(&format!("many --clients 10 --svg {}", svg.path().display()), "after client 1");
