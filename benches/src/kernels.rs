@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<String> {
 
 fn updates(memory: &Memory, elements: usize, dtype: Dtype) -> Result<Vec<Update>> {
     let first = match dtype {
-        Dtype::F16 => memory.numbers(elements, |i| f16_below_a_half(i))?,
+        Dtype::F16 => memory.numbers(elements, f16_below_a_half)?,
         Dtype::Bf16 => memory.numbers(elements, |i| (crate::fold::number(i).to_bits() >> 16) as u16)?,
         _ => memory.numbers(elements, crate::fold::number)?,
     };
@@ -110,8 +110,8 @@ fn updates(memory: &Memory, elements: usize, dtype: Dtype) -> Result<Vec<Update>
 /// Any sign and fraction, and an exponent below that of a half: one in fourteen is subnormal.
 fn f16_below_a_half(i: usize) -> u16 {
     let bits = (i as u32).wrapping_mul(2_654_435_761) >> 16;
-    let exponent = (bits >> 10 & 31) % 14;
-    (bits & 0x83ff | exponent << 10) as u16
+    let exponent = ((bits >> 10) & 31) % 14;
+    ((bits & 0x83ff) | (exponent << 10)) as u16
 }
 
 fn fold(kernel: &Kernel, updates: &[Update], sum: &mut Blocks, elements: u64, threads: usize) -> Result<f64> {

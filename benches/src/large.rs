@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     drop(data);
 
     // What a node keeps free for finishing is never all used here.
-    let platform = Platform::start((5 * bytes >> 20) + 256)?;
+    let platform = Platform::start(((5 * bytes) >> 20) + 256)?;
     let mut table = format!(
         "A model of {:.2} GB, one tensor of it {:.2} GB, {} updates\n\n| | s | GB/s | server CPU s |\n|---|---|---|---|\n",
         bytes as f64 / 1e9,
@@ -99,8 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<String> {
         anyhow::Ok(())
     };
     let mut api = platform.connect()?;
-    let limits = json!({"update_bytes": 2 * bytes});
-    let spec = json!({"name": "large", "function": "fedavg", "goal": FACTORS.len(), "rounds": 1, "limits": limits});
+    let spec = json!({"name": "large", "function": "fedavg", "goal": FACTORS.len(), "rounds": 1});
     api.json("POST", "/v1/jobs", spec.to_string().as_bytes())?;
     row("initial model", &mut || upload(&mut api, "/v1/jobs/large/model", &plan, 0.0))?;
     for (client, factor) in FACTORS.into_iter().enumerate() {
