@@ -10,7 +10,7 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help build demo demo-cluster demo-ebpf test chaos lint fuzz bench docs clean
+.PHONY: help build demo demo-cluster demo-ebpf test chaos lint fuzz bench large docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fuzz: ## Run every fuzz target for SECONDS (default 10) each
 
 bench: build ## Measured claims, as Markdown tables (PEERS=python-with-flwr: Flower beside; SVG=file: charts)
 	$(TARGET)/release/catchment-benches all $(if $(PEERS),--peers $(PEERS)) $(if $(SVG),--svg $(SVG))
+
+large: build ## A model with a tensor of more than 4 GiB, for real (20 GB of memory, 15 GB of disk, some minutes)
+	$(TARGET)/release/catchment-benches large
 
 docs: build ## Regenerate committed files (docs/openapi.json)
 	$(TARGET)/release/catchment openapi > docs/openapi.json

@@ -3,11 +3,13 @@
 //! The clock starts when the last byte of an update has been given to the kernel. Of a job that has never folded
 //! anything: no task, no instance, no thread is there for it. Two ends are seen from outside: the server's log says that
 //! the update is taken into a batch (the fold begins), and the update's receipt says `folded` (the fold is finished and
-//! written to the log; asked for all the time, so late by a request or so).
+//! written to the log; asked for a few thousand times a second, so late by a pause and a request). Without pauses, whoever
+//! asks would take the processor that the fold is waiting for: on two cores that made `folded` up to 100 ms late. What
+//! remains of that is shown, as the time that the server's threads could have run and did not.
 
 use crate::http::Connection;
 use crate::model::Model;
-use crate::observe::Series;
+use crate::observe::{Series, processor_wait_seconds};
 use crate::platform::Platform;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -21,6 +23,8 @@ const LEVEL: &str = "warn,catchment_node::aggregate=debug";
 const BEGINS: &str = "take into a batch";
 /// Long enough for everything that follows an update to have ended.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Between two questions for a receipt.
+const POLL: Duration = Duration::from_micros(250);
 /// Times that are as long as the idling before them.
 const LONG_ROUNDS: usize = 3;
 
@@ -29,6 +33,7 @@ struct Taken {
     answered: Series,
     begun: Series,
     folded: Series,
+    waited: Series,
 }
 
 /// Measures and makes a Markdown table.
@@ -41,13 +46,14 @@ pub fn run(rounds: usize, idle_seconds: u64) -> Result<String> {
     let long = Duration::from_secs(idle_seconds);
     let mut table = String::from(
         "First fold after idling, from the last byte of the update, ms, medians (least–most)\n\n\
-         | | answered 202 | fold begun | receipt says folded |\n|---|---|---|---|\n",
+         | | answered 202 | fold begun | receipt says folded | waited for a processor, all threads |\n|---|---|---|---|---|\n",
     );
     let mut row = |what: &str, runners: &str, file: &Path, rounds: usize, idle: Duration| {
         let taken = measure(runners, file, rounds, idle)?;
         let ms = |series: &Series| series.map(|s| s * 1e3).show(2);
         let (answered, begun, folded) = (ms(&taken.answered), ms(&taken.begun), ms(&taken.folded));
-        table.push_str(&format!("| {what} | {answered} | {begun} | {folded} |\n"));
+        let waited = ms(&taken.waited);
+        table.push_str(&format!("| {what} | {answered} | {begun} | {folded} | {waited} |\n"));
         anyhow::Ok(())
     };
     row("4 kB, first of its job, idle 2 s", "0", &small, rounds, PAUSE)?;
@@ -74,11 +80,13 @@ fn measure(runners: &str, file: &Path, rounds: usize, idle: Duration) -> Result<
     for round in 0..=rounds {
         std::thread::sleep(if round == 0 { PAUSE } else { idle });
         let path = format!("/v1/jobs/job-{round}/rounds/1/updates/client");
+        let before = processor_wait_seconds(platform.pid())?;
         let receipt = client.json("PUT", &path, &update)?;
         let answered = Instant::now();
         let sent = client.last_byte.context("it was sent")?;
         let receipt = receipt["receipt"].as_str().context("a receipt")?;
         let folded = until_folded(&mut watcher, receipt)?;
+        let waited = processor_wait_seconds(platform.pid())? - before;
         let begun = batches.recv_timeout(Duration::from_secs(5)).context("the log names the batch")?;
         // With its accumulators, which wait for a second update.
         client.call("DELETE", &format!("/v1/jobs/job-{round}"), b"")?;
@@ -87,6 +95,7 @@ fn measure(runners: &str, file: &Path, rounds: usize, idle: Duration) -> Result<
             taken.answered.push(seconds(sent, answered));
             taken.begun.push(seconds(sent, begun));
             taken.folded.push(seconds(sent, folded));
+            taken.waited.push(waited);
         }
     }
     Ok(taken)
@@ -104,6 +113,7 @@ fn until_folded(watcher: &mut Connection, receipt: &str) -> Result<Instant> {
             return Ok(Instant::now());
         }
         ensure!(begun.elapsed() < Duration::from_secs(10), "the update is not folded: {view}");
+        std::thread::sleep(POLL);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::native::{self, Width};
 use crate::observe::Series;
 use anyhow::{Result, ensure};
 use catchment_runner::InProcess;
+use catchment_runtime::Dtype;
 use catchment_slab::SlabMut;
 use std::fmt::Write;
 use std::time::Instant;
@@ -124,9 +125,10 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     let bytes = elements as u64 * 4;
     let memory = Memory::open((count as u64 + 9) * (bytes + (4 << 20)), 0)?;
     let first = memory.numbers(elements, number)?;
-    let mut updates = vec![Update { slab: first, weight: 1.0 }];
+    let mut updates = vec![Update { slab: first, weight: 1.0, dtype: Dtype::F32 }];
     for k in 1..count {
-        updates.push(Update { slab: memory.copy(updates[0].bytes()?)?, weight: 1.0 + k as f64 });
+        let slab = memory.copy(updates[0].bytes()?)?;
+        updates.push(Update { slab, weight: 1.0 + k as f64, dtype: Dtype::F32 });
     }
     let fedavg = FedAvg::load()?;
     let mut wasm = Wasm { fedavg, runners: InProcess::default(), sum: memory.blocks(elements)?, threads };

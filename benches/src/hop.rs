@@ -17,7 +17,7 @@ use crate::platform::binary;
 use anyhow::Result;
 use catchment_proxy::{Mode, Options};
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners, Setup};
-use catchment_runtime::RuntimeConfig;
+use catchment_runtime::{Dtype, RuntimeConfig};
 use catchment_slab::SlabStore;
 use peer::Peer;
 use std::fmt::Write;
@@ -44,6 +44,8 @@ struct Case {
     partials: bool,
 }
 
+/// In the place of what the kernel link takes, where it may not be used.
+const NOT_HERE: &str = "not permitted";
 /// Numbers of the least fold: half a page.
 const TINY: usize = 512;
 
@@ -66,8 +68,8 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     let nats = Nats::start()?;
     let mut table = format!(
         "A hop, to the finished fold, ms, medians (least–most) of {} rounds\n\n\
-         | | order to a runner process | in this process | TCP, gRPC framing | NATS | folding alone, native | TCP : order | NATS : order |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         | | order to a runner process | over the kernel link | in this process | TCP, gRPC framing | NATS | folding alone, native | TCP : order | NATS : order |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
         arguments.rounds
     );
     for case in cases {
@@ -75,9 +77,10 @@ pub fn run(arguments: &Arguments) -> Result<String> {
         let ms = |series: &Series| series.map(|s| s * 1e3).show(1);
         writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {} | **{}** | **{}** |",
+            "| {} | {} | {} | {} | {} | {} | {} | **{}** | **{}** |",
             case.name,
             ms(&taken.order),
+            taken.kernel.as_ref().map_or(NOT_HERE.to_owned(), ms),
             ms(&taken.here),
             ms(&taken.tcp),
             ms(&taken.nats),
@@ -92,8 +95,10 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     writeln!(
         table,
         "\nThe bare round trip, µs: an order with a fold of {TINY} numbers, or those 2 kB sent, until the fold is answered; medians (least–most) of series of 100\n\n\
-         | order to a runner process | in this process | TCP | NATS |\n|---|---|---|---|\n| {} | {} | {} | {} |",
+         | order to a runner process | over the kernel link | in this process | TCP | NATS |\n|---|---|---|---|---|\n\
+         | {} | {} | {} | {} | {} |",
         us(&taken.order),
+        taken.kernel.as_ref().map_or(NOT_HERE.to_owned(), us),
         us(&taken.here),
         us(&taken.tcp),
         us(&taken.nats)
@@ -104,6 +109,8 @@ pub fn run(arguments: &Arguments) -> Result<String> {
 #[derive(Default)]
 struct Taken {
     order: Series,
+    /// Where the kernel may route.
+    kernel: Option<Series>,
     here: Series,
     tcp: Series,
     nats: Series,
@@ -123,17 +130,18 @@ fn measure(fedavg: &FedAvg, nats: &Nats, case: Case, rounds: usize, times: usize
             (None, true) => memory.numbers(elements, |i| f64::from(number(i)))?,
             (None, false) => memory.numbers(elements, number)?,
         };
-        updates.push(Update { slab, weight: 0.5 });
+        updates.push(Update { slab, weight: 0.5, dtype: Dtype::F32 });
     }
     let payload = updates.iter().map(Update::bytes).collect::<Result<Vec<_>>>()?;
     let lanes = std::thread::available_parallelism()?.get();
-    let processes = processes(memory.store(), lanes as u32)?;
+    let by_socket = processes(memory.store(), lanes as u32, Mode::Off)?;
+    let by_kernel = kernel_routes().then(|| processes(memory.store(), lanes as u32, Mode::On)).transpose()?;
     let here = InProcess::default();
     let mut sums = [memory.blocks(elements)?, memory.blocks(elements)?];
     let arguments = |nats| PeerArguments { elements, batch, partials, nats };
     let mut tcp = Peer::start(&arguments(None))?;
     let mut by_nats = Peer::start(&arguments(Some(nats.address.clone())))?;
-    let mut taken = Taken::default();
+    let mut taken = Taken { kernel: by_kernel.as_ref().map(|_| Series::default()), ..Taken::default() };
     for round in 0..=rounds {
         let mean = |run: &mut dyn FnMut() -> Result<()>| {
             let begun = Instant::now();
@@ -143,14 +151,18 @@ fn measure(fedavg: &FedAvg, nats: &Nats, case: Case, rounds: usize, times: usize
             anyhow::Ok(begun.elapsed().as_secs_f64() / times as f64)
         };
         let [first, second] = &mut sums;
-        let order = mean(&mut || by_order(fedavg, &processes, &updates, first, case, lanes))?;
+        let order = mean(&mut || by_order(fedavg, &by_socket, &updates, first, case, lanes))?;
         let mut alone = 0.0;
         let sent = mean(&mut || tcp.fold(&payload).map(|seconds| alone = seconds))?;
+        let routed =
+            by_kernel.as_ref().map(|processes| mean(&mut || by_order(fedavg, processes, &updates, first, case, lanes)));
+        let routed = routed.transpose()?;
         let inside = mean(&mut || by_order(fedavg, &here, &updates, second, case, lanes))?;
         let published = mean(&mut || by_nats.fold(&payload).map(drop))?;
         // The first round makes instances and touches memory.
         if round > 0 {
             taken.order.push(order);
+            taken.kernel.iter_mut().zip(routed).for_each(|(kernel, routed)| kernel.push(routed));
             taken.here.push(inside);
             taken.tcp.push(sent);
             taken.nats.push(published);
@@ -177,9 +189,14 @@ fn by_order(
     Ok(())
 }
 
+/// Whether the kernel may route descriptors here.
+fn kernel_routes() -> bool {
+    catchment_proxy::open(Mode::On, &Options { metering: false, ..Options::default() }).is_ok()
+}
+
 /// One runner process with a thread a lane, as `catchment up --runners 1` starts it.
-pub fn processes(store: &SlabStore, workers: u32) -> Result<Processes> {
-    let link = catchment_proxy::open(Mode::Off, &Options::default())?;
+pub fn processes(store: &SlabStore, workers: u32, mode: Mode) -> Result<Processes> {
+    let link = catchment_proxy::open(mode, &Options::default())?;
     let nobody = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
     let config = ProcessesConfig {
         program: binary()?,

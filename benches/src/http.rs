@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -24,11 +24,27 @@ impl Connection {
 
     /// One call; the answer's status and body.
     pub fn call(&mut self, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {}\r\n\r\n", body.len());
+        self.send(method, path, body.len() as u64, |to| Ok(to.write_all(body)?))
+    }
+
+    /// The same with a body of so many bytes that is written as it goes.
+    pub fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        bytes: u64,
+        write: impl FnOnce(&mut TcpStream) -> Result<()>,
+    ) -> Result<(u16, Vec<u8>)> {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {bytes}\r\n\r\n");
         self.stream.write_all(head.as_bytes())?;
-        self.stream.write_all(body)?;
+        let written = write(&mut self.stream);
         self.last_byte = Some(Instant::now());
-        let (status, length, mut read) = self.head()?;
+        // Whoever does not take all of a body says why.
+        let answered = self.head();
+        let (status, length, mut read) = match written {
+            Ok(()) => answered?,
+            Err(error) => answered.map_err(|_| error)?,
+        };
         while (read.len() as u64) < length {
             let taken = self.stream.read(&mut self.buffer)?;
             if taken == 0 {
@@ -46,6 +62,16 @@ impl Connection {
             bail!("{method} {path}: {status} {}", String::from_utf8_lossy(&answer));
         }
         Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// Asks for something or a range of it: the status, how long the body is, and the body, to be read to its end before
+    /// the next call.
+    pub fn get(&mut self, path: &str, range: Option<&str>) -> Result<(u16, u64, impl Read)> {
+        let range = range.map(|range| format!("range: {range}\r\n")).unwrap_or_default();
+        self.stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: bench\r\n{range}\r\n").as_bytes())?;
+        let (status, length, read) = self.head()?;
+        let left = length - read.len() as u64;
+        Ok((status, length, Cursor::new(read).chain((&self.stream).take(left))))
     }
 
     /// Fetches and forgets; the number of bytes.

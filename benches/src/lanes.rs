@@ -3,7 +3,7 @@
 use crate::memory::{Blocks, Update, slab_window};
 use anyhow::{Context, Result};
 use catchment_runner::{Blueprint, Lane, Runners, Work};
-use catchment_runtime::{Call, FoldArgs, Function, Limits, MergeArgs, Rule, Runtime, RuntimeConfig};
+use catchment_runtime::{Call, Exact, FoldArgs, Function, Limits, MergeArgs, Rule, Runtime, RuntimeConfig};
 use catchment_slab::Slab;
 use catchment_types::JobUid;
 use std::os::fd::BorrowedFd;
@@ -29,14 +29,19 @@ pub struct FedAvg {
 impl FedAvg {
     /// Compiles it.
     pub fn load() -> Result<Self> {
+        Self::with(&wasm()?, None)
+    }
+
+    /// Compiles another build of it, for sums that are plain or exact.
+    pub fn with(wasm: &[u8], exact: Option<Exact>) -> Result<Self> {
         let runtime = Runtime::new(RuntimeConfig::default())?;
-        let function = runtime.load(&wasm()?)?;
+        let function = runtime.load(wasm)?;
         let digest = function.digest().parse().map_err(|_| anyhow::anyhow!("a digest"))?;
         let blueprint = Blueprint {
             job: JobUid::from_bytes([1; 16]),
             function: digest,
             config: "{}".to_owned(),
-            exact: None,
+            exact: exact.map(|exact| (exact.exponent, exact.weight_max)),
             limits: Limits::default(),
         };
         Ok(Self { runtime, function, blueprint })

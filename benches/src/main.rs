@@ -7,13 +7,16 @@
 
 mod chart;
 mod clients;
+mod descriptors;
 mod download;
 mod first;
 mod fold;
 mod hop;
 mod http;
 mod idle;
+mod kernels;
 mod lanes;
+mod large;
 mod many;
 mod memory;
 mod model;
@@ -46,17 +49,30 @@ enum What {
     Idle(idle::Arguments),
     /// Updates folded in wasm, beside the same sum natively and the machine's reading of memory
     Fold(fold::Arguments),
+    /// What dtypes and exact sums cost
+    Kernels(kernels::Arguments),
     /// A payload from memory to a finished fold in another process, beside TCP and NATS
     Hop(hop::Arguments),
+    /// Descriptors to a runner process: through the kernel, over a socket, through a broker
+    Descriptors(descriptors::Arguments),
     /// What starting takes, and the first fold after idling
     Start(start::Arguments),
     /// A round of very many clients: throughput and memory along it
     Many(many::Arguments),
-    /// Everything, in the sizes of the documentation
+    /// A model with a tensor of more than 4 GiB, there and back; takes 20 GB of memory
+    Large(large::Arguments),
+    /// Everything but the large one, in the sizes of the documentation
     All(report::Arguments),
     /// A client process (used by the others)
     #[command(hide = true)]
     Client(clients::Arguments),
+    /// A process that takes descriptors or passes them on (used by the others)
+    #[command(hide = true)]
+    DescriptorPeer {
+        /// Which.
+        #[command(subcommand)]
+        role: descriptors::Role,
+    },
     /// A process that folds what it is sent (used by the others)
     #[command(hide = true)]
     Peer(hop::PeerArguments),
@@ -75,10 +91,14 @@ fn main() -> Result<()> {
         What::Download(arguments) => download::run(&arguments).map(|table| println!("{table}")),
         What::Idle(arguments) => idle::run(&arguments).map(|table| println!("{table}")),
         What::Fold(arguments) => fold::run(&arguments).map(|report| println!("{}", report.table())),
+        What::Kernels(arguments) => kernels::run(&arguments).map(|table| println!("{table}")),
         What::Hop(arguments) => hop::run(&arguments).map(|table| println!("{table}")),
+        What::Descriptors(arguments) => descriptors::run(&arguments).map(|tables| println!("{tables}")),
         What::Start(arguments) => start::run(&arguments).map(|table| println!("{table}")),
         What::Many(arguments) => many::run(&arguments).map(|table| println!("{table}")),
+        What::Large(arguments) => large::run(&arguments).map(|table| println!("{table}")),
         What::All(arguments) => report::all(&arguments),
+        What::DescriptorPeer { role } => descriptors::child(&role),
         What::Peer(arguments) => hop::child(&arguments),
         What::Client(arguments) => clients::child(&arguments),
         What::Sink { file } => sink::child(file.as_deref()),

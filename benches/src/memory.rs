@@ -123,6 +123,8 @@ pub struct Update {
     pub slab: Slab,
     /// What it counts.
     pub weight: f64,
+    /// Its numbers' dtype.
+    pub dtype: Dtype,
 }
 
 impl Update {
@@ -131,10 +133,10 @@ impl Update {
         Ok(self.slab.bytes()?)
     }
 
-    /// Some of its coordinates, when they are F32.
+    /// Some of its coordinates.
     pub fn window(&self, first: u64, elements: u64) -> Result<UpdateWindow<BorrowedFd<'_>>> {
-        let window = slab_window(&self.slab, first, elements, 4)?;
-        Ok(UpdateWindow { window, dtype: Dtype::F32, weight: self.weight, num_samples: 1.0, staleness: 0 })
+        let window = slab_window(&self.slab, first, elements, self.dtype.bytes() as u64)?;
+        Ok(UpdateWindow { window, dtype: self.dtype, weight: self.weight, num_samples: 1.0, staleness: 0 })
     }
 }
 

@@ -12,6 +12,17 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
+/// Seconds that threads of a process and of those it has started were ready to run and had no processor. Of threads that
+/// are still there.
+pub fn processor_wait_seconds(pid: u32) -> Result<f64> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let pids = children.split_whitespace().map(str::to_owned).chain([pid.to_string()]);
+    let tasks = pids.filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
+    let wait = |stat: String| stat.split_whitespace().nth(1).and_then(|ns| ns.parse::<u64>().ok());
+    let waits = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok().and_then(wait));
+    Ok(waits.sum::<u64>() as f64 / 1e9)
+}
+
 /// Bytes of memory that are a process's alone.
 pub fn anonymous_bytes(pid: u32) -> Result<u64> {
     status_bytes(pid, "RssAnon:")

@@ -2,7 +2,7 @@
 
 use crate::chart::{Bar, Bars, Chart, Panel};
 use crate::model::Model;
-use crate::{download, fold, hop, idle, many, round, start};
+use crate::{descriptors, download, fold, hop, idle, kernels, many, round, start};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -39,6 +39,11 @@ pub fn all(arguments: &Arguments) -> Result<()> {
     if let Some(svg) = &arguments.svg {
         std::fs::write(svg, chart(&with_peers, &folds).svg())?;
     }
+    for model in [Model::Resnet152, Model::Resnet18] {
+        let arguments = kernels::Arguments { model, rounds: 9, threads: None, beside: None, small: false };
+        println!("{}", kernels::run(&arguments)?);
+    }
+    println!("{}", descriptors::run(&descriptors::Arguments { rounds: 20 })?);
     println!("{}", hop::run(&hop::Arguments { rounds: 9, small: false })?);
     let svg = arguments.svg.as_ref().map(|svg| {
         let stem = svg.file_stem().unwrap_or_default().to_string_lossy();

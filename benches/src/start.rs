@@ -6,7 +6,8 @@ use crate::lanes::{FedAvg, folds, wasm};
 use crate::memory::{Memory, Update};
 use crate::observe::Series;
 use anyhow::Result;
-use catchment_runtime::{Limits, Runtime, RuntimeConfig};
+use catchment_proxy::Mode;
+use catchment_runtime::{Dtype, Limits, Runtime, RuntimeConfig};
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -57,7 +58,7 @@ fn parts(rounds: usize) -> Result<Parts> {
     let mut parts = Parts::default();
     let (fedavg, wasm, config) = (FedAvg::load()?, wasm()?, serde_json::json!({}));
     let memory = Memory::open(64 << 20, 0)?;
-    let updates = [Update { slab: memory.numbers(512, crate::fold::number)?, weight: 1.0 }];
+    let updates = [Update { slab: memory.numbers(512, crate::fold::number)?, weight: 1.0, dtype: Dtype::F32 }];
     let mut sum = memory.blocks(512)?;
     for _ in 0..rounds {
         let runtime = Runtime::new(RuntimeConfig::default())?;
@@ -79,7 +80,7 @@ fn parts(rounds: usize) -> Result<Parts> {
         parts.instance.push(taken_s / INSTANCES as f64);
 
         let begun = Instant::now();
-        let processes = processes(memory.store(), 2)?;
+        let processes = processes(memory.store(), 2, Mode::Off)?;
         parts.process.push(begun.elapsed().as_secs_f64());
         for series in [&mut parts.order_cold, &mut parts.order_warm] {
             let calls = folds(&updates, &sum, 512)?;

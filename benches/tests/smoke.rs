@@ -15,6 +15,16 @@ fn fold() {
 }
 
 #[test]
+fn kernels() {
+    bench("kernels --small --rounds 1", "| F16, exact |");
+}
+
+#[test]
+fn descriptors() {
+    bench("descriptors --rounds 1", "On two cores");
+}
+
+#[test]
 fn hop() {
     bench("hop --small --rounds 1", "bare round trip");
 }
@@ -27,6 +37,11 @@ fn start() {
 #[test]
 fn round() {
     bench("round --clients 2 --rounds 2 --window 2", "| Catchment |");
+}
+
+#[test]
+fn large() {
+    bench("large --mib 3", "every number checked");
 }
 
 #[test]

@@ -10,7 +10,11 @@ use std::process::Command;
 /// SIMD is what makes functions fast. Bulk memory is left out, by starting from the oldest processor and naming what
 /// is wanted: its instructions trap on windows, which lie above the module's own memory, where plain loads and stores
 /// work.
-const RUST_FLAGS: &str = "-Ctarget-cpu=mvp -Ctarget-feature=+simd128,+sign-ext,+nontrapping-fptoint,+mutable-globals";
+///
+/// Memory for what a call allocates is there from the start: growing it would cost every instance two changes of its
+/// address space, when it needs more and when its slot is cleared for the next.
+const RUST_FLAGS: &str = "-Ctarget-cpu=mvp -Ctarget-feature=+simd128,+sign-ext,+nontrapping-fptoint,+mutable-globals \
+    -Clink-arg=--initial-heap=131072";
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -81,7 +81,6 @@ impl Upload {
             return Err(body.too_large(limit));
         }
         drop(room);
-        let waited = Instant::now();
         let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
         let (store, bytes, spare) =
             (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
@@ -91,7 +90,6 @@ impl Upload {
         let prepare = move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model);
         with_room(context, most, prepare).await?;
         let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
-        body.excuse(waited.elapsed());
         context.done(Step::Granted);
         if let Some(at) = fit.head_at {
             slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());

@@ -9,15 +9,16 @@ use crate::ticker::Ticker;
 use crate::{RuntimeConfig, load, place, probe};
 use std::sync::Arc;
 use std::time::Duration;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, Linker, OptLevel, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, Linker, OptLevel, PoolingAllocationConfig};
 
 /// Entries of a function's table: pointers to its own functions.
 pub const TABLE_ELEMENTS_MAX: usize = 10_000;
 /// Reserved behind each instance, so that an access with a constant offset needs no bounds check either.
 const GUARD_BYTES: u64 = 32 << 20;
-/// Memory of an idle pool slot that is wiped rather than given back: cheaper for the next tenant. Slots beyond
-/// [`WARM_SLOTS_MAX`] give all back.
-const KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// Memory of an idle pool slot that is wiped rather than given back, so that the next tenant meets no page faults. Slots
+/// beyond [`WARM_SLOTS_MAX`] give all back. An instance writes to some fifteen pages, which the kernel names
+/// (`PAGEMAP_SCAN`); where it cannot, they are not known, and all is given back.
+const KEEP_RESIDENT_BYTES: usize = 256 << 10;
 const WARM_SLOTS_MAX: u32 = 16;
 
 /// Runs functions. Cloning shares it.
@@ -131,6 +132,7 @@ fn check(config: &RuntimeConfig) -> Result<(), RuntimeError> {
 
 fn engine_config(config: &RuntimeConfig) -> Config {
     let mut pool = PoolingAllocationConfig::new();
+    let keep_resident = if PoolingAllocationConfig::is_pagemap_scan_available() { KEEP_RESIDENT_BYTES } else { 0 };
     pool.total_core_instances(config.instances_max)
         .total_memories(config.instances_max)
         .total_tables(config.instances_max)
@@ -139,8 +141,9 @@ fn engine_config(config: &RuntimeConfig) -> Config {
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_memory_size(config.heap_bytes_max.next_multiple_of(65_536) as usize)
         .max_unused_warm_slots(WARM_SLOTS_MAX)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(KEEP_RESIDENT_BYTES);
+        .pagemap_scan(Enabled::Auto)
+        .linear_memory_keep_resident(keep_resident)
+        .table_keep_resident(keep_resident);
     let mut engine = Config::new();
     engine
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))

@@ -48,8 +48,8 @@ pub enum LoadError {
     Invalid(String),
     /// The module wants something from the host that no function gets.
     #[error(
-        "the module imports `{module}`.`{name}`; a function gets nothing from its host but `catchment`.`panic` (no \
-         clock, no randomness, no I/O)"
+        "the module imports `{module}`.`{name}`; a function gets nothing from its host but `catchment`.`panic` and \
+         `catchment`.`f16_to_f32` (no clock, no randomness, no I/O)"
     )]
     ForbiddenImport {
         /// Module of the import.

@@ -1,6 +1,7 @@
 //! What the host keeps beside an instance: its limits, and what went wrong in it.
 
 use crate::error::FunctionError;
+use crate::view::View;
 use crate::{HostError, Limits};
 use catchment_sdk::abi::{self, name};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,11 +20,14 @@ pub struct Host {
     timed_out: bool,
     denied_memory: bool,
     panic: Option<String>,
+    /// What the guest can see now.
+    pub view: View,
 }
 
 impl Host {
     pub fn new(limits: Limits, tick_ms: u64) -> Self {
-        Self { limits, tick_ms, started_cpu_ns: 0, timed_out: false, denied_memory: false, panic: None }
+        let view = View::default();
+        Self { limits, tick_ms, started_cpu_ns: 0, timed_out: false, denied_memory: false, panic: None, view }
     }
 
     /// A store for one instance with these limits.
@@ -64,12 +68,17 @@ impl Host {
 /// Starts the time of a call.
 pub fn arm(store: &mut StoreContextMut<'_, Host>) {
     let host = store.data_mut();
+    forget(host);
     host.started_cpu_ns = thread_cpu_ns();
+    let ticks = host.limits.cpu_ms.div_ceil(host.tick_ms);
+    store.set_epoch_deadline(ticks.max(1));
+}
+
+/// Leaves what went wrong in earlier calls behind.
+pub fn forget(host: &mut Host) {
     host.timed_out = false;
     host.denied_memory = false;
     host.panic = None;
-    let ticks = host.limits.cpu_ms.div_ceil(host.tick_ms);
-    store.set_epoch_deadline(ticks.max(1));
 }
 
 /// Ticks are of the clock, limits of CPU time: so when the ticks are over, what is left of the limit is granted.
@@ -97,7 +106,7 @@ impl ResourceLimiter for Host {
     }
 }
 
-/// Defines the one import there is.
+/// Defines the imports there are.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(name::HOST, name::PANIC, |mut caller: Caller<'_, Host>, address: u32, len: u32| {
         let text = match caller.get_export(name::MEMORY).and_then(|export| export.into_memory()) {
@@ -107,6 +116,10 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let text = text.map(printable);
         caller.data_mut().panic = Some(text.unwrap_or_else(|| "panicked, and its text is out of bounds".to_string()));
         Err::<(), _>(wasmtime::Error::msg("the function panicked"))
+    })?;
+    linker.func_wrap(name::HOST, name::F16_TO_F32, |caller: Caller<'_, Host>, from: u32, to: u32, count: u32| {
+        let done = caller.data().view.widen(&caller, from, to, count);
+        done.map_err(wasmtime::Error::from)
     })?;
     Ok(())
 }

@@ -5,15 +5,28 @@ use crate::engine::Runtime;
 use crate::error::{FunctionError, HostError};
 use crate::function::Function;
 use crate::gather::{ChooseArgs, CombineArgs, MakeArgs, MeasureArgs};
-use crate::host::{arm, monotonic_ns, packed_text, printable, thread_cpu_ns};
+use crate::host::{arm, forget, monotonic_ns, packed_text, printable, thread_cpu_ns};
 use crate::load::Exports;
 use crate::place::Area;
 use crate::sandbox::Sandbox;
-use catchment_sdk::abi::{ARGS_BYTES, InitCall};
+use catchment_sdk::abi::{ARGS_BYTES, InitCall, name};
 use catchment_sdk::{CONFIG_BYTES_MAX, Exact, SCALARS_MAX};
 use std::os::fd::BorrowedFd;
 use wasmtime::{TypedFunc, WasmParams, WasmResults};
 use zerocopy::{Immutable, IntoBytes};
+
+/// The entry points that have been called so far.
+#[derive(Default)]
+struct Calls {
+    fold: Option<TypedFunc<(), ()>>,
+    merge: Option<TypedFunc<(), ()>>,
+    finalize: Option<TypedFunc<(), u64>>,
+    combine: Option<TypedFunc<(), u64>>,
+    scalars: Option<TypedFunc<u32, u32>>,
+    measure: Option<TypedFunc<(), ()>>,
+    choose: Option<TypedFunc<(), u64>>,
+    make: Option<TypedFunc<(), u64>>,
+}
 
 /// A function initialised for one configuration. It may move between threads; calls are made one at a time.
 ///
@@ -21,6 +34,7 @@ use zerocopy::{Immutable, IntoBytes};
 pub struct Instance {
     sandbox: Sandbox,
     exports: Exports,
+    calls: Calls,
     /// Where records of calls go in the instance's memory.
     args: usize,
     function: Function,
@@ -38,7 +52,7 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Initialises a fresh sandbox.
+    /// Initialises a fresh sandbox, within what is left of the time that its start was given.
     pub(crate) fn new(
         function: Function,
         mut sandbox: Sandbox,
@@ -46,13 +60,13 @@ impl Instance {
         config: &serde_json::Value,
         exact: Option<Exact>,
     ) -> Result<Self, FunctionError> {
-        let args = guarded(function.runtime(), &mut sandbox, "init", &exports.args, ())? as usize;
+        let args = started(function.runtime(), &mut sandbox, "init", &exports.args, ())? as usize;
         let size = sandbox.memory().len();
         if !args.is_multiple_of(8) || args.checked_add(ARGS_BYTES).is_none_or(|end| end > size) {
             return Err(HostError::Contract(format!("its argument buffer is at {args}, with {size} bytes")).into());
         }
         function.runtime().counters().instance_created();
-        let mut instance = Self { sandbox, exports, args, function, spent: false, cpu_ns: 0 };
+        let mut instance = Self { sandbox, exports, calls: Calls::default(), args, function, spent: false, cpu_ns: 0 };
         instance.init(config, exact)?;
         Ok(instance)
     }
@@ -64,10 +78,11 @@ impl Instance {
             return Err(FunctionError::Refused { reason });
         }
         let Self { function, sandbox, exports, args, .. } = self;
-        write_room(function.runtime(), sandbox, exports, "init", json.as_bytes())?;
+        let address = started(function.runtime(), sandbox, "init", &exports.room, json.len() as u32)?;
+        write_at(sandbox, address, json.as_bytes())?;
         let record = InitCall::new(exact);
         sandbox.memory_mut()[*args..][..size_of::<InitCall>()].copy_from_slice(record.as_bytes());
-        let refused = guarded(function.runtime(), sandbox, "init", &exports.init, ())?;
+        let refused = started(function.runtime(), sandbox, "init", &exports.init, ())?;
         self.refusal(refused)
     }
 
@@ -91,7 +106,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a trap means that at least one of the updates is a culprit.
     pub fn fold(&mut self, args: &FoldArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("fold", |exports| exports.fold.clone())?;
+        let entry = self.entry("fold", name::FOLD, |calls| &mut calls.fold)?;
         self.call("fold", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
 
@@ -100,7 +115,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`].
     pub fn merge(&mut self, args: &MergeArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("merge", |exports| exports.merge.clone())?;
+        let entry = self.entry("merge", name::MERGE, |calls| &mut calls.merge)?;
         self.call("merge", &entry, |area| args.plan(area)).map(|((), stats)| stats)
     }
 
@@ -112,7 +127,7 @@ impl Instance {
         if args.previous.is_none() && self.function.description().needs_previous {
             return Err(HostError::argument("previous", "this function needs the previous model").into());
         }
-        let entry = self.entry("finalize", |exports| exports.finalize.clone())?;
+        let entry = self.entry("finalize", name::FINALIZE, |calls| &mut calls.finalize)?;
         let (refused, stats) = self.call("finalize", &entry, |area| args.plan(area))?;
         self.refusal(refused)?;
         Ok(stats)
@@ -123,7 +138,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
     pub fn combine(&mut self, args: &CombineArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("combine", |exports| exports.combine.clone())?;
+        let entry = self.entry("combine", name::COMBINE, |calls| &mut calls.combine)?;
         let (refused, stats) = self.call("combine", &entry, |area| args.plan(area))?;
         self.refusal(refused)?;
         Ok(stats)
@@ -134,7 +149,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a number beyond the contract's is one of it.
     pub fn scalars(&mut self, updates: usize) -> Result<u32, FunctionError> {
-        let entry = self.entry("scalars", |exports| exports.scalars.clone())?;
+        let entry = self.entry("scalars", name::SCALARS, |calls| &mut calls.scalars)?;
         let Self { function, sandbox, .. } = self;
         let scalars = guarded(function.runtime(), sandbox, "scalars", &entry, updates as u32);
         let scalars = scalars.inspect_err(|_| self.spent = true)?;
@@ -149,7 +164,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`].
     pub fn measure(&mut self, args: &MeasureArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("measure", |exports| exports.measure.clone())?;
+        let entry = self.entry("measure", name::MEASURE, |calls| &mut calls.measure)?;
         let scalars = self.scalars(args.updates.len())?;
         self.call("measure", &entry, |area| args.plan(area, scalars)).map(|((), stats)| stats)
     }
@@ -159,7 +174,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
     pub fn choose(&mut self, args: &ChooseArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("choose", |exports| exports.choose.clone())?;
+        let entry = self.entry("choose", name::CHOOSE, |calls| &mut calls.choose)?;
         let scalars = self.scalars(args.updates.len())?;
         let (refused, stats) = self.call("choose", &entry, |area| args.plan(area, scalars))?;
         self.refusal(refused)?;
@@ -171,7 +186,7 @@ impl Instance {
     /// # Errors
     /// See [`FunctionError`]; a refusal leaves the instance usable.
     pub fn make(&mut self, args: &MakeArgs<BorrowedFd<'_>>) -> Result<CallStats, FunctionError> {
-        let entry = self.entry("make", |exports| exports.make.clone())?;
+        let entry = self.entry("make", name::MAKE, |calls| &mut calls.make)?;
         if self.spent {
             return Err(HostError::Spent.into());
         }
@@ -185,9 +200,18 @@ impl Instance {
     }
 
     /// An entry point that only some classes have.
-    fn entry<F>(&self, name: &str, find: impl Fn(&Exports) -> Option<F>) -> Result<F, HostError> {
+    fn entry<P: WasmParams, R: WasmResults>(
+        &mut self,
+        call: &str,
+        name: &str,
+        known: impl Fn(&mut Calls) -> &mut Option<TypedFunc<P, R>>,
+    ) -> Result<TypedFunc<P, R>, HostError> {
+        let entry = known(&mut self.calls);
+        if entry.is_none() {
+            *entry = self.exports.get(&mut self.sandbox, name);
+        }
         let class = self.function.description().class.as_str();
-        find(&self.exports).ok_or_else(|| HostError::argument(name, format!("a function of class {class} has none")))
+        entry.clone().ok_or_else(|| HostError::argument(call, format!("a function of class {class} has none")))
     }
 
     /// Maps the windows of a call, makes it, and unmaps them.
@@ -244,7 +268,12 @@ fn write_room(
     call: &'static str,
     bytes: &[u8],
 ) -> Result<(), FunctionError> {
-    let address = guarded(runtime, sandbox, call, &exports.room, bytes.len() as u32)? as usize;
+    let address = guarded(runtime, sandbox, call, &exports.room, bytes.len() as u32)?;
+    write_at(sandbox, address, bytes)
+}
+
+fn write_at(sandbox: &mut Sandbox, address: u32, bytes: &[u8]) -> Result<(), FunctionError> {
+    let address = address as usize;
     match sandbox.memory_mut().get_mut(address..).and_then(|rest| rest.get_mut(..bytes.len())) {
         Some(room) => {
             room.copy_from_slice(bytes);
@@ -265,6 +294,21 @@ pub fn guarded<P: WasmParams, R: WasmResults>(
     let _running = runtime.ticker().running();
     sandbox.enter(|mut store| {
         arm(&mut store);
+        entry.call(&mut store, params).map_err(|error| store.data_mut().failure(name, &error))
+    })
+}
+
+/// The same in the time of the call before: reading a thread's clock takes as long as a short call.
+fn started<P: WasmParams, R: WasmResults>(
+    runtime: &Runtime,
+    sandbox: &mut Sandbox,
+    name: &'static str,
+    entry: &TypedFunc<P, R>,
+    params: P,
+) -> Result<R, FunctionError> {
+    let _running = runtime.ticker().running();
+    sandbox.enter(|mut store| {
+        forget(store.data_mut());
         entry.call(&mut store, params).map_err(|error| store.data_mut().failure(name, &error))
     })
 }

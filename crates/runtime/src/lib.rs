@@ -30,6 +30,7 @@ mod engine;
 mod error;
 mod function;
 mod gather;
+mod half;
 mod host;
 mod instance;
 mod load;
@@ -38,6 +39,7 @@ mod place;
 mod probe;
 mod sandbox;
 mod ticker;
+mod view;
 
 pub use call::{CallStats, FinalizeArgs, FoldArgs, MergeArgs, TypedWindow, UpdateWindow, Window};
 pub use catchment_sdk::abi::{BATCH_MAX, UPDATES_MAX};

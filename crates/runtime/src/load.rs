@@ -17,23 +17,31 @@ use wasmtime::{
     WasmParams, WasmResults,
 };
 
-/// An instance's entry points.
+/// An instance's entry points, where all functions have them. Those of its class are looked up when they are called.
 pub struct Exports {
-    pub abi: TypedFunc<(), u32>,
-    pub describe: TypedFunc<(), u64>,
+    instance: wasmtime::Instance,
     pub args: TypedFunc<(), u32>,
     pub room: TypedFunc<u32, u32>,
     pub init: TypedFunc<(), u64>,
-    /// Those of its class are there, others may be.
-    pub fold: Option<TypedFunc<(), ()>>,
-    pub merge: Option<TypedFunc<(), ()>>,
-    pub finalize: Option<TypedFunc<(), u64>>,
-    pub combine: Option<TypedFunc<(), u64>>,
-    pub scalars: Option<TypedFunc<u32, u32>>,
-    pub measure: Option<TypedFunc<(), ()>>,
-    pub choose: Option<TypedFunc<(), u64>>,
-    pub make: Option<TypedFunc<(), u64>>,
 }
+
+impl Exports {
+    fn of(store: &mut StoreContextMut<'_, Host>, instance: wasmtime::Instance) -> Option<Self> {
+        let args = instance.get_typed_func(&mut *store, name::ARGS).ok()?;
+        let room = instance.get_typed_func(&mut *store, name::ROOM).ok()?;
+        let init = instance.get_typed_func(&mut *store, name::INIT).ok()?;
+        Some(Self { instance, args, room, init })
+    }
+
+    /// The entry point with this name, if the function has it.
+    pub fn get<P: WasmParams, R: WasmResults>(&self, sandbox: &mut Sandbox, name: &str) -> Option<TypedFunc<P, R>> {
+        sandbox.enter(|store| self.instance.get_typed_func(store, name).ok())
+    }
+}
+
+/// What a function may import, with its parameters; none has results.
+const IMPORTS: [(&str, &[ValType]); 2] =
+    [(name::PANIC, &[ValType::I32, ValType::I32]), (name::F16_TO_F32, &[ValType::I32, ValType::I32, ValType::I32])];
 
 /// An export, with its type in words and in wasm's terms.
 type Export = (&'static str, &'static str, &'static [ValType], &'static [ValType]);
@@ -92,17 +100,17 @@ pub fn check(runtime: &Runtime, module: &Module, digest: String) -> Result<Funct
 
 fn check_imports(module: &Module) -> Result<(), LoadError> {
     for import in module.imports() {
-        let is_panic = (import.module(), import.name()) == (name::HOST, name::PANIC);
-        let forbidden =
-            || LoadError::ForbiddenImport { module: import.module().to_string(), name: import.name().to_string() };
-        match import.ty() {
-            ExternType::Func(ty) if is_panic => {
-                let params = [ValType::I32, ValType::I32];
-                if !(ty.params().len() == 2 && ty.results().len() == 0 && same(ty.params(), &params)) {
-                    return Err(LoadError::Invalid(format!("its import of the panic function has the type {ty}")));
+        let known = IMPORTS.iter().find(|(name, _)| (import.module(), import.name()) == (name::HOST, *name));
+        match (known, import.ty()) {
+            (Some((name, params)), ExternType::Func(ty)) => {
+                if !(ty.results().len() == 0 && same(ty.params(), params)) {
+                    return Err(LoadError::Invalid(format!("its import of `{name}` has the type {ty}")));
                 }
             }
-            _ => return Err(forbidden()),
+            _ => {
+                let (module, name) = (import.module().to_string(), import.name().to_string());
+                return Err(LoadError::ForbiddenImport { module, name });
+            }
         }
     }
     Ok(())
@@ -149,33 +157,9 @@ pub fn start(runtime: &Runtime, pre: &InstancePre<Host>, limits: Limits) -> Resu
     };
     let contract = |text: &str| HostError::Contract(text.to_string());
     let memory = instance.get_memory(&mut store, name::MEMORY).ok_or_else(|| contract("it has no memory"))?;
-    let exports = exports(&mut store.as_context_mut(), &instance).ok_or_else(|| contract("an export is missing"))?;
+    store.data_mut().view.owns(memory);
+    let exports = Exports::of(&mut store.as_context_mut(), instance).ok_or_else(|| contract("an export is missing"))?;
     Ok((Sandbox::new(store, memory, runtime.heap_cap_bytes())?, exports))
-}
-
-fn exports(store: &mut StoreContextMut<'_, Host>, instance: &wasmtime::Instance) -> Option<Exports> {
-    fn get<P: WasmParams, R: WasmResults>(
-        store: &mut StoreContextMut<'_, Host>,
-        instance: &wasmtime::Instance,
-        name: &str,
-    ) -> Option<TypedFunc<P, R>> {
-        instance.get_typed_func(store, name).ok()
-    }
-    Some(Exports {
-        abi: get(store, instance, name::ABI)?,
-        describe: get(store, instance, name::DESCRIBE)?,
-        args: get(store, instance, name::ARGS)?,
-        room: get(store, instance, name::ROOM)?,
-        init: get(store, instance, name::INIT)?,
-        fold: get(store, instance, name::FOLD),
-        merge: get(store, instance, name::MERGE),
-        finalize: get(store, instance, name::FINALIZE),
-        combine: get(store, instance, name::COMBINE),
-        scalars: get(store, instance, name::SCALARS),
-        measure: get(store, instance, name::MEASURE),
-        choose: get(store, instance, name::CHOOSE),
-        make: get(store, instance, name::MAKE),
-    })
 }
 
 /// What a module says about itself, as it says it. Fields beyond these are of later versions and passed over.
@@ -195,11 +179,14 @@ struct RawDescription {
 fn describe(runtime: &Runtime, pre: &InstancePre<Host>) -> Result<Description, LoadError> {
     let limits = Limits { cpu_ms: 1000, ..Limits::default() };
     let (mut sandbox, exports) = start(runtime, pre, limits).map_err(LoadError::Describe)?;
-    let found = guarded(runtime, &mut sandbox, "abi", &exports.abi, ()).map_err(LoadError::Describe)?;
-    if found != abi::VERSION {
+    let missing = || LoadError::Describe(HostError::Contract("an export is missing".to_owned()).into());
+    let entry = exports.get(&mut sandbox, name::ABI).ok_or_else(missing)?;
+    let found = guarded(runtime, &mut sandbox, "abi", &entry, ()).map_err(LoadError::Describe)?;
+    if !(abi::VERSION_OLDEST..=abi::VERSION).contains(&found) {
         return Err(LoadError::Version { found, supported: abi::VERSION });
     }
-    let packed = guarded(runtime, &mut sandbox, "describe", &exports.describe, ()).map_err(LoadError::Describe)?;
+    let entry = exports.get(&mut sandbox, name::DESCRIBE).ok_or_else(missing)?;
+    let packed = guarded(runtime, &mut sandbox, "describe", &entry, ()).map_err(LoadError::Describe)?;
     let text = packed_text(sandbox.memory(), packed).map_err(|e| LoadError::Describe(e.into()))?;
     read_description(&text).map_err(LoadError::Description)
 }

@@ -54,6 +54,14 @@ pub struct Place {
     pub guest: u32,
 }
 
+impl Place {
+    /// What of it the guest can see: its first address, and one past its last.
+    pub fn seen(&self, area: Area) -> (u32, u32) {
+        let first = self.address - area.base;
+        (first as u32, (first + self.len) as u32)
+    }
+}
+
 /// Places windows of these `(offset, length)` in bytes, one after the other with an unmapped page between them.
 ///
 /// A window of 2 MiB or more gets an address that agrees with its file offset modulo 2 MiB; otherwise the kernel could

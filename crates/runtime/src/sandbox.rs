@@ -1,4 +1,4 @@
-//! An instance's address space, and the only unsafe code of the crate: mapping files into it.
+//! An instance's address space: mapping files into it, and taking them away.
 //!
 //! The invariant is one sentence: between calls, nothing but the instance's own memory is mapped in its address space.
 //! A pool slot passes from function to function, so whatever stayed mapped would be another job's to read.
@@ -71,7 +71,9 @@ impl Sandbox {
 
     /// Runs something with no window mapped.
     pub fn enter<R>(&mut self, run: impl FnOnce(StoreContextMut<'_, Host>) -> R) -> R {
-        run(self.store.as_mut().expect("there until drop").as_context_mut())
+        let store = self.store.as_mut().expect("there until drop");
+        store.data_mut().view.sees(std::iter::empty());
+        run(store.as_context_mut())
     }
 
     /// Maps the windows, runs something, and unmaps them, whatever comes.
@@ -87,7 +89,10 @@ impl Sandbox {
         for mapping in mappings {
             guard.map(mapping)?;
         }
-        let result = run(self.store.as_mut().expect("there until drop").as_context_mut());
+        let store = self.store.as_mut().expect("there until drop");
+        store.data_mut().view.sees(mappings.iter().map(|mapping| mapping.place.seen(self.area)));
+        let result = run(store.as_context_mut());
+        store.data_mut().view.sees(std::iter::empty());
         drop(guard);
         Ok(result)
     }

@@ -68,10 +68,10 @@ fn memory_is_capped() {
 #[test]
 fn a_rust_function_out_of_memory_says_so() {
     let runtime = runtime();
-    let limits = Limits { heap_bytes: 18 * 65_536, ..Limits::default() };
+    let limits = Limits { heap_bytes: 20 * 65_536, ..Limits::default() };
     let config = json!({ "weighting": "w".repeat(200_000) });
     let error = fedavg(&runtime).instantiate(&config, limits).unwrap_err();
-    assert_eq!(error, FunctionError::OutOfMemory { call: "init".into(), heap_bytes: 18 * 65_536 });
+    assert_eq!(error, FunctionError::OutOfMemory { call: "init".into(), heap_bytes: 20 * 65_536 });
 }
 
 #[test]

@@ -7,8 +7,11 @@
 use crate::{EXPONENT_MAX, Exact, Kind, Rule};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of this contract. The host loads functions of exactly this version.
-pub const VERSION: u32 = 3;
+/// Version of this contract: that of the functions built with this crate.
+pub const VERSION: u32 = 4;
+
+/// Oldest version that the host still loads: since then, only things to import have been added.
+pub const VERSION_OLDEST: u32 = 3;
 
 /// Updates or partials of one fold or merge at most.
 pub const BATCH_MAX: usize = 16;
@@ -54,10 +57,14 @@ pub mod name {
     pub const MAKE: &str = "catchment_make";
     /// The linear memory.
     pub const MEMORY: &str = "memory";
-    /// Module of the only import.
+    /// Module of everything that can be imported.
     pub const HOST: &str = "catchment";
-    /// `(i32, i32)`: the only import. Address and length of a panic's text; does not return.
+    /// `(i32, i32)`, imported. Address and length of a panic's text; does not return.
     pub const PANIC: &str = "panic";
+    /// `(i32, i32, i32)`, imported: converts F16 to F32, with the processor's own instruction where it has one. Address
+    /// of the first, within one window or the module's own memory; address for the first result, within the module's
+    /// own memory and apart from what is read; how many. Traps on anything else. Since version 4.
+    pub const F16_TO_F32: &str = "f16_to_f32";
 }
 
 /// Packs the place of a text into one number. 0 stands for none.

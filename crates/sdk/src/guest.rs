@@ -10,8 +10,8 @@ use crate::abi::{
     MergeCall, TensorRef, UPDATES_MAX, UpdateRef, pack,
 };
 use crate::{
-    Additive, Bag, Choose, Class, Combine, Config, Description, Dtype, Exact, Finalize, Fold, Make, Measure, Merge,
-    Partial, PartialMut, Rule, Tensor, TensorTemplate, TwoPhase, Update, UpdateLayout, Values, ValuesMut, Whole,
+    Additive, Bag, Choose, Class, Combine, Config, Description, Dtype, Exact, F16, Finalize, Fold, Make, Measure,
+    Merge, Partial, PartialMut, Rule, Tensor, TensorTemplate, TwoPhase, Update, UpdateLayout, Values, ValuesMut, Whole,
 };
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -26,6 +26,17 @@ static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 #[link(wasm_import_module = "catchment")]
 unsafe extern "C" {
     fn panic(text: *const u8, len: usize) -> !;
+    fn f16_to_f32(from: *const F16, to: *mut f32, count: usize);
+}
+
+/// Has the host convert numbers.
+///
+/// # Panics
+/// When lengths differ.
+pub fn widen(from: &[F16], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "as many on both sides");
+    // SAFETY: both are slices of that length, and every pattern of bits is an `f32`.
+    unsafe { f16_to_f32(from.as_ptr(), to.as_mut_ptr(), from.len()) }
 }
 
 /// A place for one value that lives from call to call.

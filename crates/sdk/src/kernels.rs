@@ -12,6 +12,8 @@
 //! is a float whose last bit is worth 1, so the addition itself rounds `p` to a whole number (ties to even), and the
 //! float's bits less those of `1.5 · 2^52` are that number. It costs one addition more than a plain sum.
 
+#[cfg(target_arch = "wasm32")]
+use crate::guest::widen;
 use crate::pair::{LANES, Longs, Pair};
 use crate::{Element, Exact, Partial, PartialMut, Values, ValuesMut};
 use core::array::from_fn;
@@ -27,6 +29,9 @@ const BLOCK: usize = 512;
 
 /// Added to a number of at most 2^51 from zero, it leaves a float whose last bit is worth 1.
 const MAGIC: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
+
+/// Terms that the inner loops take at a time.
+const GROUP: usize = 4;
 
 static ZEROS: [f64; BLOCK] = [0.0; BLOCK];
 static NOTHING: [i64; BLOCK] = [0; BLOCK];
@@ -242,6 +247,7 @@ fn run<'a, S: Step>(
 fn blocks<S: Step>(acc_in: Option<&[S::Number]>, acc_out: &mut [S::Number], terms: &[Term<'_>]) {
     assert!(acc_in.is_none_or(|a| a.len() == acc_out.len()), "acc_in and acc_out cover the same coordinates");
     assert!(!terms.is_empty(), "a call has at least one term");
+    let mut room = [[0.0; BLOCK]; GROUP];
     for (number, out) in acc_out.chunks_mut(BLOCK).enumerate() {
         let start = number * BLOCK;
         let from = match acc_in {
@@ -249,7 +255,7 @@ fn blocks<S: Step>(acc_in: Option<&[S::Number]>, acc_out: &mut [S::Number], term
             None => &S::START[..out.len()],
         };
         match (from.as_array(), out.as_mut_array()) {
-            (Some(from), Some(out)) => whole_block::<S>(from, out, start, terms),
+            (Some(from), Some(out)) => whole_block::<S>(from, out, start, terms, &mut room),
             _ => {
                 for (out, from) in out.iter_mut().zip(from) {
                     *out = *from;
@@ -260,15 +266,22 @@ fn blocks<S: Step>(acc_in: Option<&[S::Number]>, acc_out: &mut [S::Number], term
     }
 }
 
-/// Takes one block of coordinates through all terms. Terms of one dtype in a row go up to four at a time.
-fn whole_block<S: Step>(from: &[S::Number; BLOCK], out: &mut [S::Number; BLOCK], start: usize, terms: &[Term<'_>]) {
+/// Takes one block of coordinates through all terms. Terms of one dtype in a row go up to four at a time. What has to be
+/// converted beforehand goes to `room`.
+fn whole_block<S: Step>(
+    from: &[S::Number; BLOCK],
+    out: &mut [S::Number; BLOCK],
+    start: usize,
+    terms: &[Term<'_>],
+    room: &mut [[f32; BLOCK]; GROUP],
+) {
     // Only the first group reads the partial so far; from then on `out` holds it.
     let mut from = Some(from);
     let mut rest = terms;
     while let Some((first, _)) = rest.first() {
         let alike = rest.iter().take_while(|(values, _)| values.dtype() == first.dtype()).count();
         let (group, after) = rest.split_at(match alike {
-            4.. => 4,
+            GROUP.. => GROUP,
             2.. => 2,
             _ => 1,
         });
@@ -284,7 +297,7 @@ fn whole_block<S: Step>(from: &[S::Number; BLOCK], out: &mut [S::Number; BLOCK],
             Values::F64(_) => direct!(F64),
             Values::F32(_) => direct!(F32),
             Values::Bf16(_) => direct!(Bf16),
-            Values::F16(_) => direct!(F16),
+            Values::F16(_) => widened::<S>(from.take(), out, start, group, room),
             _ => {
                 if let Some(from) = from.take() {
                     *out = *from;
@@ -293,6 +306,35 @@ fn whole_block<S: Step>(from: &[S::Number; BLOCK], out: &mut [S::Number; BLOCK],
             }
         }
         rest = after;
+    }
+}
+
+/// F16: as F32, a block of each term at a time, because the host has an instruction for it and wasm has none.
+fn widened<S: Step>(
+    from: Option<&[S::Number; BLOCK]>,
+    out: &mut [S::Number; BLOCK],
+    start: usize,
+    group: &[Term<'_>],
+    room: &mut [[f32; BLOCK]; GROUP],
+) {
+    for ((values, _), room) in group.iter().zip(&mut *room) {
+        let Values::F16(values) = values else { unreachable!("a group has one dtype") };
+        widen(&values[start..][..BLOCK], room);
+    }
+    let room = &*room;
+    let term = |i: usize| (&room[i], group[i].1);
+    match group.len() {
+        GROUP => lanes::<S, f32, GROUP>(from, out, from_fn(term)),
+        2 => lanes::<S, f32, 2>(from, out, from_fn(term)),
+        1 => lanes::<S, f32, 1>(from, out, from_fn(term)),
+        other => unreachable!("a group of {other}"),
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn widen(from: &[crate::F16], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_f32();
     }
 }
 
@@ -309,7 +351,7 @@ fn direct<'a, S: Step, T: Element>(
         (pick(values)[start..][..BLOCK].as_array().expect("a block"), weight)
     };
     match group.len() {
-        4 => lanes::<S, T, 4>(from, out, from_fn(term)),
+        GROUP => lanes::<S, T, GROUP>(from, out, from_fn(term)),
         2 => lanes::<S, T, 2>(from, out, from_fn(term)),
         1 => lanes::<S, T, 1>(from, out, from_fn(term)),
         other => unreachable!("a group of {other}"),

@@ -83,7 +83,7 @@ pub struct JobLimits {
 
 impl Default for JobLimits {
     fn default() -> Self {
-        Self { update_bytes: 4 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e12 }
+        Self { update_bytes: 64 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e12 }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Body {
     received: u64,
     limit: u64,
     begun: Instant,
+    /// When this side began to do something else than wait for bytes.
+    busy_since: Instant,
     pace: Pace,
 }
 
@@ -50,7 +52,8 @@ impl Body {
     }
 
     fn new(source: Source, declared: Option<u64>, pace: Pace) -> Self {
-        Self { source, declared, received: 0, limit: u64::MAX, begun: Instant::now(), pace }
+        let now = Instant::now();
+        Self { source, declared, received: 0, limit: u64::MAX, begun: now, busy_since: now, pace }
     }
 
     /// Its length, when it was declared.
@@ -79,6 +82,7 @@ impl Body {
             Source::Stream(stream) => timeout_at(until, stream.next()).await.map(|chunk| chunk.map(broken)),
             Source::Socket(lent) => timeout_at(until, lent.chunk()).await.map(|chunk| broken(chunk).transpose()),
         };
+        self.busy_since = Instant::now();
         let chunk = chunk.map_err(|_| self.too_slow())?.transpose().map_err(|error| self.broke_off(&error))?;
         self.count(chunk.as_ref().map_or(0, Bytes::len))?;
         Ok(chunk)
@@ -95,6 +99,7 @@ impl Body {
         let until = self.until();
         if let Source::Socket(lent) = &mut self.source {
             let taken = timeout_at(until, lent.receive(scatter, memory, digest)).await.map(broken);
+            self.busy_since = Instant::now();
             let taken = taken.map_err(|_| self.too_slow())?.map_err(|error| self.broke_off(&error))??;
             self.count(taken)?;
             return Ok(taken > 0);
@@ -114,13 +119,12 @@ impl Body {
         Ok(digest)
     }
 
-    /// Does not count time that the sender had no part in.
-    pub fn excuse(&mut self, waited: Duration) {
-        self.begun += waited;
-    }
-
-    /// When what has come so far will have been too slow.
-    fn until(&self) -> Instant {
+    /// When what has come so far will have been too slow. Only time spent waiting for bytes counts: what this side takes
+    /// to find room for gigabytes, or to write them down, is not the sender's doing.
+    fn until(&mut self) -> Instant {
+        let now = Instant::now();
+        self.begun += now - self.busy_since;
+        self.busy_since = now;
         let earned = Duration::from_secs_f64(self.received as f64 / self.pace.rate_min.max(1) as f64);
         self.begun + self.pace.grace + earned
     }

@@ -111,9 +111,11 @@ async fn receive(
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
     draft.write(head.bytes()).map_err(disk)?;
-    let mut scratch = context
-        .store
-        .grant(layout.own.slab_bytes)
+    // Memory that the system has never handed out takes seconds for each gigabyte.
+    let (store, bytes) = (context.store.clone(), layout.own.slab_bytes);
+    let scratch = tokio::task::spawn_blocking(move || store.grant(bytes)).await;
+    let mut scratch = scratch
+        .map_err(|error| Failure::internal("take memory", error))?
         .map_err(|error| Problem::new(Code::NoRoom, format!("no room to check the model in: {error}")))?;
     let mut scatter = Scatter::new(layout.own.clone());
     let mut chunk = Some(rest);

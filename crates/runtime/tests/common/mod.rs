@@ -131,7 +131,7 @@ impl Default for Guest<'_> {
             header: "(import \"catchment\" \"panic\" (func $panic (param i32 i32))) (memory (export \"memory\") 2)",
             description: r#"{"name":"by-hand","version":"1","class":"additive","partial":"F64","summary":"a test",
                 "config":[],"needs_previous":false,"exact":false,"update_layout":"as_model"}"#,
-            abi: "(i32.const 3)",
+            abi: "(i32.const 4)",
             args: "(i32.const 4096)",
             config: "(i32.const 16384)",
             init: "(i64.const 0)",

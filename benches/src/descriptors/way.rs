@@ -1,7 +1,8 @@
 //! The ways a descriptor can go, each with both directions.
 
 use super::broker;
-use catchment_proxy::{Inbox, Link, Mode, Options, Route, RunnerId, open};
+use super::measure::Mode;
+use catchment_proxy::{Inbox, Link, Options, Route, RunnerId, open};
 use catchment_types::{Descriptor, FunctionId, JobUid, Kind, SlabId};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg};
@@ -111,21 +112,26 @@ pub fn descriptor(route: u64, length: u64) -> Descriptor {
 }
 
 /// Keeps this process, and those it will start, on these cores.
-pub fn pin(cores: &[usize]) {
+pub fn pin(cores: &[usize]) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     cores.iter().for_each(|core| set.set(*core));
-    rustix::thread::sched_setaffinity(None, &set).expect("cores");
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Whether the kernel's way and its metering can be had, or why not.
+pub fn permitted() -> io::Result<()> {
+    meter(std::iter::empty()).map(drop)
 }
 
 /// The node's side: starts the runner, and whatever is between.
-pub fn node(way: Way, mode: &str) -> io::Result<Side> {
+pub fn node(way: Way, mode: Mode) -> io::Result<Side> {
     let this = std::env::current_exe()?;
     let mut others = Others(Vec::new());
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(&this);
-    command.args(["runner", mode]).stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.args(["descriptor-peer", "runner", mode.name()]).stdin(Stdio::from(OwnedFd::from(theirs)));
     if way == Way::Broker {
-        let mut child = Command::new(&this).arg("broker").stdout(Stdio::piped()).spawn()?;
+        let mut child = Command::new(&this).args(["descriptor-peer", "broker"]).stdout(Stdio::piped()).spawn()?;
         let mut port = [0; 2];
         child.stdout.as_mut().expect("it is piped").read_exact(&mut port)?;
         others.0.push(child);
@@ -167,7 +173,7 @@ pub fn runner() -> io::Result<(Out, Inbox)> {
 
 /// Meters these processes for as long as it is kept.
 pub fn meter(pids: impl Iterator<Item = u32>) -> io::Result<Arc<dyn Link>> {
-    let (link, report) = open(Mode::On, &Options::default()).map_err(io::Error::other)?;
+    let (link, report) = open(catchment_proxy::Mode::On, &Options::default()).map_err(io::Error::other)?;
     if let Some(lack) = report.metering {
         return Err(io::Error::other(lack.to_string()));
     }
@@ -178,7 +184,7 @@ pub fn meter(pids: impl Iterator<Item = u32>) -> io::Result<Arc<dyn Link>> {
 }
 
 fn link(way: Way) -> io::Result<Arc<dyn Link>> {
-    let mode = if way == Way::Kernel { Mode::On } else { Mode::Off };
+    let mode = if way == Way::Kernel { catchment_proxy::Mode::On } else { catchment_proxy::Mode::Off };
     let options = Options { metering: false, ..Options::default() };
     let (link, _) = open(mode, &options).map_err(io::Error::other)?;
     // A map of one entry would be no map.

@@ -14,8 +14,9 @@ const WORKED: usize = 320;
 const CREDIT: usize = 32;
 const WORK: Duration = Duration::from_micros(200);
 
-/// What one way achieved.
+/// What one way achieved: times in microseconds, rates in descriptors a second.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the table's rows say it")]
 pub struct Figures {
     pub trip_us: f64,
     pub trip_99_us: f64,
@@ -27,23 +28,24 @@ pub struct Figures {
     pub work_rate: f64,
 }
 
-impl Figures {
-    /// The median of each figure.
-    pub fn median(rounds: &[Self]) -> Self {
-        let of = |figure: fn(&Self) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(figure).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        Self {
-            trip_us: of(|figures| figures.trip_us),
-            trip_99_us: of(|figures| figures.trip_99_us),
-            trip_cpu_us: of(|figures| figures.trip_cpu_us),
-            rate: of(|figures| figures.rate),
-            rate_cpu_us: of(|figures| figures.rate_cpu_us),
-            batch_rate: of(|figures| figures.batch_rate),
-            batch_cpu_us: of(|figures| figures.batch_cpu_us),
-            work_rate: of(|figures| figures.work_rate),
+/// What a runner does with descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Answers each.
+    Echo,
+    /// Counts them.
+    Count,
+    /// Counts them, with some work for each.
+    Work,
+}
+
+impl Mode {
+    /// As an argument.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Count => "count",
+            Self::Work => "work",
         }
     }
 }
@@ -59,7 +61,7 @@ impl Station {
     /// Starts them.
     pub fn new(way: Way) -> io::Result<Self> {
         let side = |mode| way::node(way, mode);
-        Ok(Self { echo: side("echo")?, count: side("count")?, work: side("work")? })
+        Ok(Self { echo: side(Mode::Echo)?, count: side(Mode::Count)?, work: side(Mode::Work)? })
     }
 
     /// The runners' processes.
@@ -128,8 +130,8 @@ fn handled(inbox: &mut Inbox, credits: &Out, total: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What a runner does: answers each descriptor, or counts them, with some work for each or without.
-pub fn runner(mode: &str) -> io::Result<()> {
+/// Is a runner.
+pub fn runner(mode: Mode) -> io::Result<()> {
     let (mut out, mut inbox) = way::runner()?;
     let mut into: Vec<Descriptor> = Vec::new();
     let mut handled = 0;
@@ -138,7 +140,7 @@ pub fn runner(mode: &str) -> io::Result<()> {
         if inbox.recv(&mut into)? == 0 {
             return Ok(());
         }
-        if mode == "echo" {
+        if mode == Mode::Echo {
             for descriptor in &into {
                 out.send(std::slice::from_ref(descriptor))?;
                 out.credit(1);
@@ -147,7 +149,7 @@ pub fn runner(mode: &str) -> io::Result<()> {
         }
         for _ in &into {
             let start = Instant::now();
-            while mode == "work" && start.elapsed() < WORK {
+            while mode == Mode::Work && start.elapsed() < WORK {
                 std::hint::spin_loop();
             }
             handled += 1;
