@@ -74,7 +74,7 @@ pub enum BusError {
     #[error("bus configuration: {0}")]
     Config(String),
     /// No NATS server answered, or it did not let this client in.
-    #[error("cannot connect to NATS at {url}: {reason}; start one (nats-server -js) or correct the URL")]
+    #[error("cannot connect to NATS at {url}: {reason}")]
     Connect {
         /// The URL, without credentials.
         url: String,

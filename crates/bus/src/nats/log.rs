@@ -225,9 +225,17 @@ async fn make(context: &Context, wanted: &Config, patience: Duration) -> Result<
     tokio::time::timeout(patience, attempts).await.unwrap_or(Err(reason))
 }
 
+/// What a cluster says until enough of its servers have met.
+const NOT_YET: [ErrorCode; 4] = [
+    ErrorCode::CLUSTER_NOT_AVAILABLE,
+    ErrorCode::CLUSTER_NOT_LEADER,
+    ErrorCode::CLUSTER_NO_PEERS,
+    ErrorCode::INSUFFICIENT_RESOURCES,
+];
+
 fn is_final(error: &CreateStreamError) -> bool {
     match error.kind() {
-        CreateStreamErrorKind::JetStream(error) => error.error_code() != ErrorCode::CLUSTER_NOT_AVAILABLE,
+        CreateStreamErrorKind::JetStream(error) => !NOT_YET.contains(&error.error_code()),
         CreateStreamErrorKind::TimedOut
         | CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::Response => false,

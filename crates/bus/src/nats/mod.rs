@@ -10,8 +10,10 @@
 
 mod events;
 mod log;
+mod security;
 mod snapshots;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +23,23 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 
 use crate::{Bus, BusError};
+use security::Security;
 
 /// How to reach a NATS server and what to call things there.
 #[derive(Clone)]
 pub struct NatsConfig {
     /// `nats://host:port`, several separated by commas; `nats://user:password@host` or
-    /// `nats://token@host` with credentials (percent-encoded where needed).
+    /// `nats://token@host` with credentials (percent-encoded where needed). `tls://` insists on TLS;
+    /// with `nats://` it is used when the server demands it, or when `ca` or `cert` is given.
     pub url: String,
+    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// This client's certificate (PEM), where the server wants one. Needs `key`.
+    pub cert: Option<PathBuf>,
+    /// The private key (PEM) of `cert`.
+    pub key: Option<PathBuf>,
+    /// A `.creds` file: a user's JWT and the seed of its key. Instead of credentials in the URL.
+    pub credentials: Option<PathBuf>,
     /// What stream names begin with: the log's stream is `<prefix>_LOG`, its only subject
     /// `<prefix in lower case>.v1.log`. Two clusters on one server differ in it.
     pub prefix: String,
@@ -45,6 +57,10 @@ impl NatsConfig {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            ca: None,
+            cert: None,
+            key: None,
+            credentials: None,
             prefix: "CATCHMENT".to_owned(),
             replicas: 1,
             connect_timeout: Duration::from_secs(5),
@@ -57,6 +73,10 @@ impl std::fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NatsConfig")
             .field("url", &parse(&self.url).map_or_else(|_| "(not a URL)".to_owned(), |target| target.shown))
+            .field("ca", &self.ca)
+            .field("cert", &self.cert)
+            .field("key", &self.key)
+            .field("credentials", &self.credentials)
             .field("prefix", &self.prefix)
             .field("replicas", &self.replicas)
             .field("connect_timeout", &self.connect_timeout)
@@ -77,10 +97,6 @@ const PUBLISH_WAIT: Duration = Duration::from_millis(250);
 /// Messages between the client and a subscription's own queue, which takes them at once.
 const SUBSCRIPTION_CAPACITY: usize = 1024;
 
-/// The client would look for a TLS library when a server demands TLS, and panic, because none is built
-/// in. A certificate file that does not exist makes it fail before that.
-const NO_TLS: &str = "TLS is not part of this build";
-
 /// Where to connect. Addresses and `shown` carry no credentials: the client logs addresses.
 struct Target {
     addresses: Vec<ServerAddr>,
@@ -95,9 +111,9 @@ fn parse(urls: &str) -> Result<Target, BusError> {
         // The text itself is not repeated in errors: it may hold a password.
         let address: ServerAddr =
             url.parse().map_err(|error| BusError::Config(format!("a NATS URL is not usable: {error}")))?;
-        if address.scheme() != "nats" {
+        if !["nats", "tls"].contains(&address.scheme()) {
             let scheme = address.scheme();
-            return Err(BusError::Config(format!("this build speaks nats:// without TLS only, not {scheme}://")));
+            return Err(BusError::Config(format!("a NATS URL begins with nats:// or tls://, not {scheme}://")));
         }
         if address.host().is_empty() {
             return Err(BusError::Config("a NATS URL names no host".to_owned()));
@@ -136,14 +152,15 @@ fn check(config: &NatsConfig) -> Result<(), BusError> {
 pub(crate) async fn open(config: NatsConfig) -> Result<Bus, BusError> {
     check(&config)?;
     let target = parse(&config.url)?;
+    let security = Security::read(&config, target.user.is_some()).await?;
     let url = target.shown.clone();
-    let client = connect(target, &config).await?;
+    let client = connect(target, &config, &security).await?;
     let log = log::NatsLog::open(client.clone(), &config, &url).await?;
     let events = events::NatsEvents { client, url, request_timeout: config.request_timeout };
     Ok(Bus { log: Arc::new(log), events: Arc::new(events) })
 }
 
-fn options(target: &Target, config: &NatsConfig) -> ConnectOptions {
+fn options(target: &Target, config: &NatsConfig, security: &Security) -> Result<ConnectOptions, String> {
     let url = target.shown.clone();
     let options = ConnectOptions::new()
         .name("catchment")
@@ -151,7 +168,6 @@ fn options(target: &Target, config: &NatsConfig) -> ConnectOptions {
         .request_timeout(Some(config.request_timeout))
         .ping_interval(PING_INTERVAL)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
-        .add_root_certificates(NO_TLS.into())
         .reconnect_delay_callback(|attempts| if attempts <= 1 { Duration::ZERO } else { RETRY_DELAY })
         .event_callback(move |event| {
             match event {
@@ -161,35 +177,45 @@ fn options(target: &Target, config: &NatsConfig) -> ConnectOptions {
             }
             std::future::ready(())
         });
-    match (&target.user, &target.password) {
+    let options = security.apply(options)?;
+    Ok(match (&target.user, &target.password) {
         (Some(user), Some(password)) => options.user_and_password(user.clone(), password.clone()),
         (Some(token), None) => options.token(token.clone()),
         _ => options,
-    }
+    })
 }
 
 /// Tries until the timeout: a server may be starting beside this process.
-async fn connect(target: Target, config: &NatsConfig) -> Result<Client, BusError> {
+async fn connect(target: Target, config: &NatsConfig, security: &Security) -> Result<Client, BusError> {
     let mut reason = "no answer".to_owned();
     let attempts = async {
         loop {
-            match options(&target, config).connect(target.addresses.as_slice()).await {
+            match options(&target, config, security)?.connect(target.addresses.as_slice()).await {
                 Ok(client) => return Ok(client),
                 Err(error) => match error.kind() {
                     ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                        return Err("it refuses the credentials in the URL (or wants some)".to_owned());
+                        return Err(security.refused());
                     }
-                    ConnectErrorKind::Tls => {
-                        return Err("it demands TLS, and this build speaks plain nats:// only".to_owned());
+                    kind => {
+                        let text = with_sources(&error);
+                        if let Some(advice) = security::advise(&text) {
+                            return Err(format!("{text}: {advice}"));
+                        }
+                        if kind == ConnectErrorKind::Tls {
+                            return Err(text);
+                        }
+                        reason = text;
                     }
-                    _ => reason = with_sources(&error),
                 },
             }
             tokio::time::sleep(RETRY_DELAY).await;
         }
     };
     let connected = tokio::time::timeout(config.connect_timeout, attempts).await;
-    connected.unwrap_or(Err(reason)).map_err(|reason| BusError::Connect { url: target.shown, reason })
+    let advice = "start one (nats-server -js) or correct the URL";
+    connected
+        .unwrap_or_else(|_| Err(format!("{reason}; {advice}")))
+        .map_err(|reason| BusError::Connect { url: target.shown, reason })
 }
 
 /// An error and what is behind it, once each.
@@ -243,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_wrong_configuration_is_named() {
-        for url in ["", "tls://host", "ws://host", "http://host", "nats://", "nats://user:pw@", "nats://h:99999"] {
+        for url in ["", "ws://host", "http://host", "nats://", "nats://user:pw@", "nats://h:99999"] {
             let error = parse(url).err().map(|error| error.to_string());
             assert!(error.is_some_and(|error| !error.contains("pw")), "{url}");
         }

@@ -48,6 +48,11 @@ impl NatsServer {
         Self::start_in(dir, vec!["-c".to_owned(), file.display().to_string()])
     }
 
+    /// The server's folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     fn start_in(dir: tempfile::TempDir, arguments: Vec<String>) -> Self {
         // Another process may take the port before the server does: then another one.
         for _ in 0..5 {
