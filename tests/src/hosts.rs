@@ -44,11 +44,6 @@ impl Network {
         Err(last)
     }
 
-    /// The same, or `None` and a line that shows it where that is not permitted.
-    pub fn make_or_skip(test: &str) -> Option<Self> {
-        Self::make().inspect_err(|why| eprintln!("SKIPPED: {test}: no hosts of its own: {}", why.trim())).ok()
-    }
-
     fn set_up(self) -> Result<Self, String> {
         let (bridge, address) = (bridge(self.number), format!("{}/24", address(self.number, 1)));
         ip(&["link", "set", &bridge, "alias", &owner(std::process::id())])?;
