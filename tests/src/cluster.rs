@@ -28,13 +28,15 @@ pub struct Setup {
     pub node_timeout: Duration,
     /// Runner processes of each node.
     pub runners: u32,
+    /// Shared memory of each node.
+    pub slab_mib: u32,
 }
 
 impl Default for Setup {
     /// Three nodes, two coordinators, and time enough to be started again.
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
-        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0 }
+        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0, slab_mib: 256 }
     }
 }
 
@@ -155,6 +157,7 @@ impl Cluster {
                 ("--data", data.display().to_string()),
                 ("--slabs", slabs.display().to_string()),
                 ("--runners", setup.runners.to_string()),
+                ("--slab-mib", setup.slab_mib.to_string()),
             ];
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(functions());

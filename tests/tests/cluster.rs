@@ -142,6 +142,41 @@ async fn a_tree_and_many_rounds_are_exact() {
     .await;
 }
 
+/// What a node's memory must have room for was checked for one node; what comes from others takes room, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_fits_one_node_is_finished_by_three() {
+    run(async {
+        let wide = |value: f32| file(&[Tensor::f32("w", &[2 << 20], &vec![value; 2 << 20])]);
+        let mut least = 48;
+        let (cluster, job) = loop {
+            let cluster = Cluster::start(Setup { slab_mib: least, ..Setup::default() }).await;
+            let job = cluster.nodes[0].api().create("tight", json!({"goal": 6, "rounds": 1})).await;
+            let put = job.put_model(&wide(0.0)).await;
+            if put.status == 201 {
+                break (cluster, job);
+            }
+            put.problem(422, "invalid_spec");
+            least += 4;
+        };
+        eprintln!("a job is taken with {least} MiB");
+        let jobs = through(&cluster, &job);
+        for client in 0..6 {
+            let job = &jobs[client % 3];
+            job.open_round(1).await;
+            until("there is room", async || {
+                let answer = job.submit(1, &format!("c{client}"), "", &wide(client as f32)).await;
+                assert!([202, 429].contains(&answer.status), "{}", answer.text());
+                (answer.status == 202).then_some(())
+            })
+            .await;
+        }
+        completed(&cluster, &job).await;
+        assert!(read(&jobs[1].model(1).await)["w"].iter().all(|x| *x == 2.5));
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
 fn float_body(client: u64) -> Vec<u8> {
     let value = |i: u64| ((client * 7919 + i * 104_729) % 9973) as f32 / 997.3 - if client == 4 { 900.0 } else { 0.0 };
     let values: Vec<f32> = (0..30_000).map(value).collect();
