@@ -88,6 +88,21 @@ impl NodeProcess {
         self.host.as_ref().expect("this cluster is on hosts of its own")
     }
 
+    /// Model files on its disk.
+    pub fn checkpoints(&self) -> Vec<PathBuf> {
+        let (mut folders, mut found) = (vec![self.data.clone()], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                match entry.path() {
+                    path if path.is_dir() => folders.push(path),
+                    path if path.extension().is_some_and(|name| name == "safetensors") => found.push(path),
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+
     /// Ends it as a power failure does: what it had in memory is gone.
     pub fn lose_memory(&mut self) {
         self.process.kill9();

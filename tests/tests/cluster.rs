@@ -261,6 +261,67 @@ async fn stacks_are_what_they_are_on_one_node() {
     .await;
 }
 
+/// Every node fetches the models that its clients ask for, and removes those that the log does not keep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoints_do_not_pile_up_anywhere() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let spec = spec(json!({"goal": 3, "rounds": 12, "checkpoints": {"keep_last": 2}}));
+        let (sent, job) = (exact(), cluster.nodes[0].api().begin("piles", spec, &body(0, 0)).await);
+        let jobs = through(&cluster, &job);
+        for round in 1..=12 {
+            for job in &jobs {
+                job.open_round(round).await;
+                job.model(round - 1).await;
+            }
+            // Node 0 has most of it, so it makes every model.
+            sent.accepted(&jobs[0], round, 0).await;
+            sent.accepted(&jobs[0], round, 1).await;
+            sent.accepted(&jobs[1], round, 2).await;
+        }
+        completed(&cluster, &job).await;
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            let files = node.checkpoints();
+            // The initial one, the two newest, and one whose successor nobody has asked this node for.
+            assert!(files.len() <= 4, "node {i} keeps {files:?}");
+        }
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// A job is deleted in mid-round at one gateway; the others let go of what they have, and its namesake is another job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_job_is_gone_everywhere() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        for name in ["first", "second"] {
+            let spec = spec(json!({"goal": 9, "rounds": 2}));
+            let (sent, job) = (exact(), cluster.nodes[0].api().begin("namesake", spec, &body(0, 0)).await);
+            let jobs = through(&cluster, &job);
+            for job in &jobs {
+                job.open_round(1).await;
+            }
+            submit(&jobs, &sent, 1, 0..9).await;
+            for job in &jobs {
+                job.open_round(2).await;
+                job.model(1).await;
+            }
+            submit(&jobs, &sent, 2, 0..6).await;
+            let deleted = jobs[if name == "first" { 2 } else { 0 }].call("DELETE", "").await;
+            assert!([200, 204].contains(&deleted.status), "{}", deleted.text());
+            cluster.holds_no_slabs().await;
+            for (i, node) in cluster.nodes.iter().enumerate() {
+                let gone = async || (node.api().get(&job.path).await.status == 404).then_some(());
+                until(&format!("node {i} does not know the job"), gone).await;
+                let empty = async || node.checkpoints().is_empty().then_some(());
+                until(&format!("node {i} has no model of it"), empty).await;
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_coordinator_goes_on() {
     run(async {

@@ -94,9 +94,13 @@ async fn storm(cluster: &mut Cluster, saboteur: &mut Saboteur, seed: u64) -> Tal
     }
     saboteur.rage(cluster).await;
     let last = calm_down(cluster, saboteur).await + CALM_ROUNDS;
-    let patched = cluster.nodes[0].api().patch(&job.path, &json!({"rounds": last})).await;
-    patched.expect(200);
     let apis = cluster.apis();
+    until("the job takes its last round", async || {
+        let patched = apis[0].patch(&job.path, &json!({"rounds": last})).await;
+        assert!([200, 503].contains(&patched.status), "{}", patched.text());
+        (patched.status == 200).then_some(())
+    })
+    .await;
     for api in &apis {
         let view = job.through(api).in_state("completed").await;
         assert_eq!(view["model_version"], last, "every round has a model");
