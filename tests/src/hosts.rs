@@ -100,6 +100,19 @@ impl Host {
         ip(&["netns", "exec", &self.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"]).ok();
     }
 
+    /// Lets only so much out of its link, such as `80mbit`.
+    pub fn narrow(&self, rate: &str) {
+        let shape = ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64k", "latency", "50ms"];
+        ip(&[&["netns", "exec", &self.namespace, "tc"][..], &shape].concat()).expect("make a link narrow");
+    }
+
+    /// Bytes that have left it.
+    pub fn bytes_out(&self) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/rx_bytes", self.link);
+        let text = std::fs::read_to_string(path).expect("the link counts");
+        text.trim().parse().expect("a number")
+    }
+
     /// Makes its link a bad one, both ways: loss, delay and other orders; where the kernel has no netem, loss and delay
     /// by a narrow link. Says which.
     pub fn spoil(&self) -> &'static str {

@@ -485,6 +485,46 @@ async fn a_node_that_was_cut_off_counts_nothing_twice() {
     .await;
 }
 
+/// The node that holds a partial dies while it sends it. Come back, it goes on where it was, and the wire has not seen the
+/// partial twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partial_goes_on_where_it_broke_off() {
+    const ELEMENTS: usize = 2 << 20;
+    const PARTIAL: u64 = 8 * ELEMENTS as u64;
+    let name = "a_partial_goes_on_where_it_broke_off";
+    run(async {
+        let Some(mut cluster) = Cluster::start_on_hosts(Setup::default(), name).await else { return };
+        let wide = |value: f32| file(&[Tensor::f32("w", &[ELEMENTS], &vec![value; ELEMENTS])]);
+        let job = cluster.nodes[0].api().begin("broken", json!({"goal": 3, "rounds": 1}), &wide(0.0)).await;
+        let jobs = through(&cluster, &job);
+        jobs[1].open_round(1).await;
+        jobs[0].accepted(1, "c0", "", &wide(1.0)).await;
+        jobs[0].accepted(1, "c1", "", &wide(2.0)).await;
+        cluster.nodes[1].host().narrow("60mbit");
+        let before = cluster.nodes[1].host().bytes_out();
+        jobs[1].accepted(1, "c2", "", &wide(6.0)).await;
+        let out = |cluster: &Cluster| cluster.nodes[1].host().bytes_out() - before;
+        let begun = Instant::now();
+        until("half of the partial is out", async || (out(&cluster) > PARTIAL / 2).then_some(())).await;
+        assert!(jobs[0].view().await["state"] == "running", "it was too fast to be broken off");
+        cluster.nodes[1].process.kill9();
+        let at_death = out(&cluster);
+        cluster.nodes[1].process.start();
+        completed(&cluster, &job).await;
+        let (partial, sent) = (PARTIAL as f64, out(&cluster));
+        eprintln!(
+            "{:.2} partials at its death, {:.2} in all, {:?}",
+            at_death as f64 / partial,
+            sent as f64 / partial,
+            begun.elapsed()
+        );
+        assert!(read(&jobs[2].model(1).await)["w"].iter().all(|x| *x == 3.0));
+        // Models, heartbeats and what was on its way when it died come on top.
+        assert!(sent < PARTIAL * 5 / 4, "{sent} bytes for a partial of {PARTIAL}");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_bus_may_go_and_come_back() {
     run(async {
