@@ -552,6 +552,45 @@ async fn the_bus_may_go_and_come_back() {
     .await;
 }
 
+/// Clients that send everywhere at once: the same update counts once and has one receipt; of different ones, one counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_update_a_client_is_taken() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("once", spec(json!({"goal": 8, "rounds": 2})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=2 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            for client in 0..8 {
+                let path = sent.path(&job, round, client);
+                // In the second round other numbers come through the third gateway.
+                let bodies = [client, client, if round == 1 { client } else { client + 100 }].map(|c| body(round, c));
+                let calls = jobs.iter().zip(bodies).map(|(job, body)| job.api.call("PUT", &path, &[], Some(body)));
+                let answers = futures::future::join_all(calls).await;
+                let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+                assert_eq!(statuses.iter().filter(|status| **status == 202).count(), 1, "{statuses:?}");
+                if round == 1 {
+                    assert!(statuses.iter().all(|status| [200, 202].contains(status)), "{statuses:?}");
+                    answers.iter().for_each(|answer| sent.note(round, client, &answer.json()["receipt"]));
+                } else if statuses[2] == 202 {
+                    assert_eq!(statuses, [409, 409, 202]);
+                } else {
+                    assert_eq!((statuses[0] + statuses[1], statuses[2]), (402, 409), "{statuses:?}");
+                    sent.note(round, client, &answers[0].json()["receipt"]);
+                }
+            }
+        }
+        completed(&cluster, &job).await;
+        let listed = job.call("GET", "/models").await.expect(200).json();
+        assert!((0..2).all(|i| listed["items"][i]["contributors"] == 8), "{listed}");
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
 /// Every receipt is known at every gateway, soon after it was given at one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receipts_are_known_everywhere() {
