@@ -475,6 +475,34 @@ async fn a_node_that_was_stopped_counts_nothing_twice() {
     .await;
 }
 
+/// The node that makes the model asks another for its partial, and gets no answer, not even that there is none. Once the
+/// other is given up, the round goes on without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_node_that_was_given_up() {
+    run(async {
+        let cluster = Cluster::start(impatient()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("silent", spec(json!({"goal": 4, "rounds": 1})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        jobs[1].open_round(1).await;
+        let held = sent.accepted(&jobs[1], 1, 0).await;
+        jobs[0].api.receipt_in(&held, "folded").await;
+        cluster.nodes[1].process.freeze();
+        for client in 1..4 {
+            sent.accepted(&jobs[0], 1, client).await;
+        }
+        jobs[0].api.receipt_in(&held, "lost").await;
+        let given_up = Instant::now();
+        submit_again(&jobs[2..], &sent, 1, 0).await;
+        jobs[0].in_state("completed").await;
+        eprintln!("completed {:?} after the node was given up", given_up.elapsed());
+        assert!(given_up.elapsed() < Duration::from_secs(10), "it takes {:?}", given_up.elapsed());
+        cluster.nodes[1].process.thaw();
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 1);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_cut_off_counts_nothing_twice() {
     let name = "a_node_that_was_cut_off_counts_nothing_twice";
