@@ -44,11 +44,6 @@ impl Network {
         Err(last)
     }
 
-    /// The same, or `None` and a line that shows it where that is not permitted.
-    pub fn make_or_skip(test: &str) -> Option<Self> {
-        Self::make().inspect_err(|why| eprintln!("SKIPPED: {test}: no hosts of its own: {}", why.trim())).ok()
-    }
-
     fn set_up(self) -> Result<Self, String> {
         let (bridge, address) = (bridge(self.number), format!("{}/24", address(self.number, 1)));
         ip(&["link", "set", &bridge, "alias", &owner(std::process::id())])?;
@@ -103,6 +98,19 @@ impl Host {
         ip(&["link", "set", &self.link, "up"]).expect("heal a link");
         tc(&["qdisc", "del", "dev", &self.link, "root"]).ok();
         ip(&["netns", "exec", &self.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"]).ok();
+    }
+
+    /// Lets only so much out of its link, such as `80mbit`.
+    pub fn narrow(&self, rate: &str) {
+        let shape = ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64k", "latency", "50ms"];
+        ip(&[&["netns", "exec", &self.namespace, "tc"][..], &shape].concat()).expect("make a link narrow");
+    }
+
+    /// Bytes that have left it.
+    pub fn bytes_out(&self) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/rx_bytes", self.link);
+        let text = std::fs::read_to_string(path).expect("the link counts");
+        text.trim().parse().expect("a number")
     }
 
     /// Makes its link a bad one, both ways: loss, delay and other orders; where the kernel has no netem, loss and delay

@@ -2,6 +2,7 @@
 
 use crate::Host;
 use crate::programs::{free_port, nats_server};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
@@ -44,6 +45,21 @@ impl Nats {
     /// Its address.
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// Its link, where it has a host of its own.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Stops its time (SIGSTOP): connections stay, and nothing is answered.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("send a signal");
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("send a signal");
     }
 
     /// Ends it as `kill -9` does. Its store stays.

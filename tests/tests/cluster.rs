@@ -142,6 +142,41 @@ async fn a_tree_and_many_rounds_are_exact() {
     .await;
 }
 
+/// What a node's memory must have room for was checked for one node; what comes from others takes room, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_fits_one_node_is_finished_by_three() {
+    run(async {
+        let wide = |value: f32| file(&[Tensor::f32("w", &[2 << 20], &vec![value; 2 << 20])]);
+        let mut least = 48;
+        let (cluster, job) = loop {
+            let cluster = Cluster::start(Setup { slab_mib: least, ..Setup::default() }).await;
+            let job = cluster.nodes[0].api().create("tight", json!({"goal": 6, "rounds": 1})).await;
+            let put = job.put_model(&wide(0.0)).await;
+            if put.status == 201 {
+                break (cluster, job);
+            }
+            put.problem(422, "invalid_spec");
+            least += 4;
+        };
+        eprintln!("a job is taken with {least} MiB");
+        let jobs = through(&cluster, &job);
+        for client in 0..6 {
+            let job = &jobs[client % 3];
+            job.open_round(1).await;
+            until("there is room", async || {
+                let answer = job.submit(1, &format!("c{client}"), "", &wide(client as f32)).await;
+                assert!([202, 429].contains(&answer.status), "{}", answer.text());
+                (answer.status == 202).then_some(())
+            })
+            .await;
+        }
+        completed(&cluster, &job).await;
+        assert!(read(&jobs[1].model(1).await)["w"].iter().all(|x| *x == 2.5));
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
 fn float_body(client: u64) -> Vec<u8> {
     let value = |i: u64| ((client * 7919 + i * 104_729) % 9973) as f32 / 997.3 - if client == 4 { 900.0 } else { 0.0 };
     let values: Vec<f32> = (0..30_000).map(value).collect();
@@ -222,6 +257,67 @@ async fn stacks_are_what_they_are_on_one_node() {
             assert!(job.model(1).await == there.model(1).await, "the stack is something else on three nodes");
         }
         cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// Every node fetches the models that its clients ask for, and removes those that the log does not keep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoints_do_not_pile_up_anywhere() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let spec = spec(json!({"goal": 3, "rounds": 12, "checkpoints": {"keep_last": 2}}));
+        let (sent, job) = (exact(), cluster.nodes[0].api().begin("piles", spec, &body(0, 0)).await);
+        let jobs = through(&cluster, &job);
+        for round in 1..=12 {
+            for job in &jobs {
+                job.open_round(round).await;
+                job.model(round - 1).await;
+            }
+            // Node 0 has most of it, so it makes every model.
+            sent.accepted(&jobs[0], round, 0).await;
+            sent.accepted(&jobs[0], round, 1).await;
+            sent.accepted(&jobs[1], round, 2).await;
+        }
+        completed(&cluster, &job).await;
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            let files = node.checkpoints();
+            // The initial one, the two newest, and one whose successor nobody has asked this node for.
+            assert!(files.len() <= 4, "node {i} keeps {files:?}");
+        }
+        cluster.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// A job is deleted in mid-round at one gateway; the others let go of what they have, and its namesake is another job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_job_is_gone_everywhere() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        for name in ["first", "second"] {
+            let spec = spec(json!({"goal": 9, "rounds": 2}));
+            let (sent, job) = (exact(), cluster.nodes[0].api().begin("namesake", spec, &body(0, 0)).await);
+            let jobs = through(&cluster, &job);
+            for job in &jobs {
+                job.open_round(1).await;
+            }
+            submit(&jobs, &sent, 1, 0..9).await;
+            for job in &jobs {
+                job.open_round(2).await;
+                job.model(1).await;
+            }
+            submit(&jobs, &sent, 2, 0..6).await;
+            let deleted = jobs[if name == "first" { 2 } else { 0 }].call("DELETE", "").await;
+            assert!([200, 204].contains(&deleted.status), "{}", deleted.text());
+            cluster.holds_no_slabs().await;
+            for (i, node) in cluster.nodes.iter().enumerate() {
+                let gone = async || (node.api().get(&job.path).await.status == 404).then_some(());
+                until(&format!("node {i} does not know the job"), gone).await;
+                let empty = async || node.checkpoints().is_empty().then_some(());
+                until(&format!("node {i} has no model of it"), empty).await;
+            }
+        }
     })
     .await;
 }
@@ -379,12 +475,80 @@ async fn a_node_that_was_stopped_counts_nothing_twice() {
     .await;
 }
 
+/// The node that makes the model asks another for its partial, and gets no answer, not even that there is none. Once the
+/// other is given up, the round goes on without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_node_that_was_given_up() {
+    run(async {
+        let cluster = Cluster::start(impatient()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("silent", spec(json!({"goal": 4, "rounds": 1})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        jobs[1].open_round(1).await;
+        let held = sent.accepted(&jobs[1], 1, 0).await;
+        jobs[0].api.receipt_in(&held, "folded").await;
+        cluster.nodes[1].process.freeze();
+        for client in 1..4 {
+            sent.accepted(&jobs[0], 1, client).await;
+        }
+        jobs[0].api.receipt_in(&held, "lost").await;
+        let given_up = Instant::now();
+        submit_again(&jobs[2..], &sent, 1, 0).await;
+        jobs[0].in_state("completed").await;
+        eprintln!("completed {:?} after the node was given up", given_up.elapsed());
+        assert!(given_up.elapsed() < Duration::from_secs(10), "it takes {:?}", given_up.elapsed());
+        cluster.nodes[1].process.thaw();
+        assert_eq!(all_is_right(&cluster, &job, &sent).await, 1);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_cut_off_counts_nothing_twice() {
     let name = "a_node_that_was_cut_off_counts_nothing_twice";
     run(async {
         let Some(cluster) = Cluster::start_on_hosts(impatient(), name).await else { return };
         comes_back(&cluster, async |i| cluster.nodes[i].host().cut(), async |i| cluster.nodes[i].host().heal()).await;
+    })
+    .await;
+}
+
+/// The node that holds a partial dies while it sends it. Come back, it goes on where it was, and the wire has not seen the
+/// partial twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partial_goes_on_where_it_broke_off() {
+    const ELEMENTS: usize = 2 << 20;
+    const PARTIAL: u64 = 8 * ELEMENTS as u64;
+    let name = "a_partial_goes_on_where_it_broke_off";
+    run(async {
+        let Some(mut cluster) = Cluster::start_on_hosts(Setup::default(), name).await else { return };
+        let wide = |value: f32| file(&[Tensor::f32("w", &[ELEMENTS], &vec![value; ELEMENTS])]);
+        let job = cluster.nodes[0].api().begin("broken", json!({"goal": 3, "rounds": 1}), &wide(0.0)).await;
+        let jobs = through(&cluster, &job);
+        jobs[1].open_round(1).await;
+        jobs[0].accepted(1, "c0", "", &wide(1.0)).await;
+        jobs[0].accepted(1, "c1", "", &wide(2.0)).await;
+        cluster.nodes[1].host().narrow("60mbit");
+        let before = cluster.nodes[1].host().bytes_out();
+        jobs[1].accepted(1, "c2", "", &wide(6.0)).await;
+        let out = |cluster: &Cluster| cluster.nodes[1].host().bytes_out() - before;
+        let begun = Instant::now();
+        until("half of the partial is out", async || (out(&cluster) > PARTIAL / 2).then_some(())).await;
+        assert!(jobs[0].view().await["state"] == "running", "it was too fast to be broken off");
+        cluster.nodes[1].process.kill9();
+        let at_death = out(&cluster);
+        cluster.nodes[1].process.start();
+        completed(&cluster, &job).await;
+        let (partial, sent) = (PARTIAL as f64, out(&cluster));
+        eprintln!(
+            "{:.2} partials at its death, {:.2} in all, {:?}",
+            at_death as f64 / partial,
+            sent as f64 / partial,
+            begun.elapsed()
+        );
+        assert!(read(&jobs[2].model(1).await)["w"].iter().all(|x| *x == 3.0));
+        // Models, heartbeats and what was on its way when it died come on top.
+        assert!(sent < PARTIAL * 5 / 4, "{sent} bytes for a partial of {PARTIAL}");
     })
     .await;
 }
@@ -412,6 +576,45 @@ async fn the_bus_may_go_and_come_back() {
             }
         }
         assert_eq!(all_is_right(&cluster, &job, &sent).await, 0);
+    })
+    .await;
+}
+
+/// Clients that send everywhere at once: the same update counts once and has one receipt; of different ones, one counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_update_a_client_is_taken() {
+    run(async {
+        let cluster = Cluster::start(Setup::default()).await;
+        let sent = exact();
+        let job = cluster.nodes[0].api().begin("once", spec(json!({"goal": 8, "rounds": 2})), &body(0, 0)).await;
+        let jobs = through(&cluster, &job);
+        for round in 1..=2 {
+            for job in &jobs {
+                job.open_round(round).await;
+            }
+            for client in 0..8 {
+                let path = sent.path(&job, round, client);
+                // In the second round other numbers come through the third gateway.
+                let bodies = [client, client, if round == 1 { client } else { client + 100 }].map(|c| body(round, c));
+                let calls = jobs.iter().zip(bodies).map(|(job, body)| job.api.call("PUT", &path, &[], Some(body)));
+                let answers = futures::future::join_all(calls).await;
+                let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+                assert_eq!(statuses.iter().filter(|status| **status == 202).count(), 1, "{statuses:?}");
+                if round == 1 {
+                    assert!(statuses.iter().all(|status| [200, 202].contains(status)), "{statuses:?}");
+                    answers.iter().for_each(|answer| sent.note(round, client, &answer.json()["receipt"]));
+                } else if statuses[2] == 202 {
+                    assert_eq!(statuses, [409, 409, 202]);
+                } else {
+                    assert_eq!((statuses[0] + statuses[1], statuses[2]), (402, 409), "{statuses:?}");
+                    sent.note(round, client, &answers[0].json()["receipt"]);
+                }
+            }
+        }
+        completed(&cluster, &job).await;
+        let listed = job.call("GET", "/models").await.expect(200).json();
+        assert!((0..2).all(|i| listed["items"][i]["contributors"] == 8), "{listed}");
+        cluster.holds_no_slabs().await;
     })
     .await;
 }

@@ -118,11 +118,12 @@ impl Peers {
         live.remove(&node).map(|beat| beat.url)
     }
 
-    /// Other nodes that were heard lately; `first`, if it is one of them, before the rest.
+    /// Other nodes that were heard lately, and before them `first`, if it is another and not lost: it may have been quiet
+    /// for a moment and still be the only one that has what is wanted.
     fn others(&self, first: NodeId) -> Vec<NodeBeat> {
         let mut others = self.fleet.live();
-        others.retain(|beat| beat.node != self.node);
-        others.sort_by_key(|beat| beat.node != first);
+        others.retain(|beat| beat.node != self.node && beat.node != first);
+        others.splice(0..0, self.fleet.node(first).filter(|beat| beat.node != self.node));
         others
     }
 }

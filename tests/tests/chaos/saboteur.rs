@@ -84,9 +84,11 @@ enum Blow {
     Spoil,
     /// Its clock jumps.
     Clock,
+    /// `kill -9` of everybody, the NATS server too, and start all of them again.
+    Blackout,
 }
 
-const BLOWS: [Blow; 12] = [
+const BLOWS: [Blow; 13] = [
     Blow::Kill,
     Blow::Kill,
     Blow::LoseMemory,
@@ -99,7 +101,10 @@ const BLOWS: [Blow; 12] = [
     Blow::Cut,
     Blow::Spoil,
     Blow::Clock,
+    Blow::Blackout,
 ];
+/// What can be done to the NATS server.
+const BUS_BLOWS: [Blow; 4] = [Blow::Kill, Blow::Kill, Blow::Cut, Blow::Freeze];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
@@ -175,22 +180,19 @@ impl Saboteur {
         let chosen = self.random.random_range(0..if is_for_nodes { nodes } else { members + 1 });
         let target = if chosen < members { Target::Member(chosen) } else { Target::Bus };
         if target == Target::Bus {
-            blow = Blow::Kill;
+            blow = BUS_BLOWS[self.random.random_range(0..BUS_BLOWS.len())];
         }
         if self.wounds.iter().any(|wound| wound.target == target) {
             return self.note("he would strike somebody who is down");
         }
         self.deal(cluster, blow, target, lasts);
-        if !matches!(blow, Blow::Clock | Blow::EndAt | Blow::KillRunners) {
+        if !matches!(blow, Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Blackout) {
             self.wounds.push(Wound { target, blow, until: Instant::now() + lasts });
         }
     }
 
     fn deal(&mut self, cluster: &mut Cluster, blow: Blow, target: Target, lasts: Duration) {
-        let Target::Member(i) = target else {
-            cluster.nats().kill();
-            return self.note(&format!("kill the bus for {lasts:.1?}"));
-        };
+        let Target::Member(i) = target else { return self.deal_the_bus(cluster, blow, lasts) };
         let name = member(cluster, i).name().to_owned();
         match blow {
             Blow::Kill => {
@@ -228,6 +230,7 @@ impl Saboteur {
                 Some(how) => self.note(&format!("spoil the link of {name} for {lasts:.1?} ({how})")),
                 None => self.note("he would spoil a link"),
             },
+            Blow::Blackout => self.black_out(cluster),
             Blow::Clock => {
                 let ms = self.random.random_range(-JUMP_MS..=JUMP_MS);
                 member(cluster, i).skew_clock(ms);
@@ -236,20 +239,48 @@ impl Saboteur {
         }
     }
 
+    fn deal_the_bus(&mut self, cluster: &mut Cluster, blow: Blow, lasts: Duration) {
+        match blow {
+            Blow::Cut => cluster.nats().host().into_iter().for_each(Host::cut),
+            Blow::Freeze => cluster.nats().freeze(),
+            _ => cluster.nats().kill(),
+        }
+        self.note(&format!("{blow:?} the bus for {lasts:.1?}"));
+    }
+
+    /// Everybody who is well dies and is started again.
+    fn black_out(&mut self, cluster: &mut Cluster) {
+        let is_well = |target: Target| self.wounds.iter().all(|wound| wound.target != target);
+        if is_well(Target::Bus) {
+            cluster.nats().kill();
+        }
+        let well: Vec<usize> = (0..cluster.processes().count()).filter(|i| is_well(Target::Member(*i))).collect();
+        well.iter().for_each(|i| member(cluster, *i).kill9());
+        if is_well(Target::Bus) {
+            cluster.nats().start_again();
+        }
+        well.iter().for_each(|i| member(cluster, *i).start());
+        self.note("kill everybody");
+    }
+
     /// Heals what is due.
     fn heal(&mut self, cluster: &mut Cluster) {
         let now = Instant::now();
         let due = self.wounds.extract_if(.., |wound| wound.until <= now);
         for Wound { target, blow, .. } in due.collect::<Vec<_>>() {
             let Target::Member(i) = target else {
-                cluster.nats().start_again();
+                match blow {
+                    Blow::Cut => cluster.nats().host().into_iter().for_each(Host::heal),
+                    Blow::Freeze => cluster.nats().thaw(),
+                    _ => cluster.nats().start_again(),
+                }
                 continue;
             };
             match blow {
                 Blow::Kill | Blow::LoseMemory => member(cluster, i).start(),
                 Blow::Freeze => member(cluster, i).thaw(),
                 Blow::Cut | Blow::Spoil => host(cluster, i).into_iter().for_each(Host::heal),
-                Blow::Clock | Blow::EndAt | Blow::KillRunners => {}
+                Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Blackout => {}
             }
         }
     }
