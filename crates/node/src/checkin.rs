@@ -105,5 +105,6 @@ fn bare(kind: TaskKind) -> Task {
         deadline_at: None,
         deadline_in_ms: None,
         retry_after_ms: (kind == TaskKind::Wait).then_some(RETRY_MS),
+        gateway: None,
     }
 }

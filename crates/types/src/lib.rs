@@ -22,10 +22,11 @@ pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
 pub use ids::{BadId, ClientId, Digest, JobUid, Name, ReceiptId, Role, TaskId};
 pub use problem::{Code, FieldError, Problem};
-pub use record::{Accept, CloseReason, JobAction, ModelCommit, NodeId, Record};
+pub use record::{Accept, CloseReason, EvaluationResult, JobAction, ModelCommit, NodeId, Record};
 pub use slab_id::SlabId;
 pub use spec::{
-    Checkpoints, DurationText, Exact, JobLimits, JobSpec, OnShortfall, SPEC_BYTES_MAX, SpecPatch, Topology, UpdateKind,
+    Better, Checkpoints, DurationText, Evaluate, Exact, JobLimits, JobSpec, OnShortfall, Policy, SPEC_BYTES_MAX,
+    Selection, SpecPatch, Topology, UpdateKind,
 };
 pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{
@@ -33,6 +34,6 @@ pub use tensors::{
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
-    CheckIn, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState, RoundView, RouteView,
-    RunnerView, RunnersView, Task, TaskKind,
+    CheckIn, EvaluationView, FunctionView, JobState, JobView, ModelView, Page, Receipt, ReceiptState, RoundState,
+    RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
 };
