@@ -1,11 +1,12 @@
 //! One job: its spec, its models, its current round and the receipts of ended ones.
 
+use crate::evaluation::Evaluation;
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
     ClientId, Code, Digest, JobSpec, JobState, JobUid, JobView, ModelCommit, ModelView, Receipt, ReceiptId,
     ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Receipts of ended rounds are dropped, oldest first, beyond this many updates, whatever the retention says. The
 /// newest ended round keeps its own in any case, because its clients may still be repeating their calls.
@@ -33,7 +34,7 @@ pub struct Job {
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,
-    /// Why it failed.
+    /// Why it failed, or was completed early.
     pub reason: Option<String>,
     /// When it was created.
     pub created_ms: TimeMs,
@@ -49,6 +50,10 @@ pub struct Job {
     pub(crate) history: VecDeque<Round>,
     /// Updates in `history`.
     pub(crate) history_updates: u64,
+    /// What clients measured, by version.
+    pub(crate) evaluations: BTreeMap<u64, Evaluation>,
+    /// The best of the measured models whose files are kept.
+    pub(crate) best: Option<u64>,
 }
 
 impl Job {
@@ -62,10 +67,12 @@ impl Job {
         self.models.get(usize::try_from(version).ok()?)
     }
 
-    /// Whether the file of this version is kept: the initial one and the `keep_last` newest.
+    /// Whether the file of this version is kept: the initial one, the best one and the `keep_last` newest.
     pub fn keeps(&self, version: u64) -> bool {
         let next = self.models.len() as u64;
-        version == 0 || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
+        version == 0
+            || Some(version) == self.best
+            || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
     }
 
     /// The round that takes updates or is being aggregated.
@@ -162,6 +169,7 @@ impl Job {
             folded: round.map_or(0, Round::folded),
             opened_at: round.map(|round| rfc3339(round.opened_ms)),
             deadline_at: round.and_then(|round| round.deadline_ms).map(rfc3339),
+            gateway: None,
         }
     }
 
@@ -178,6 +186,7 @@ impl Job {
             reason: self.reason.clone().or(missing),
             created_at: rfc3339(self.created_ms),
             model_version: self.newest_model().map(|model| model.commit.version),
+            best_version: self.best,
             round: self.round_view(),
         }
     }
@@ -195,6 +204,8 @@ impl Job {
             function: commit.function,
             contributors: commit.contributors,
             metrics: commit.metrics.clone(),
+            evaluation: self.evaluation(commit.version).map(Evaluation::view),
+            best: self.best == Some(commit.version),
             available: self.keeps(commit.version),
         }
     }

@@ -8,13 +8,15 @@
 
 mod audit;
 mod driver;
+mod evaluation;
 mod job;
 mod outcome;
 mod round;
 mod state;
 
 pub use driver::{Ledger, LedgerError};
+pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
-pub use outcome::{AcceptOutcome, Outcome};
+pub use outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 pub use round::{Phase, Round, Share, Update};
 pub use state::State;

@@ -3,6 +3,7 @@
 
 mod common;
 mod driver;
+mod evaluation;
 mod faults;
 mod faulty;
 mod follow;
