@@ -31,6 +31,10 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         Record::NodeLost { node: *node, incarnation, at_ms: now_ms }
     }));
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
+        if let Some(record) = ends_early(job, now_ms) {
+            decision.records.push(record);
+            continue;
+        }
         match job.active_round() {
             None => decision.records.extend(open_next(job, now_ms)),
             Some(round) => match closing(job, round, now_ms) {
@@ -43,6 +47,13 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         }
     }
     decision
+}
+
+/// A job that gets no better ends, but not on top of updates: what was accepted still becomes a model.
+fn ends_early(job: &Job, now_ms: TimeMs) -> Option<Record> {
+    let reason = job.plateau()?;
+    let is_idle = job.active_round().is_none_or(|round| round.phase == Phase::Open && round.received() == 0);
+    is_idle.then_some(Record::JobCompleted { uid: job.uid, reason, at_ms: now_ms })
 }
 
 fn open_next(job: &Job, now_ms: TimeMs) -> Option<Record> {
