@@ -125,7 +125,18 @@ impl Call {
 impl Client {
     /// One attempt, up to the head of a successful answer (2xx, or 304).
     pub(crate) async fn exchange(&self, call: &Call) -> Result<Response, ClientError> {
-        let url = call.url(&self.base);
+        if let Some(gateway) = &self.gateway {
+            match self.exchange_at(gateway, call).await {
+                // Nothing was sent: the server that is known takes the call as well.
+                Err(error @ ClientError::Unreachable { .. }) => tracing::debug!(%error, "ask the server instead"),
+                answer => return answer,
+            }
+        }
+        self.exchange_at(&self.base, call).await
+    }
+
+    async fn exchange_at(&self, base: &Url, call: &Call) -> Result<Response, ClientError> {
+        let url = call.url(base);
         let shown = shown(&url);
         let mut request = self.http.request(call.method.clone(), url).body(call.payload.body().await?);
         let kind = match call.payload {

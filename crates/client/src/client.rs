@@ -6,7 +6,7 @@ use crate::error::ClientError;
 use crate::job::{JobClient, JobInfo};
 use crate::pacer::{Pacer, SystemPacer};
 use bytes::Bytes;
-use catchment_types::{CheckIn, ClientId, FunctionView, Name, Page, Receipt, ReceiptId, Task};
+use catchment_types::{CheckIn, ClientId, FunctionView, Name, Page, Receipt, ReceiptId, Task, TaskKind};
 use reqwest::{Method, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,12 +16,16 @@ use std::time::Duration;
 /// How long an answer, or its next piece, is waited for.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// When to ask for work again, if the server does not say.
+const RETRY_TIME: Duration = Duration::from_secs(1);
 
 /// Calls a Catchment server. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) http: reqwest::Client,
     pub(crate) base: Url,
+    /// Asked before `base`, while it can be reached.
+    pub(crate) gateway: Option<Url>,
     pub(crate) answer_time: Duration,
     policy: RetryPolicy,
     pacer: Arc<dyn Pacer>,
@@ -60,21 +64,29 @@ impl Builder {
     /// The client. No connection is made yet.
     pub fn build(self) -> Result<Client, ClientError> {
         let bad = |why: &str| ClientError::Argument(format!("server address `{}`: {why}", self.url));
-        let base: Url = self.url.parse().map_err(|_| bad("not a URL; expected one like http://127.0.0.1:7070"))?;
-        if base.scheme() != "http" || base.cannot_be_a_base() {
-            return Err(bad("this client speaks plain http; expected one like http://127.0.0.1:7070"));
-        }
-        if base.query().is_some() || base.fragment().is_some() {
-            return Err(bad("a server address has no query and no fragment"));
-        }
+        let base = address(&self.url)?;
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIME)
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
             .build()
             .map_err(|error| bad(&error.to_string()))?;
-        Ok(Client { http, base, answer_time: self.answer_time, policy: self.policy, pacer: self.pacer })
+        let Self { answer_time, policy, pacer, .. } = self;
+        Ok(Client { http, base, gateway: None, answer_time, policy, pacer })
     }
+}
+
+/// A server's address.
+fn address(text: &str) -> Result<Url, ClientError> {
+    let bad = |why: &str| ClientError::Argument(format!("server address `{text}`: {why}"));
+    let url: Url = text.parse().map_err(|_| bad("not a URL; expected one like http://127.0.0.1:7070"))?;
+    if url.scheme() != "http" || url.cannot_be_a_base() {
+        return Err(bad("this client speaks plain http; expected one like http://127.0.0.1:7070"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("a server address has no query and no fragment"));
+    }
+    Ok(url)
 }
 
 /// Which part of a list.
@@ -107,6 +119,14 @@ impl Client {
         self.base.as_str()
     }
 
+    /// The same client, which asks another gateway first, as a task or a round may advise. Where that cannot be reached, or
+    /// is no address, it asks the server it knows.
+    #[must_use]
+    pub fn through(&self, gateway: Option<&str>) -> Self {
+        let gateway = gateway.and_then(|gateway| address(gateway).ok()).filter(|gateway| *gateway != self.base);
+        Self { gateway, ..self.clone() }
+    }
+
     /// Calls on one job. Nothing is sent yet, the job need not exist.
     pub fn job(&self, namespace: Name, name: Name) -> JobClient {
         JobClient::new(self.clone(), namespace, name)
@@ -134,6 +154,22 @@ impl Client {
     pub async fn checkin(&self, client: &ClientId, checkin: &CheckIn) -> Result<Task, ClientError> {
         let call = Call::new(Method::POST, &["v1", "clients", client.as_str(), "checkin"]).payload(json(checkin)?);
         self.json(&call, Repeat::Safe).await
+    }
+
+    /// Asks for work until there is some, each time when the server says; returns what is not to wait.
+    pub async fn next_task(&self, client: &ClientId, checkin: &CheckIn) -> Result<Task, ClientError> {
+        loop {
+            let task = self.checkin(client, checkin).await?;
+            if !matches!(task.task, TaskKind::Wait | TaskKind::Other) {
+                return Ok(task);
+            }
+            self.rest(&task).await;
+        }
+    }
+
+    /// Waits as long as a task says. The server spreads its clients over time, so asking sooner gains nothing.
+    pub async fn rest(&self, task: &Task) {
+        self.pacer.sleep(task.retry_after_ms.map_or(RETRY_TIME, Duration::from_millis)).await;
     }
 
     /// What became of an update.

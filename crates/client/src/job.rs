@@ -28,6 +28,9 @@ pub struct JobInfo {
     /// Its newest model.
     #[serde(default)]
     pub model_version: Option<u64>,
+    /// Of the measured models, the best one.
+    #[serde(default)]
+    pub best_version: Option<u64>,
     /// Its current round.
     pub round: RoundView,
 }
@@ -126,6 +129,12 @@ impl JobClient {
                 Err(error) => attempts.after(error).await?,
             }
         }
+    }
+
+    /// The same, asking another gateway first: see [`Client::through`].
+    #[must_use]
+    pub fn through(&self, gateway: Option<&str>) -> Self {
+        Self { client: self.client.through(gateway), ..self.clone() }
     }
 
     /// The newest round; with `waiting`, as soon as its revision is newer, or when the time is over.

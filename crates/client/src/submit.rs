@@ -79,20 +79,22 @@ impl Update {
 
     /// The `Catchment-Metrics` header, checked as the server will.
     fn metrics_text(&self) -> Result<Option<String>, ClientError> {
-        if self.metrics.is_empty() {
-            return Ok(None);
-        }
-        if let Some((name, value)) = self.metrics.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(ClientError::Argument(format!("metric `{name}` is {value}, not a finite number")));
-        }
-        let text = serde_json::to_string(&self.metrics)
-            .map_err(|error| ClientError::Argument(format!("write metrics: {error}")))?;
-        if text.len() > METRICS_BYTES_MAX {
-            let why = format!("the metrics have {} bytes as JSON, the limit is {METRICS_BYTES_MAX}", text.len());
-            return Err(ClientError::Argument(why));
-        }
-        Ok(Some(escape(&text)))
+        if self.metrics.is_empty() { Ok(None) } else { metrics_json(&self.metrics).map(|text| Some(escape(&text))) }
     }
+}
+
+/// Metrics as JSON, checked as the server will.
+pub(crate) fn metrics_json(metrics: &BTreeMap<String, f64>) -> Result<String, ClientError> {
+    if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(ClientError::Argument(format!("metric `{name}` is {value}, not a finite number")));
+    }
+    let text =
+        serde_json::to_string(metrics).map_err(|error| ClientError::Argument(format!("write metrics: {error}")))?;
+    if text.len() > METRICS_BYTES_MAX {
+        let why = format!("the metrics have {} bytes as JSON, the limit is {METRICS_BYTES_MAX}", text.len());
+        return Err(ClientError::Argument(why));
+    }
+    Ok(text)
 }
 
 /// A header carries ASCII; everything else in a name is written as JSON escapes.

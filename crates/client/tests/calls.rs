@@ -4,7 +4,7 @@ mod support;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Response};
-use catchment_client::{ClientError, Paging, Update, UpdateBody, Waiting};
+use catchment_client::{ClientError, Measurement, Paging, Update, UpdateBody, Waiting};
 use catchment_types::{CheckIn, Code, Digest, JobState, Problem, RoundState, TaskKind};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -433,6 +433,60 @@ async fn rounds_lists_tasks_and_receipts() {
     assert_eq!(client.receipt(UID.parse().unwrap()).await.unwrap().round, 3);
     client.ready().await.unwrap();
     assert!(client.functions().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn work_is_waited_for_as_long_as_the_server_says() {
+    let mut asked = 0;
+    let server = Server::start(move |_| {
+        asked += 1;
+        json(
+            200,
+            match asked {
+                1 => r#"{"task":"wait","retry_after_ms":1234}"#,
+                2 => r#"{"task":"meditate"}"#,
+                _ => r#"{"task":"evaluate","model_version":3,"gateway":"http://10.0.0.1:7070"}"#,
+            },
+        )
+    })
+    .await;
+    let (client, pacer) = client(&server.url);
+    let task = client.next_task(&"c-1".parse().unwrap(), &CheckIn::default()).await.unwrap();
+    assert_eq!((task.task, task.model_version), (TaskKind::Evaluate, Some(3)));
+    assert_eq!(task.gateway.as_deref(), Some("http://10.0.0.1:7070"));
+    assert_eq!(pacer.delays_ms(), [1234, 1000]);
+}
+
+#[tokio::test]
+async fn measurements_are_reported_and_a_gateway_that_is_away_is_passed_over() {
+    let answer = r#"{"results":2,"num_samples":40,"metrics":{"loss":0.5}}"#;
+    let server = Server::start(move |seen| {
+        assert_eq!(seen.uri.path(), "/v1/namespaces/default/jobs/digits/models/3/evaluations/c-1");
+        assert_eq!((seen.uri.query(), &seen.body[..]), (Some("num_samples=30"), &br#"{"loss":0.25}"#[..]));
+        json(201, answer)
+    })
+    .await;
+    let measured = Measurement {
+        version: 3,
+        client: "c-1".parse().unwrap(),
+        num_samples: Some(30),
+        metrics: [("loss".to_owned(), 0.25)].into(),
+    };
+    let (job, _) = job(&server.url);
+    let other = Server::start(move |_| json(201, answer)).await;
+    // A port on which nobody listens, an address that is none, and the server itself.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for gateway in [None, Some(format!("http://{gone}")), Some("nonsense".to_owned()), Some(server.url.clone())] {
+        let found = job.through(gateway.as_deref()).report(&measured).await.unwrap();
+        assert_eq!((found.results, found.metrics["loss"]), (2, 0.5));
+    }
+    assert_eq!((server.count(), other.count()), (4, 0));
+    job.through(Some(&other.url)).report(&measured).await.unwrap();
+    assert_eq!((server.count(), other.count()), (4, 1));
+    for metrics in [Default::default(), [("loss".to_owned(), f64::NAN)].into()] {
+        let refused = job.report(&Measurement { metrics, ..measured.clone() }).await;
+        assert!(matches!(refused, Err(ClientError::Argument(_))));
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,10 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
     }));
     let mut plans = Plans::new(state, &nodes.live, now_ms);
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
+        if let Some(record) = ends_early(job, now_ms) {
+            decision.records.push(record);
+            continue;
+        }
         match job.active_round() {
             None => decision.records.extend(open_next(job, &mut plans, now_ms)),
             Some(round) => match closing(job, round, now_ms).or_else(|| plans.move_away(job, round)) {
@@ -49,6 +53,13 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
     }
     decision.explanations = plans.explanations;
     decision
+}
+
+/// A job that gets no better ends, but not on top of updates: what was accepted still becomes a model.
+fn ends_early(job: &Job, now_ms: TimeMs) -> Option<Record> {
+    let reason = job.plateau()?;
+    let is_idle = job.active_round().is_none_or(|round| round.phase == Phase::Open && round.received() == 0);
+    is_idle.then_some(Record::JobCompleted { uid: job.uid, reason, at_ms: now_ms })
 }
 
 fn open_next(job: &Job, plans: &mut Plans<'_>, now_ms: TimeMs) -> Option<Record> {

@@ -4,9 +4,9 @@
 use catchment_bus::Bus;
 use catchment_coordinator::run;
 use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Pace, Speak};
-use catchment_ledger::{AcceptOutcome, Ledger, Outcome, Phase, State};
+use catchment_ledger::{AcceptOutcome, EvaluateOutcome, Ledger, Outcome, Phase, State};
 use catchment_types::{
-    Accept, Clock, Digest, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, TimeMs,
+    Accept, Clock, Digest, EvaluationResult, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, TimeMs,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -203,6 +203,37 @@ async fn a_shortfall_does_what_the_spec_says() {
     sleep(Duration::from_secs(10)).await;
     assert!(submit(&ledger, 0, 1, 2).await.is_accepted(), "the round keeps what it has and stays open");
     until(&ledger, |state| phase(state, 0) == Some((1, Phase::Aggregating))).await;
+}
+
+/// What was accepted still becomes a model; a round that has nothing is not waited for.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_gets_no_better_ends_early() {
+    let fields = r#","goal":2,"rounds":9,"deadline":null,"evaluate":{"min_results":1,"patience":1}"#;
+    for is_idle in [false, true] {
+        let (_, ledger) = coordinated(1, fields).await;
+        let measure = async |version, loss: f64| {
+            let metrics = BTreeMap::from([("loss".to_owned(), loss)]);
+            let result = EvaluationResult { client: "c".parse().unwrap(), num_samples: 1, metrics };
+            assert_eq!(ledger.evaluate(uid(0), version, result).await.unwrap(), EvaluateOutcome::Counted);
+        };
+        until(&ledger, |state| phase(state, 0) == Some((1, Phase::Open))).await;
+        measure(0, 1.0).await;
+        assert!(submit(&ledger, 0, 1, 1).await.is_accepted() && submit(&ledger, 0, 1, 2).await.is_accepted());
+        assert_eq!(commit(&ledger, 0, 1).await, Outcome::Done);
+        until(&ledger, |state| phase(state, 0) == Some((2, Phase::Open))).await;
+        assert!(is_idle || submit(&ledger, 0, 2, 1).await.is_accepted());
+        measure(1, 2.0).await;
+        if !is_idle {
+            sleep(Duration::from_secs(5)).await;
+            assert_eq!(ledger.read(|state| phase(state, 0)), Some((2, Phase::Open)), "an update is in it");
+            assert!(submit(&ledger, 0, 2, 2).await.is_accepted());
+            assert_eq!(commit(&ledger, 0, 2).await, Outcome::Done);
+        }
+        until(&ledger, |state| state.job(uid(0)).is_some_and(|job| job.state == JobState::Completed)).await;
+        let (view, models) = ledger.read(|state| state.job(uid(0)).map(|job| (job.view(), job.models.len())).unwrap());
+        assert!(view.reason.is_some_and(|reason| reason.contains("no better than version 0")));
+        assert_eq!((view.best_version, view.round.round, models), (Some(0), 2, if is_idle { 2 } else { 3 }));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -59,10 +59,15 @@ pub fn parse_digest(name: &str, text: Option<&str>) -> Result<Option<Digest>, Pr
 /// # Errors
 /// `bad_request`, saying what is wrong.
 pub fn parse_metrics(text: Option<&str>) -> Result<BTreeMap<String, f64>, Problem> {
-    let Some(text) = text else { return Ok(BTreeMap::new()) };
-    let bad = |why: String| {
-        Problem::new(Code::BadRequest, format!("Catchment-Metrics is a JSON object of finite numbers: {why}"))
-    };
+    text.map_or_else(|| Ok(BTreeMap::new()), |text| parse_numbers("Catchment-Metrics", text))
+}
+
+/// A JSON object of finite numbers, called `what`.
+///
+/// # Errors
+/// `bad_request`, saying what is wrong.
+pub fn parse_numbers(what: &str, text: &str) -> Result<BTreeMap<String, f64>, Problem> {
+    let bad = |why: String| Problem::new(Code::BadRequest, format!("{what} is a JSON object of finite numbers: {why}"));
     if text.len() > METRICS_BYTES_MAX {
         return Err(bad(format!("{} bytes, the limit is {METRICS_BYTES_MAX}", text.len())));
     }

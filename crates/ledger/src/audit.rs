@@ -4,6 +4,7 @@
 //! simulation recount them after every record; without that, a count that drifted would show only as a round that
 //! never closes.
 
+use crate::evaluation::MEASURED_MAX;
 use crate::job::Job;
 use crate::round::{Phase, Round};
 use crate::state::State;
@@ -52,7 +53,9 @@ fn audit_job(job: &Job) -> Result<(), String> {
     let waits = job.state == JobState::WaitingForModel;
     ensure!(job.state.is_over() || waits == job.models.is_empty(), "{:?} with {} models", job.state, job.models.len());
     ensure!(!job.state.is_over() || job.active_round().is_none(), "{:?} with an active round", job.state);
-    ensure!(job.state != JobState::Completed || job.round_number() >= job.spec.rounds, "completed too early");
+    let is_early = job.round_number() < job.spec.rounds;
+    ensure!(job.state != JobState::Completed || !is_early || job.reason.is_some(), "completed too early");
+    audit_evaluations(job)?;
     let open_ended = job.state == JobState::Running && job.active_round().is_none();
     ensure!(!open_ended || job.round_number() < job.spec.rounds, "running with no round left");
     let mut expected = job.round_number();
@@ -69,6 +72,17 @@ fn audit_job(job: &Job) -> Result<(), String> {
         updates += round.len();
     }
     ensure!(job.history_updates == updates, "{} updates counted in history, {updates} there", job.history_updates);
+    Ok(())
+}
+
+fn audit_evaluations(job: &Job) -> Result<(), String> {
+    let next = job.models.len() as u64;
+    for (version, evaluation) in &job.evaluations {
+        ensure!(*version < next, "version {version} was measured before it was made");
+        ensure!(evaluation.audit(version + MEASURED_MAX >= next), "results of version {version} are counted wrongly");
+    }
+    let best = job.best_version();
+    ensure!(best.is_none_or(|best| job.evaluation(best).is_some()), "the best version was never measured");
     Ok(())
 }
 

@@ -7,14 +7,14 @@
 //! before it is known; without that, an update could be refused to its client and yet be in the model.
 
 use crate::keeper::Keeper;
-use crate::outcome::{AcceptOutcome, Outcome};
+use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::snapshot::{self, SnapshotPace};
 use crate::state::State;
 use bytes::Bytes;
 use catchment_bus::{EventLog, LogError};
-use catchment_types::{Accept, JobUid, Record};
+use catchment_types::{Accept, EvaluationResult, JobUid, Record};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const GROUP_BYTES: usize = 512 << 10;
 const ENVELOPE_BYTES: usize = 64;
 /// Bytes of one encoded accept at most, metrics left out: 129 of fixed fields, 16 of lengths, 128 of client.
 const ACCEPT_BYTES: usize = 273;
+/// The same of a client's measurement of a model: 9 of samples, 18 of lengths, 128 of client.
+const RESULT_BYTES: usize = 160;
 /// Bytes of one encoded record.
 pub(crate) const RECORD_BYTES_MAX: usize = 900 << 10;
 /// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
@@ -79,7 +81,18 @@ pub(crate) struct Envelope {
 type AcceptReply = oneshot::Sender<Result<AcceptOutcome, LedgerError>>;
 type WaitingAccept = (Box<Accept>, AcceptReply);
 
+type ResultReply = oneshot::Sender<Result<EvaluateOutcome, LedgerError>>;
+
+/// A client's measurement of a model, and who waits for what becomes of it.
+struct WaitingResult {
+    uid: JobUid,
+    version: u64,
+    result: EvaluationResult,
+    reply: ResultReply,
+}
+
 enum Proposal {
+    Evaluate(Box<WaitingResult>),
     Accept(Box<Accept>, AcceptReply),
     Record { record: Box<Record>, guard: Option<u64>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
     Refresh(oneshot::Sender<Result<(), LedgerError>>),
@@ -184,6 +197,21 @@ impl Ledger {
         answer.await.map_err(|_| LedgerError::Stopped)?
     }
 
+    /// Reports what a client measured of a model. The answer is what became of it in log order.
+    ///
+    /// # Errors
+    /// All but [`LedgerError::Stale`].
+    pub async fn evaluate(
+        &self,
+        uid: JobUid,
+        version: u64,
+        result: EvaluationResult,
+    ) -> Result<EvaluateOutcome, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Proposal::Evaluate(Box::new(WaitingResult { uid, version, result, reply }))).await?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
     /// Appends a record.
     ///
     /// # Errors
@@ -256,12 +284,14 @@ impl Driver {
                     continue;
                 }
             }
-            let (mut accepts, mut refreshes) = (Vec::new(), Vec::new());
+            let (mut accepts, mut results, mut refreshes) = (Vec::new(), Vec::new(), Vec::new());
             for proposal in batch.drain(..) {
                 match proposal {
                     Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
+                    Proposal::Evaluate(waiting) => results.push(*waiting),
                     Proposal::Record { record, guard, reply } => {
                         self.flush(&mut accepts).await;
+                        self.flush_results(&mut results).await;
                         let answer = self.append(*record, guard).await;
                         reply.send(answer).ok();
                     }
@@ -269,6 +299,7 @@ impl Driver {
                 }
             }
             self.flush(&mut accepts).await;
+            self.flush_results(&mut results).await;
             if !refreshes.is_empty() {
                 let answer = self.refresh().await;
                 refreshes.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
@@ -351,6 +382,49 @@ impl Driver {
         }
         if !group.is_empty() {
             self.append_group(group, replies).await;
+        }
+    }
+
+    /// The same for measurements: one record for each model, and further ones where they do not fit.
+    async fn flush_results(&mut self, waiting: &mut Vec<WaitingResult>) {
+        let limit = GROUP_BYTES.min(self.record_bytes_max());
+        waiting.sort_by_key(|one| (one.uid, one.version));
+        let (mut group, mut replies, mut bytes, mut of) = (Vec::new(), Vec::new(), ENVELOPE_BYTES, None);
+        for WaitingResult { uid, version, result, reply } in waiting.drain(..) {
+            if let Some(outcome) = self.state(|state| state.judge_result(uid, version, &result)) {
+                reply.send(Ok(outcome)).ok();
+                continue;
+            }
+            let size = result_bytes_max(&result);
+            if let Some((uid, version)) = of.filter(|of| *of != (uid, version) || bytes + size > limit) {
+                self.append_results(uid, version, std::mem::take(&mut group), std::mem::take(&mut replies)).await;
+                bytes = ENVELOPE_BYTES;
+            }
+            of = Some((uid, version));
+            bytes += size;
+            group.push(result);
+            replies.push(reply);
+        }
+        if let Some((uid, version)) = of {
+            self.append_results(uid, version, group, replies).await;
+        }
+    }
+
+    async fn append_results(
+        &mut self,
+        uid: JobUid,
+        version: u64,
+        results: Vec<EvaluationResult>,
+        replies: Vec<ResultReply>,
+    ) {
+        match self.append(Record::Evaluated { uid, version, results }, None).await {
+            Ok(Outcome::Evaluations(outcomes)) => {
+                for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                    reply.send(Ok(outcome)).ok();
+                }
+            }
+            Ok(other) => unreachable!("a group of results has an outcome for each, not {other:?}"),
+            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
         }
     }
 
@@ -547,14 +621,22 @@ impl Driver {
 
 /// Bytes of an encoded accept, or a little more.
 fn accept_bytes_max(accept: &Accept) -> usize {
-    ACCEPT_BYTES + accept.metrics.keys().map(|name| name.len() + 16).sum::<usize>()
+    ACCEPT_BYTES + metrics_bytes_max(&accept.metrics)
+}
+
+/// The same of a measurement.
+fn result_bytes_max(result: &EvaluationResult) -> usize {
+    RESULT_BYTES + metrics_bytes_max(&result.metrics)
+}
+
+fn metrics_bytes_max(metrics: &BTreeMap<String, f64>) -> usize {
+    metrics.keys().map(|name| name.len() + 16).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use catchment_types::{Digest, NodeId, SlabId};
-    use std::collections::BTreeMap;
 
     /// Groups are cut by this bound; were it too low, a whole group would be refused for its size.
     #[test]
@@ -575,7 +657,18 @@ mod tests {
                 slab: SlabId::from_u64(u64::MAX),
                 at_ms: u64::MAX,
             };
+            let result = EvaluationResult {
+                client: accept.client.clone(),
+                num_samples: u64::MAX,
+                metrics: accept.metrics.clone(),
+            };
             for count in [1, 2, 50] {
+                let bound = ENVELOPE_BYTES + count * result_bytes_max(&result);
+                let results = vec![result.clone(); count];
+                let record = Record::Evaluated { uid: accept.uid, version: u64::MAX, results };
+                let envelope = Envelope { writer: [255; 16], number: u64::MAX, record };
+                let bytes = catchment_codec::encode(&envelope, 1 << 20).unwrap().len();
+                assert!(bytes <= bound, "{bytes} over {bound}");
                 let bound = ENVELOPE_BYTES + count * accept_bytes_max(&accept);
                 let record = Record::Accepted(vec![accept.clone(); count]);
                 let envelope = Envelope { writer: [255; 16], number: u64::MAX, record };

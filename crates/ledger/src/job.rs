@@ -1,12 +1,13 @@
 //! One job: its spec, its models, its current round and the receipts of ended ones.
 
+use crate::evaluation::Evaluation;
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
     ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelCommit, ModelView, Receipt,
     ReceiptId, ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Receipts of ended rounds are dropped, oldest first, beyond this many updates, whatever the retention says. The
 /// newest ended round keeps its own in any case, because its clients may still be repeating their calls.
@@ -37,7 +38,7 @@ pub struct Job {
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,
-    /// Why it failed.
+    /// Why it failed, or was completed early.
     pub reason: Option<String>,
     /// When it was created.
     pub created_ms: TimeMs,
@@ -55,6 +56,10 @@ pub struct Job {
     pub(crate) history: VecDeque<Round>,
     /// Updates in `history`.
     pub(crate) history_updates: u64,
+    /// What clients measured, by version.
+    pub(crate) evaluations: BTreeMap<u64, Evaluation>,
+    /// The best of the measured models whose files are kept.
+    pub(crate) best: Option<u64>,
 }
 
 impl Job {
@@ -77,10 +82,12 @@ impl Job {
         self.models.get(usize::try_from(version).ok()?)
     }
 
-    /// Whether the file of this version is kept: the initial one and the `keep_last` newest.
+    /// Whether the file of this version is kept: the initial one, the best one and the `keep_last` newest.
     pub fn keeps(&self, version: u64) -> bool {
         let next = self.models.len() as u64;
-        version == 0 || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
+        version == 0
+            || Some(version) == self.best
+            || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
     }
 
     /// The round that takes updates or is being aggregated.
@@ -203,6 +210,7 @@ impl Job {
             reason: self.reason.clone().or(missing),
             created_at: rfc3339(self.created_ms),
             model_version: self.newest_model().map(|model| model.commit.version),
+            best_version: self.best,
             round: self.round_view(),
         }
     }
@@ -220,6 +228,8 @@ impl Job {
             function: commit.function,
             contributors: commit.contributors,
             metrics: commit.metrics.clone(),
+            evaluation: self.evaluation(commit.version).map(Evaluation::view),
+            best: self.best == Some(commit.version),
             available: self.keeps(commit.version),
         }
     }
@@ -233,6 +243,22 @@ impl Job {
                 let since = self.round.iter().chain(&self.history).take_while(|round| round.model_version >= number);
                 since.filter_map(|round| round.update_from(number, client)).next()
             }
+        }
+    }
+
+    /// The number in the address of updates for this round: its own, or in asynchronous jobs its model's version.
+    pub fn address_of(&self, round: &Round) -> u64 {
+        match self.spec.mode {
+            Mode::Sync => round.number,
+            Mode::Async(_) => round.model_version,
+        }
+    }
+
+    /// Whether an update of `client` that was trained from this round's model stands in it.
+    pub fn has_trained(&self, round: &Round, client: &ClientId) -> bool {
+        match self.spec.mode {
+            Mode::Sync => round.update_of(client).is_some(),
+            Mode::Async(_) => round.update_from(round.model_version, client).is_some(),
         }
     }
 

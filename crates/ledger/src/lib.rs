@@ -8,6 +8,7 @@
 
 mod audit;
 mod driver;
+mod evaluation;
 mod job;
 mod keeper;
 mod outcome;
@@ -16,8 +17,9 @@ mod snapshot;
 mod state;
 
 pub use driver::{Ledger, LedgerError};
+pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
-pub use outcome::{AcceptOutcome, Outcome};
+pub use outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 pub use round::{Phase, Round, Share, Update};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotPace};
 pub use state::State;

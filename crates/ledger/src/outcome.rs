@@ -38,6 +38,23 @@ impl AcceptOutcome {
     }
 }
 
+/// What became of a client's measurement of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvaluateOutcome {
+    /// It counts.
+    Counted,
+    /// The same from the same client was there already.
+    Duplicate,
+    /// The client already said something else of this version.
+    Conflict,
+    /// The version has as many results as it takes.
+    Enough,
+    /// There is no such version, or it is too old to be measured.
+    UnknownVersion,
+    /// There is no such job any more.
+    UnknownJob,
+}
+
 /// What became of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -47,4 +64,6 @@ pub enum Outcome {
     Ignored(&'static str),
     /// One outcome for each update of a group.
     Accepts(Vec<AcceptOutcome>),
+    /// One outcome for each result of a group.
+    Evaluations(Vec<EvaluateOutcome>),
 }

@@ -1,11 +1,11 @@
 //! The fold over the event log.
 
 use crate::job::{Job, Model, Verdict};
-use crate::outcome::{AcceptOutcome, Outcome};
+use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    Accept, ClientId, CloseReason, Digest, DurationText, Footprint, JobAction, JobSpec, JobState, JobUid, ModelCommit,
-    Name, NodeId, Place, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
+    Accept, ClientId, CloseReason, Digest, DurationText, EvaluationResult, Footprint, JobAction, JobSpec, JobState,
+    JobUid, ModelCommit, Name, NodeId, Place, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -123,6 +123,14 @@ impl State {
         }
     }
 
+    /// What a client's measurement of a model would meet now. `None`: nothing stands in its way.
+    pub fn judge_result(&self, uid: JobUid, version: u64, result: &EvaluationResult) -> Option<EvaluateOutcome> {
+        match self.jobs.get(&uid) {
+            Some(job) => job.judge_result(version, result),
+            None => Some(EvaluateOutcome::UnknownJob),
+        }
+    }
+
     /// Applies the record at `sequence`, which must be the next one.
     pub fn apply(&mut self, sequence: u64, record: &Record) -> Outcome {
         assert_eq!(sequence, self.sequence + 1, "the log has no gaps");
@@ -156,6 +164,14 @@ impl State {
                 self.touch(*uid, *round, true, |active| active.lose(receipts, reason))
             }
             Record::NodeLost { node, incarnation, .. } => self.lose_node(*node, *incarnation),
+            Record::Evaluated { uid, version, results } => {
+                let each = results.iter().map(|result| match self.jobs.get_mut(uid) {
+                    Some(job) => job.evaluate(*version, result),
+                    None => EvaluateOutcome::UnknownJob,
+                });
+                Outcome::Evaluations(each.collect())
+            }
+            Record::JobCompleted { uid, reason, at_ms } => self.change(*uid, |job| complete(job, reason, *at_ms)),
             Record::Committed { uid, round, model, at_ms } => {
                 self.change(*uid, |job| commit(job, *round, model, *at_ms))
             }
@@ -188,6 +204,8 @@ impl State {
             paused_ms: None,
             history: Default::default(),
             history_updates: 0,
+            evaluations: BTreeMap::new(),
+            best: None,
         };
         self.jobs.insert(uid, job);
         Outcome::Done
@@ -346,6 +364,16 @@ fn fail(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> 
     Ok(())
 }
 
+fn complete(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> {
+    if !matches!(job.state, JobState::Running | JobState::Paused) {
+        return Err("the job is not running");
+    }
+    job.state = JobState::Completed;
+    job.reason = Some(reason.to_owned());
+    end_active_round(job, CloseReason::Stopped, at_ms);
+    Ok(())
+}
+
 fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
     if let Some(round) = job.round.as_mut().filter(|round| round.is_active()) {
         round.skip(reason, at_ms);
@@ -404,6 +432,7 @@ fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Res
     }
     round.commit(version, at_ms);
     job.models.push(Model { commit: model.clone(), round: Some(number), at_ms });
+    job.retire_evaluations();
     complete_if_done(job);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::aggregate::Holdings;
 use crate::aggregate::offered::Digests;
-use crate::checkin::Desk;
+use crate::desk::Desk;
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -125,7 +125,7 @@ pub struct Context {
     pub runners: Arc<dyn Runners>,
     /// What it counts.
     pub metrics: Metrics,
-    /// Who trains what.
+    /// Who trains or measures what.
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.
     pub holdings: Holdings,

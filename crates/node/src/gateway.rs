@@ -6,6 +6,7 @@ pub(crate) mod body;
 mod connection;
 mod docs;
 mod encoding;
+mod evaluations;
 mod jobs;
 mod models;
 mod nodes;

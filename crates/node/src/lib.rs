@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
-mod checkin;
 mod context;
+mod desk;
 mod functions;
 pub mod gateway;
 mod head;

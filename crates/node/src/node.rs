@@ -2,8 +2,8 @@
 
 use crate::aggregate::offered::Digests;
 use crate::aggregate::{self, Holdings};
-use crate::checkin::Desk;
 use crate::context::{Context, Environment, Membership, NodeConfig, RunnersConfig};
+use crate::desk::{self, Desk};
 use crate::functions::Functions;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -97,7 +97,7 @@ impl Node {
             functions,
             runners,
             metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
-            desk: Desk::default(),
+            desk: Desk::new(entropy.bytes16()),
             holdings,
             peers,
             digests: Digests::default(),
@@ -126,12 +126,18 @@ impl Node {
         let context = self.context;
         let aggregation = aggregate::run(context.clone(), stop.clone());
         let requests = small::run(context.clone(), stop.clone());
+        let checkins = desk::run(context.clone(), stop.clone());
         let server = gateway::serve(context.clone(), listener, stop.clone());
-        let (aggregated, answered, ()) =
-            tokio::join!(cancel_on_error(aggregation, &stop), cancel_on_error(requests, &stop), server);
+        let (aggregated, answered, checked_in, ()) = tokio::join!(
+            cancel_on_error(aggregation, &stop),
+            cancel_on_error(requests, &stop),
+            cancel_on_error(checkins, &stop),
+            server
+        );
         context.parking.close();
         aggregated?;
         answered?;
+        checked_in?;
         context.store.trim();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Subjects of events on the bus.
 
-use catchment_types::JobSpec;
+use catchment_types::{JobSpec, NodeId};
 
 fn of(spec: &JobSpec, what: &str) -> String {
     format!("catchment.v1.{}.{}.{what}", spec.namespace, spec.name)
@@ -17,6 +17,11 @@ pub const EVERY_ACCEPTED: &str = "catchment.v1.*.*.update.accepted";
 /// A model was published; the payload is its description as JSON.
 pub fn model_published(spec: &JobSpec) -> String {
     of(spec, "model.published")
+}
+
+/// Where a node answers check-ins that others pass on. The underscore keeps it apart from every namespace.
+pub fn checkin(node: NodeId) -> String {
+    format!("catchment.v1._checkin.{:016x}", node.0)
 }
 
 /// Where a small update may be sent as a request:

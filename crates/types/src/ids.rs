@@ -198,6 +198,11 @@ impl TaskId {
     pub fn derive(uid: JobUid, round: u64, client: &ClientId) -> Self {
         Self(derive("catchment v1 task", uid, round, client, &[]))
     }
+
+    /// The task of `client` to measure the model of `version`, likewise.
+    pub fn derive_evaluation(uid: JobUid, version: u64, client: &ClientId) -> Self {
+        Self(derive("catchment v1 evaluation task", uid, version, client, &[]))
+    }
 }
 
 /// A BLAKE3 digest; 64 hexadecimal digits in JSON.

@@ -22,11 +22,13 @@ pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
 pub use ids::{BadId, ClientId, Digest, JobUid, Name, ReceiptId, Role, TaskId};
 pub use problem::{Code, FieldError, Problem};
-pub use record::{Accept, CloseReason, Footprint, FunctionClass, JobAction, ModelCommit, NodeId, Place, Record};
+pub use record::{
+    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, NodeId, Place, Record,
+};
 pub use slab_id::SlabId;
 pub use spec::{
-    Buffered, Checkpoints, DurationText, Exact, JobLimits, JobSpec, Mode, OnShortfall, SPEC_BYTES_MAX, SpecPatch,
-    Staleness, Topology, UpdateKind,
+    Better, Buffered, Checkpoints, DurationText, Evaluate, Exact, JobLimits, JobSpec, Mode, OnShortfall, Policy,
+    SPEC_BYTES_MAX, Selection, SpecPatch, Staleness, Topology, UpdateKind,
 };
 pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{
@@ -34,6 +36,6 @@ pub use tensors::{
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
-    CheckIn, FunctionView, JobState, JobView, ModelView, NodeView, Page, Receipt, ReceiptState, RoundNodeView,
-    RoundState, RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
+    CheckIn, EvaluationView, FunctionView, JobState, JobView, ModelView, NodeView, Page, Receipt, ReceiptState,
+    RoundNodeView, RoundState, RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
 };

@@ -56,6 +56,17 @@ impl Accept {
     }
 }
 
+/// What one client measured of a model on its own data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationResult {
+    /// Who measured.
+    pub client: ClientId,
+    /// Samples it was measured on.
+    pub num_samples: u64,
+    /// Named finite numbers.
+    pub metrics: BTreeMap<String, f64>,
+}
+
 /// What an owner asks of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobAction {
@@ -284,6 +295,24 @@ pub enum Record {
         node: NodeId,
         /// Which of its incarnations: the record counts only while that is the present one.
         incarnation: u64,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// Clients measured a model; one record carries a group.
+    Evaluated {
+        /// The job.
+        uid: JobUid,
+        /// The model.
+        version: u64,
+        /// In order of arrival.
+        results: Vec<EvaluationResult>,
+    },
+    /// A job has reached what it can before its last round.
+    JobCompleted {
+        /// The job.
+        uid: JobUid,
+        /// Why, for people.
+        reason: String,
         /// When.
         at_ms: TimeMs,
     },

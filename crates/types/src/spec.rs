@@ -2,12 +2,14 @@
 //!
 //! Read field by field, so that one answer names every bad field and not only the first.
 
+mod clients;
 mod exact;
 mod fields;
 mod mode;
 mod quantity;
 
 use crate::{Dtype, FieldError, Name, TensorRule};
+pub use clients::{Better, Evaluate, Policy, Selection};
 pub use exact::Exact;
 use fields::Fields;
 pub use mode::{Buffered, Mode, Staleness};
@@ -141,6 +143,10 @@ pub struct JobSpec {
     pub deadline: Option<DurationText>,
     /// What happens below `min_updates`. Default `retry`.
     pub on_shortfall: OnShortfall,
+    /// Which clients get tasks. Default: everyone who asks.
+    pub selection: Selection,
+    /// Whether clients measure models, and what follows from it; null for not at all. Default null.
+    pub evaluate: Option<Evaluate>,
     /// Exact sums: `false`, or the bounds that they need. Default `false`.
     #[serde(serialize_with = "Exact::write")]
     #[schema(value_type = Option<Exact>)]
@@ -206,6 +212,8 @@ impl JobSpec {
             min_updates: f.count("min_updates", goal.div_ceil(2), COUNT_MAX),
             deadline: f.or_else("deadline", || Some(DurationText::from_ms(600_000))),
             on_shortfall: f.or_default("on_shortfall"),
+            selection: Selection::read(&mut f),
+            evaluate: Evaluate::read(&mut f),
             exact: Exact::read(&mut f),
             topology: topology(&mut f),
             limits: limits(&mut f),
@@ -309,9 +317,14 @@ impl JobSpec {
         }
     }
 
-    /// Tasks handed out for one round.
+    /// Training tasks handed out for one round.
     pub fn tasks_per_round(&self) -> u64 {
-        (self.goal as f64 * self.over_provision).ceil() as u64
+        self.tasks_for(self.goal)
+    }
+
+    /// The same for a round with this goal.
+    pub fn tasks_for(&self, goal: u64) -> u64 {
+        (goal as f64 * self.over_provision).ceil() as u64
     }
 }
 
@@ -451,6 +464,46 @@ mod tests {
             ("true", 1, "exact"),
         ] {
             assert_eq!(spec(exact, goal).unwrap_err()[0].field, field, "{exact}");
+        }
+    }
+
+    #[test]
+    fn clients_are_chosen_and_measure() {
+        let spec = |more: &str| read(&format!(r#"{{"name":"a","function":"fedavg"{more}}}"#));
+        let plain = spec("").unwrap();
+        assert_eq!((plain.selection.policy, &plain.evaluate), (Policy::All, &None));
+        let full = spec(
+            r#","selection":{"policy":"utility","where":{"site":"x"},"window":"50ms","preferred_duration":"9s"},
+            "evaluate":{"every":2,"fraction":0.5,"metric":"accuracy","goal":"max","patience":3}"#,
+        )
+        .unwrap();
+        assert_eq!(JobSpec::from_json(full.to_json().as_bytes()).unwrap(), full);
+        let again = full.patched(&SpecPatch { goal: Some(5), ..SpecPatch::default() }).unwrap();
+        assert_eq!((&again.selection, &again.evaluate), (&full.selection, &full.evaluate));
+        let labels = |value: &str| [("site".to_owned(), value.to_owned()), ("os".to_owned(), String::new())].into();
+        assert!(full.selection.admits(&labels("x")) && !full.selection.admits(&labels("y")));
+        assert!(!full.selection.admits(&BTreeMap::new()));
+        let evaluate = full.evaluate.unwrap();
+        assert!(evaluate.is_due(0) && evaluate.is_due(2) && !evaluate.is_due(3));
+        assert_eq!((evaluate.tasks(3), evaluate.tasks(1)), (2, 1));
+        for (more, field) in [
+            (r#","selection":{"policy":"best"}"#, "selection.policy"),
+            (r#","selection":{"window":"0ms"}"#, "selection.window"),
+            (r#","selection":{"task_timeout":"1ms"}"#, "selection.task_timeout"),
+            (r#","selection":{"where":{"a":1}}"#, "selection.where"),
+            (r#","selection":{"speed":1}"#, "selection.speed"),
+            (r#","selection":{"preferred_duration":"0s"}"#, "selection.preferred_duration"),
+            (r#","evaluate":{"fraction":0}"#, "evaluate.fraction"),
+            (r#","evaluate":{"every":0}"#, "evaluate.every"),
+            (r#","evaluate":{"patience":0}"#, "evaluate.patience"),
+            (r#","evaluate":{"min_results":0}"#, "evaluate.min_results"),
+            (r#","evaluate":{"metric":""}"#, "evaluate.metric"),
+            (r#","evaluate":{"goal":"best"}"#, "evaluate.goal"),
+            (r#","evaluate":{"often":1}"#, "evaluate.often"),
+            (r#","evaluate":1"#, "evaluate"),
+        ] {
+            let errors = spec(more).unwrap_err();
+            assert_eq!(errors.iter().map(|e| e.field.as_str()).collect::<Vec<_>>(), [field], "{more}");
         }
     }
 

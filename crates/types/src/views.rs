@@ -204,6 +204,8 @@ pub struct JobView {
     pub created_at: String,
     /// Its newest model.
     pub model_version: Option<u64>,
+    /// Of the measured models, the best one.
+    pub best_version: Option<u64>,
     /// Its current round.
     pub round: RoundView,
 }
@@ -242,8 +244,25 @@ pub struct ModelView {
     pub contributors: u64,
     /// Sample-weighted means of what contributors reported.
     pub metrics: BTreeMap<String, f64>,
+    /// What clients measured of it, if any did.
+    #[serde(default)]
+    pub evaluation: Option<EvaluationView>,
+    /// Whether it is the best of the measured ones.
+    #[serde(default)]
+    pub best: bool,
     /// Whether its file is still kept.
     pub available: bool,
+}
+
+/// What clients measured of a model on their own data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct EvaluationView {
+    /// Clients that measured it.
+    pub results: u64,
+    /// Samples they have together.
+    pub num_samples: u64,
+    /// Sample-weighted means of what they found.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What a client says of itself when it asks for work.
@@ -258,7 +277,7 @@ pub struct CheckIn {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub namespace: Option<Name>,
-    /// Labels that a selection policy may use.
+    /// Labels that a job's `selection.where` asks for.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Samples it holds.
@@ -327,7 +346,7 @@ pub struct Task {
     /// The same as time left, for clients whose clock is wrong.
     #[serde(default)]
     pub deadline_in_ms: Option<u64>,
-    /// When to check in again.
+    /// When to check in again. Earlier is no use.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
     /// The address of the node to fetch the model from and send the update to; absent: the one that was asked. Any other

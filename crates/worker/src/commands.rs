@@ -140,6 +140,10 @@ fn describe(event: &Event) -> String {
             metrics.accuracy,
             if *known { "known already" } else { "accepted" }
         ),
+        Event::Measured { model_version, metrics } => format!(
+            "model {model_version}: measured on {} digits, loss {:.4}, accuracy {:.4}",
+            metrics.samples, metrics.loss, metrics.accuracy
+        ),
         Event::Refused { round, code, detail } => format!("round {round}: not taken ({code}): {detail}"),
         Event::Ended { state } => format!("the job is over: {state:?}").to_lowercase(),
     }

@@ -1,16 +1,17 @@
 //! Taking part in a job: check in, train, submit, wait for the next round.
 //!
-//! Everything a client must get right lies here. The revision of the round is read *before* the check-in, so that a
-//! change between the two ends the following wait at once instead of being slept through. Training is deterministic,
+//! Everything a client must get right lies here. The revision of the round is read *before* the update is sent, so that a
+//! change between the two ends the following wait at once instead of being slept through. A client that has to wait asks
+//! again when it was told to, and not when the round changes: everybody would ask then. Training is deterministic,
 //! so a worker that is killed after it submitted and started again sends the same bytes and gets the same receipt.
 //! Task kinds and configuration fields that this version does not know are left alone.
 
 use crate::data::Samples;
 use crate::model::{Architecture, Model, ModelError};
 use crate::rng::stream;
-use crate::train::{Metrics, TrainConfig, TrainError, train};
+use crate::train::{Metrics, TrainConfig, TrainError, evaluate, train};
 use candle_core::Device;
-use catchment_client::{Client, ClientError, JobClient, Model as ModelBytes, Update, Waiting};
+use catchment_client::{Client, ClientError, JobClient, Measurement, Model as ModelBytes, Update, Waiting};
 use catchment_types::{CheckIn, ClientId, Code, JobState, RoundView, Task, TaskKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -22,8 +23,6 @@ use tokio::time::Instant;
 /// How long a finished client waits for the round to change before it checks in all the same: its update may have
 /// been lost with a node, and then the check-in asks for it again.
 const NEXT_ROUND_WAIT: Duration = Duration::from_secs(30);
-/// The same for a client that was told to wait: another client's place in the round may have become free.
-const TASK_WAIT: Duration = Duration::from_secs(5);
 /// Longest pause after updates were refused in a row.
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -67,7 +66,15 @@ pub enum Event {
         #[serde(flatten)]
         metrics: Metrics,
     },
-    /// The server did not take the update, and the client goes on.
+    /// The server knows what this client measured of a model.
+    Measured {
+        /// The model.
+        model_version: u64,
+        /// What was found.
+        #[serde(flatten)]
+        metrics: Metrics,
+    },
+    /// The server did not take the update or the measurement, and the client goes on.
     Refused {
         /// The round.
         round: u64,
@@ -139,24 +146,37 @@ impl Participant {
         };
         let mut model = None;
         let mut refused: u32 = 0;
+        let mut measured = None;
         loop {
-            let seen = self.job.round(None).await?;
             let task = self.server.checkin(&self.id, &checkin).await?;
             tracing::debug!(kind = ?task.task, round = task.round, "checked in");
-            match task.task {
-                TaskKind::Train => match self.work(&task, &mut model, observe).await? {
-                    Step::Done => {
-                        refused = 0;
+            let step = match task.task {
+                TaskKind::Train => {
+                    let seen = self.job.round(None).await?;
+                    let step = self.work(&task, &mut model, observe).await?;
+                    if matches!(step, Step::Done) {
                         self.wait(&seen, &task, NEXT_ROUND_WAIT).await?;
                     }
-                    Step::Refused => {
-                        let pause = Duration::from_millis(200).saturating_mul(refused).min(REFUSED_WAIT_MAX);
-                        refused += 1;
-                        tokio::time::sleep(pause).await;
-                    }
-                },
+                    step
+                }
+                TaskKind::Evaluate if task.model_version.is_some() && task.model_version != measured => {
+                    let step = self.measure(&task, &mut model, observe).await?;
+                    measured = task.model_version.filter(|_| matches!(step, Step::Done));
+                    step
+                }
                 TaskKind::Stop => return self.ended(observe).await,
-                TaskKind::Wait | TaskKind::Evaluate | TaskKind::Other => self.wait(&seen, &task, TASK_WAIT).await?,
+                TaskKind::Wait | TaskKind::Evaluate | TaskKind::Other => {
+                    self.server.rest(&task).await;
+                    continue;
+                }
+            };
+            match step {
+                Step::Done => refused = 0,
+                Step::Refused => {
+                    let pause = Duration::from_millis(200).saturating_mul(refused).min(REFUSED_WAIT_MAX);
+                    refused += 1;
+                    tokio::time::sleep(pause).await;
+                }
             }
         }
     }
@@ -191,16 +211,10 @@ impl Participant {
         observe: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Step, ParticipateError> {
         let round = task.round.ok_or_else(|| ParticipateError::Task("it names no round".to_owned()))?;
-        let refusal = |error: ClientError| match error.problem() {
-            Some(problem) if is_passing(&error) => {
-                Ok(Event::Refused { round, code: problem.code.clone(), detail: problem.detail.clone() })
-            }
-            _ => Err(ParticipateError::from(error)),
-        };
         let base = match self.fetch(task, model.take()).await {
             Ok(base) => model.insert(base),
             Err(error) => {
-                observe(refusal(error)?);
+                observe(refusal(round, error)?);
                 return Ok(Step::Refused);
             }
         };
@@ -214,7 +228,7 @@ impl Participant {
             ..Update::new(round, self.id.clone(), bytes)
         };
         let train_ms = begun.elapsed().as_millis() as u64;
-        match self.job.submit(&update).await {
+        match self.job.through(task.gateway.as_deref()).submit(&update).await {
             Ok(sent) => {
                 let (receipt, known) = (sent.receipt.receipt.to_string(), sent.known);
                 observe(Event::Submitted { round, model_version: base.version, receipt, known, train_ms, metrics });
@@ -223,7 +237,48 @@ impl Participant {
             Err(error) => {
                 // An update of this client stands already, so there is nothing to add to this round.
                 let step = if error.is(Code::Conflict) { Step::Done } else { Step::Refused };
-                observe(refusal(error)?);
+                observe(refusal(round, error)?);
+                Ok(step)
+            }
+        }
+    }
+
+    /// Fetches, measures on the client's own samples, reports.
+    async fn measure(
+        &self,
+        task: &Task,
+        model: &mut Option<ModelBytes>,
+        observe: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<Step, ParticipateError> {
+        let round = task.round.unwrap_or_default();
+        let base = match self.fetch(task, model.take()).await {
+            Ok(base) => model.insert(base),
+            Err(error) => {
+                observe(refusal(round, error)?);
+                return Ok(Step::Refused);
+            }
+        };
+        let architecture = self.architecture.or(read_config(&task.config)?.1);
+        let (bytes, samples, device) = (base.bytes.clone(), self.samples.clone(), self.device.clone());
+        let measuring = tokio::task::spawn_blocking(move || -> Result<_, TrainError> {
+            evaluate(&Model::from_safetensors_as(&bytes, architecture, &device)?, &samples)
+        });
+        let metrics = measuring.await.unwrap_or_else(|error| Err(thread_ended(error)));
+        let metrics = metrics.map_err(|source| ParticipateError::Train { round, source })?;
+        let measured = Measurement {
+            version: base.version,
+            client: self.id.clone(),
+            num_samples: Some(self.samples.len() as u64),
+            metrics: [("loss".to_owned(), metrics.loss), ("accuracy".to_owned(), metrics.accuracy)].into(),
+        };
+        match self.job.report(&measured).await {
+            Ok(_) => {
+                observe(Event::Measured { model_version: base.version, metrics });
+                Ok(Step::Done)
+            }
+            Err(error) => {
+                let step = if error.is(Code::Conflict) { Step::Done } else { Step::Refused };
+                observe(refusal(round, error)?);
                 Ok(step)
             }
         }
@@ -233,7 +288,7 @@ impl Participant {
     async fn fetch(&self, task: &Task, at_hand: Option<ModelBytes>) -> Result<ModelBytes, ClientError> {
         match at_hand {
             Some(model) if task.etag == Some(model.etag) => Ok(model),
-            _ => self.job.model(task.model_version).await,
+            _ => self.job.through(task.gateway.as_deref()).model(task.model_version).await,
         }
     }
 
@@ -254,12 +309,23 @@ impl Participant {
             let metrics = train(&model, &samples, &config, rng, &cancelled)?;
             Ok((model.to_safetensors()?, metrics))
         });
-        let trained = training.await.unwrap_or_else(|error| {
-            let why = ModelError::Compute(candle_core::Error::Msg(format!("the training thread ended: {error}")));
-            Err(why.into())
-        });
+        let trained = training.await.unwrap_or_else(|error| Err(thread_ended(error)));
         drop(cancel);
         trained.map_err(|source| ParticipateError::Train { round, source })
+    }
+}
+
+fn thread_ended(error: tokio::task::JoinError) -> TrainError {
+    ModelError::Compute(candle_core::Error::Msg(format!("the working thread ended: {error}"))).into()
+}
+
+/// What a refusal that passes is to whoever watches; any other ends the client.
+fn refusal(round: u64, error: ClientError) -> Result<Event, ParticipateError> {
+    match error.problem() {
+        Some(problem) if is_passing(&error) => {
+            Ok(Event::Refused { round, code: problem.code.clone(), detail: problem.detail.clone() })
+        }
+        _ => Err(ParticipateError::from(error)),
     }
 }
 

@@ -35,6 +35,7 @@ struct Job {
     refusals: VecDeque<Problem>,
     /// Task kinds handed out before real ones.
     first_tasks: VecDeque<&'static str>,
+    measured: Vec<(u64, String)>,
     headers: Vec<HeaderMap>,
 }
 
@@ -86,6 +87,8 @@ async fn round(State(job): State<Shared>, Query(query): Query<HashMap<String, St
 async fn checkin(State(job): State<Shared>, Path(client): Path<String>) -> Response {
     let mut job = job.lock().unwrap();
     let task = match job.first_tasks.pop_front() {
+        Some("evaluate") => json!({"task": "evaluate", "round": job.round, "model_version": job.models.len() - 1,
+            "etag": job.etag(), "config": job.config}),
         Some(kind) => json!({"task": kind, "retry_after_ms": 10}),
         None if job.state != "running" => json!({"task": "stop"}),
         None if job.received.contains_key(&client) => json!({"task": "wait", "retry_after_ms": 10}),
@@ -121,6 +124,18 @@ async fn update(
     (StatusCode::ACCEPTED, receipt.to_string()).into_response()
 }
 
+async fn measured(
+    State(job): State<Shared>,
+    Path((version, client)): Path<(u64, String)>,
+    Query(query): Query<HashMap<String, String>>,
+    body: Bytes,
+) -> Response {
+    let found: BTreeMap<String, f64> = serde_json::from_slice(&body).unwrap();
+    assert!(found["loss"] > 0.0 && (0.0..=1.0).contains(&found["accuracy"]) && query["num_samples"] != "0");
+    job.lock().unwrap().measured.push((version, client));
+    json!({"results": 1, "num_samples": 1, "metrics": found}).to_string().into_response()
+}
+
 async fn info(State(job): State<Shared>) -> String {
     let job = job.lock().unwrap();
     json!({"uid": UID, "spec": {}, "state": job.state, "reason": "the function trapped", "created_at": "",
@@ -140,6 +155,7 @@ async fn serve(clients: usize, change: impl FnOnce(&mut Job)) -> (String, Shared
         received: BTreeMap::new(),
         refusals: VecDeque::new(),
         first_tasks: VecDeque::new(),
+        measured: Vec::new(),
         headers: Vec::new(),
     };
     change(&mut job);
@@ -149,6 +165,7 @@ async fn serve(clients: usize, change: impl FnOnce(&mut Job)) -> (String, Shared
         .route(base, get(info))
         .route(&format!("{base}/round"), get(round))
         .route(&format!("{base}/model"), get(model))
+        .route(&format!("{base}/models/{{version}}/evaluations/{{client}}"), put(measured))
         .route(&format!("{base}/rounds/{{round}}/updates/{{client}}"), put(update))
         .route("/v1/clients/{client}/checkin", post(checkin))
         .with_state(job.clone());
@@ -213,12 +230,16 @@ async fn bad_moments_pass() {
         Problem::new(Code::StaleBase, "an older model"),
         Problem::new(Code::WrongState, "paused"),
     ];
-    let (url, _) = serve(1, |job| {
+    let (url, job) = serve(1, |job| {
         job.refusals = refusals.into();
-        job.first_tasks = ["wait", "evaluate", "meditate"].into();
+        // Asked for the same measurement again, it has nothing to add.
+        job.first_tasks = ["wait", "evaluate", "evaluate", "meditate"].into();
     })
     .await;
     let (ended, events) = run(participant(&url, 0, 1)).await;
+    assert_eq!(job.lock().unwrap().measured, [(0, "c-0".to_owned())]);
+    let is_measured = |event: &&Event| matches!(event, Event::Measured { model_version: 0, .. });
+    assert_eq!(events.iter().filter(is_measured).count(), 1);
     assert_eq!((ended.unwrap(), rounds(&events)), (JobState::Completed, vec![1, 2, 3]));
     let refused: Vec<_> = events
         .iter()

@@ -73,6 +73,8 @@ pub fn subject(record: &Record) -> Option<JobUid> {
         | Record::Folded { uid, .. }
         | Record::Discarded { uid, .. }
         | Record::Lost { uid, .. }
+        | Record::Evaluated { uid, .. }
+        | Record::JobCompleted { uid, .. }
         | Record::Committed { uid, .. } => Some(*uid),
         Record::Accepted(_) | Record::NodeLost { .. } => None,
     }

@@ -4,6 +4,7 @@
 mod buffered;
 mod common;
 mod driver;
+mod evaluation;
 mod faults;
 mod faulty;
 mod follow;

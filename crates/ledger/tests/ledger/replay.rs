@@ -3,7 +3,8 @@
 use crate::common::*;
 use catchment_ledger::{Job, State};
 use catchment_types::{
-    CloseReason, Digest, DurationText, JobAction, JobUid, ModelCommit, ReceiptId, Record, SpecPatch, TimeMs,
+    CloseReason, Digest, DurationText, EvaluationResult, JobAction, JobUid, ModelCommit, ReceiptId, Record, SpecPatch,
+    TimeMs,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -131,7 +132,7 @@ fn spec_text() -> impl Strategy<Value = String> {
     let fields = [
         r#","goal":3,"rounds":5,"deadline":null"#,
         r#","goal":2,"min_updates":2,"rounds":20,"receipts":"500ms""#,
-        r#","goal":1,"rounds":100,"receipts":"0ms""#,
+        r#","goal":1,"rounds":100,"receipts":"0ms","evaluate":{"min_results":1,"patience":2}"#,
         r#","goal":4,"on_shortfall":"skip","topology":{"tree":{"leaves":3,"middles":2}}"#,
         r#","goal":0"#,
     ];
@@ -161,6 +162,15 @@ fn model() -> impl Strategy<Value = ModelCommit> {
     })
 }
 
+fn result() -> impl Strategy<Value = EvaluationResult> {
+    let value = prop_oneof![4 => -2.0..2.0f64, 1 => any::<f64>()];
+    (0..5u64, 0..3u64, proptest::option::of(value)).prop_map(|(number, num_samples, loss)| EvaluationResult {
+        client: client(number),
+        num_samples,
+        metrics: loss.filter(|loss| !loss.is_nan()).map(|loss| ("loss".to_owned(), loss)).into_iter().collect(),
+    })
+}
+
 /// One kind of step, as proptest takes it.
 fn boxed<S: Strategy<Value = Step> + 'static>(strategy: S) -> BoxedStrategy<Step> {
     strategy.boxed()
@@ -181,6 +191,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => ready((uid(), patch(), time()).prop_map(|(uid, patch, at_ms)| Record::JobPatched { uid, patch, at_ms })),
         2 => ready((uid(), action(), time()).prop_map(|(uid, action, at_ms)| Record::JobActed { uid, action, at_ms })),
         2 => ready((uid(), model(), time()).prop_map(|(uid, model, at_ms)| Record::ModelPut { uid, model, needs: Default::default(), at_ms })),
+        6 => ready((uid(), 0..4u64, vec(result(), 0..4)).prop_map(|(uid, version, results)| {
+            Record::Evaluated { uid, version, results }
+        })),
+        1 => ready((uid(), time()).prop_map(|(uid, at_ms)| {
+            Record::JobCompleted { uid, reason: "no better".to_owned(), at_ms }
+        })),
         1 => ready((uid(), 0..4u64, model(), time()).prop_map(|(uid, round, model, at_ms)| {
             Record::Committed { uid, round, model, at_ms }
         })),
@@ -201,7 +217,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 0..120).prop_map(|mut steps| {
         let begin = [
-            created(JOB, spec("a", r#","goal":3,"min_updates":2,"rounds":8,"receipts":"1s""#)),
+            created(JOB, spec("a", r#","goal":3,"min_updates":2,"rounds":8,"receipts":"1s","evaluate":{"min_results":2},"checkpoints":{"keep_last":1}"#)),
             Record::ModelPut { uid: JOB, model: initial_model(), needs: Default::default(), at_ms: 0 },
         ];
         steps.splice(0..0, begin.map(Step::Ready));
@@ -233,7 +249,7 @@ proptest! {
         prop_assert_eq!(&replayed, &live);
         for job in live.jobs() {
             // The views are made without a panic, whatever the numbers.
-            let _ = (job.view(), job.next_round());
+            let _ = (job.view(), job.next_round(), job.plateau());
             job.models.iter().for_each(|model| drop(job.model_view(model)));
         }
     }

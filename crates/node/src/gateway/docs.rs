@@ -1,6 +1,6 @@
 //! Routes and their description, from one place, so that the two cannot differ.
 
-use super::{jobs, models, nodes, rounds, runners, system, updates, uploads};
+use super::{evaluations, jobs, models, nodes, rounds, runners, system, updates, uploads};
 use crate::context::Context;
 use axum::routing::get;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ pub fn job_routes() -> OpenApiRouter<Arc<Context>> {
         .routes(routes!(jobs::stop))
         .routes(routes!(models::put, models::get))
         .routes(routes!(models::list))
+        .routes(routes!(evaluations::put))
         .routes(routes!(rounds::round))
         .routes(routes!(rounds::broadcast))
         .routes(routes!(updates::put, uploads::head, uploads::patch))

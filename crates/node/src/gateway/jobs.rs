@@ -175,10 +175,14 @@ fn view(context: &Context, uid: JobUid) -> Result<JobView, Failure> {
 
 /// Appends a record for a caller, who waits a while for it and is then told to try again.
 pub async fn propose(context: &Arc<Context>, record: Record) -> Result<Outcome, Failure> {
-    let unreachable = || Failure(Problem::new(Code::LogUnavailable, "the event log cannot be reached; try again"));
     let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.propose(record)).await;
-    answer.map_err(|_| unreachable())?.map_err(|error| match error {
+    answer.map_err(|_| unreachable_log())?.map_err(|error| match error {
         catchment_ledger::LedgerError::Refused(why) => Failure(Problem::new(Code::LogUnavailable, why)),
-        _ => unreachable(),
+        _ => unreachable_log(),
     })
+}
+
+/// Nothing can be written down now.
+pub fn unreachable_log() -> Failure {
+    Failure(Problem::new(Code::LogUnavailable, "the event log cannot be reached; try again"))
 }

@@ -4,6 +4,7 @@ use super::path::At;
 use super::problem::Failure;
 use super::text::Text;
 use crate::context::Context;
+use crate::desk::check_in;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use catchment_ledger::Job;
@@ -90,7 +91,8 @@ pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<()
     })
 }
 
-/// Asks for work.
+/// Asks for work: to train, to measure a model, or when to ask again. Asking again changes nothing: a task in hand is
+/// the same task, for some more time, and an appointment stays.
 #[utoipa::path(post, path = "/v1/clients/{client}/checkin", tag = "clients", params(("client" = String, Path)),
     request_body = CheckIn, responses((status = 200, body = Task), (status = 404, body = Problem)))]
 pub async fn checkin(
@@ -105,13 +107,12 @@ pub async fn checkin(
         serde_json::from_slice(&body)
             .map_err(|error| Problem::new(Code::BadRequest, format!("the check-in does not parse: {error}")))?
     };
-    let now_ms = context.clock.now_ms();
-    let task = context.ledger.read(|state| {
-        let task = context.desk.task(state, &client, &checkin, now_ms)?;
-        let round = task.uid.and_then(|uid| state.job(uid)?.active_round());
-        let gateway = round.filter(|_| task.task == TaskKind::Train);
-        let gateway = gateway.and_then(|round| context.peers.gateway(round, Some(&client)));
-        Some(Task { gateway, ..task })
+    let task = check_in(&context, &client, &checkin).await.map(|task| {
+        let gateway = context.ledger.read(|state| {
+            let round = state.job(task.uid.filter(|_| task.task == TaskKind::Train)?)?.active_round()?;
+            context.peers.gateway(round, Some(&client))
+        });
+        Task { gateway, ..task }
     });
     task.map(Json).ok_or_else(|| {
         let name = checkin.job.map_or_else(String::new, |name| name.to_string());

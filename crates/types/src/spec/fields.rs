@@ -37,6 +37,11 @@ impl Fields {
         Self { path: format!("{field}."), map: self.or_default(field), errors: Vec::new() }
     }
 
+    /// The fields of an object that was read from `field`.
+    pub fn inside(&self, field: &str, map: Map<String, Value>) -> Self {
+        Self { path: format!("{field}."), map, errors: Vec::new() }
+    }
+
     /// Takes over what was wrong with a nested object.
     pub fn absorb(&mut self, nested: Self) {
         if let Err(errors) = nested.finish() {

@@ -1,0 +1,153 @@
+//! The desk of this node, and the way to those of others.
+//!
+//! A client may check in at any gateway, but one node is a job's home and knows who has a task and who waits. The others
+//! ask it over the bus. When it does not answer, they answer themselves: they may hand out a few tasks too many, which
+//! costs a client some work, where no answer would cost a round.
+
+use crate::context::Context;
+use crate::subjects;
+use catchment_bus::{BusError, Message};
+use catchment_ledger::State;
+use catchment_tasks::home;
+use catchment_types::{CheckIn, ClientId, JobUid, Name, NodeId, Task, TaskKind, TimeMs};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// How long a job's home has to answer.
+const HOME_TIME: Duration = Duration::from_secs(2);
+/// Requests of other nodes worked on at one time; more wait in the subscription's bounded queue.
+const AT_ONCE: usize = 64;
+/// Jobs that a client which names none is offered to, in the order of their names.
+const JOBS_MAX: usize = 16;
+/// When a client asks again for whom there is no job at all.
+const NO_JOB_RETRY_MS: u64 = 2_000;
+
+/// This node's desk. Every use of it is a few table look-ups.
+pub struct Desk(Mutex<catchment_tasks::Desk>);
+
+impl Desk {
+    /// A desk that knows nobody yet. `seed`: fresh random bytes.
+    pub fn new(seed: [u8; 16]) -> Self {
+        Self(Mutex::new(catchment_tasks::Desk::new(seed)))
+    }
+
+    /// What a client should do for this job. `None`: the job is gone.
+    fn task(&self, state: &State, uid: JobUid, client: &ClientId, checkin: &CheckIn, now_ms: TimeMs) -> Option<Task> {
+        let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.job(uid).map(|job| desk.task(job, client, checkin, now_ms))
+    }
+
+    /// Forgets jobs that are gone.
+    pub fn retain(&self, alive: &HashSet<JobUid>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(alive);
+    }
+}
+
+/// A check-in on its way to the job's home, as JSON: fields may be added, and unknown ones are ignored.
+#[derive(Debug, Serialize, Deserialize)]
+struct Forwarded {
+    uid: JobUid,
+    client: ClientId,
+    checkin: CheckIn,
+}
+
+/// What `client` should do now. `None`: the job that it names does not exist.
+pub async fn check_in(context: &Arc<Context>, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
+    let namespace = checkin.namespace.clone().unwrap_or_else(Name::default_namespace);
+    if let Some(name) = &checkin.job {
+        let uid = context.ledger.read(|state| state.job_named(&namespace, name).map(|job| job.uid))?;
+        return ask(context, uid, client, checkin).await;
+    }
+    let jobs: Vec<JobUid> = context.ledger.read(|state| {
+        let jobs = state.jobs_by_name().filter(|job| job.spec.namespace == namespace && !job.state.is_over());
+        jobs.take(JOBS_MAX).map(|job| job.uid).collect()
+    });
+    let mut retry_ms = None;
+    for uid in jobs {
+        match ask(context, uid, client, checkin).await {
+            Some(task) if matches!(task.task, TaskKind::Train | TaskKind::Evaluate) => return Some(task),
+            Some(task) => retry_ms = retry_ms.into_iter().chain(task.retry_after_ms).min(),
+            None => {}
+        }
+    }
+    Some(catchment_tasks::wait(retry_ms.unwrap_or(NO_JOB_RETRY_MS)))
+}
+
+/// Asks the desk that knows the job's clients.
+async fn ask(context: &Arc<Context>, uid: JobUid, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
+    let live = context.peers.fleet.live();
+    let home = home(uid, live.iter().filter(|beat| !beat.draining).map(|beat| beat.node));
+    if let Some(home) = home.filter(|home| *home != context.node)
+        && let Some(task) = forward(context, home, uid, client, checkin).await
+    {
+        return Some(task);
+    }
+    answer(context, uid, client, checkin)
+}
+
+fn answer(context: &Context, uid: JobUid, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
+    let now_ms = context.clock.now_ms();
+    context.ledger.read(|state| context.desk.task(state, uid, client, checkin, now_ms))
+}
+
+/// The answer of a job's home, if there is one in time.
+async fn forward(context: &Context, home: NodeId, uid: JobUid, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
+    let forwarded = Forwarded { uid, client: client.clone(), checkin: checkin.clone() };
+    let payload = serde_json::to_vec(&forwarded).expect("plain fields serialise");
+    let answer = context.bus.events.request(&subjects::checkin(home), Vec::new(), payload.into(), HOME_TIME).await;
+    let task = answer.map(|reply| serde_json::from_slice::<Option<Task>>(&reply.payload));
+    match task {
+        Ok(Ok(task)) => task,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, ?home, "read the task that a job's home gave");
+            None
+        }
+        Err(error) => {
+            tracing::debug!(%error, ?home, job = %uid, "ask a job's home; this node answers itself");
+            None
+        }
+    }
+}
+
+/// Answers other nodes' requests until `stop`.
+///
+/// # Errors
+/// When the subject cannot be subscribed to.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
+    let mut requests = context.bus.events.subscribe(&subjects::checkin(context.node), None).await?;
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let request = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            request = requests.next() => match request {
+                Some(request) => request,
+                None => return Err(BusError::Ended),
+            },
+        };
+        let place = places.clone().acquire_owned().await.expect("never closed");
+        let context = context.clone();
+        tokio::spawn(async move {
+            reply(&context, &request).await;
+            drop(place);
+        });
+    }
+}
+
+async fn reply(context: &Context, request: &Message) {
+    let task = match serde_json::from_slice::<Forwarded>(&request.payload) {
+        Ok(Forwarded { uid, client, checkin }) => answer(context, uid, &client, &checkin),
+        Err(error) => {
+            tracing::warn!(%error, "read a check-in that another node passed on");
+            None
+        }
+    };
+    let payload = serde_json::to_vec(&task).expect("plain fields serialise");
+    if let Err(error) = request.respond(payload.into()).await {
+        tracing::debug!(%error, "reply with a task");
+    }
+}
