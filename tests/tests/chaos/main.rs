@@ -205,6 +205,9 @@ async fn nothing_is_lost_or_counted_twice_in_a_storm() {
         let tally = run(seed, seeds >= LONG).await;
         (lost, rounds) = (lost + tally.lost, rounds + tally.rounds);
     }
-    assert!(lost > 0, "no update was ever lost: the storms were none");
-    assert!(rounds >= 4 * seeds, "only {rounds} rounds: the storms hit nothing");
+    // Few storms may be lucky ones.
+    if seeds >= LONG {
+        assert!(lost > 0, "no update was ever lost: the storms were none");
+        assert!(rounds >= 5 * seeds, "only {rounds} rounds: the storms hit nothing");
+    }
 }
