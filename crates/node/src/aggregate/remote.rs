@@ -4,7 +4,7 @@ use super::finish::{Scratch, ScratchSlab, Worker};
 use super::job::{Input, StepError};
 use super::leaf::block_bytes;
 use crate::context::Context;
-use crate::peers::{FetchError, Head, Sink, Wanted};
+use crate::peers::{Head, Sink, Wanted};
 use catchment_ledger::Update;
 use catchment_slab::SlabMut;
 use catchment_types::{Digest, NodeId};
@@ -80,7 +80,7 @@ pub async fn partial(worker: &Worker, round: u64, remote: &RemoteLeaf) -> Result
     let mut sink = ToFile { file, at: memory.accumulator.data_offset(), left: elements * 8 };
     let (uid, RemoteLeaf { node, leaf, contribution }) = (worker.uid, remote.clone());
     let wanted = Wanted::Partial { uid, round, leaf, contribution };
-    worker.context.peers.fetch(node, &wanted, &mut sink).await.map_err(again)?;
+    fetch(worker, node, &wanted, &mut sink).await?;
     count(&worker.context, worker, "partial", elements * 8);
     Ok(memory)
 }
@@ -90,7 +90,7 @@ pub async fn update(worker: &Arc<Worker>, update: &Update) -> Result<(Input, Scr
     let bytes_max = worker.model.update_bytes_max(&worker.spec).max(worker.model.own.slab_bytes) + (64 << 10);
     let mut sink = ToSlab { worker: worker.clone(), bytes_max, filled: 0, slab: None, meta: Vec::new() };
     let wanted = Wanted::Update(update.receipt);
-    worker.context.peers.fetch(update.accept.node, &wanted, &mut sink).await.map_err(again)?;
+    fetch(worker, update.accept.node, &wanted, &mut sink).await?;
     let slab = sink.slab.ok_or_else(|| StepError::Again("an update came without a slab".to_owned()))?;
     let slab = slab.freeze(&sink.meta)?;
     count(&worker.context, worker, "update", slab.len());
@@ -98,8 +98,16 @@ pub async fn update(worker: &Arc<Worker>, update: &Update) -> Result<(Input, Scr
     Ok((Input::copied(slab, update, worker.spec.mode)?, held))
 }
 
-fn again(error: FetchError) -> StepError {
-    StepError::Again(format!("fetch what another node holds of the round: {error}"))
+/// Fetches, for as long as the round is as it was: what a node holds that was given up meanwhile is not worth waiting for.
+async fn fetch(worker: &Worker, node: NodeId, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), StepError> {
+    let mut revisions = worker.context.ledger.watch_job(worker.uid);
+    let again = |why: String| StepError::Again(format!("fetch what another node holds of the round: {why}"));
+    tokio::select! {
+        fetched = worker.context.peers.fetch(node, wanted, sink) => {
+            fetched.map(drop).map_err(|error| again(error.to_string()))
+        }
+        _ = revisions.changed() => Err(again("the round has changed meanwhile".to_owned())),
+    }
 }
 
 fn count(context: &Context, worker: &Worker, kind: &str, bytes: u64) {
