@@ -302,7 +302,7 @@ pub struct Task {
     /// The same as time left, for clients whose clock is wrong.
     #[serde(default)]
     pub deadline_in_ms: Option<u64>,
-    /// When to check in again. Earlier is no use.
+    /// When to check in again. Who comes earlier is told the rest, unless there is a task for everyone who asks.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
     /// The address to fetch from and submit to, when it matters: `http://host:port` of a node. Others serve as well.
