@@ -114,6 +114,7 @@ pub fn job(job: &JobInfo, now_ms: TimeMs) -> String {
     shown.push(("round", round));
     shown.push(("updates", updates_of(job)));
     shown.push(("model", or_dash(job.model_version)));
+    shown.extend(job.best_version.map(|version| ("best", version.to_string())));
     if !job.state.is_over() {
         shown.extend(job.round.deadline_at.as_deref().map(|at| ("deadline", deadline(at, now_ms))));
     }

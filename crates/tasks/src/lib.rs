@@ -16,7 +16,7 @@
 //! that comes before it was told to is none.
 //!
 //! **Pacing.** Whoever has to wait gets an appointment from a book with so many places a second ([`RATE_MAX_PER_S`] for the
-//! whole desk), within a window that grows with the number waiting: see [`pacing`](crate::appointment_bounds).
+//! whole desk), within a window that grows with the number waiting: see [`appointment_bounds`].
 //!
 //! **Memory.** Per waiting client a name of eight bytes and a time, [`WAITING_BYTES`] with the table's slack, for at most
 //! [`WAITING_MAX`] of a job: 100,000 waiting take 2.3 MB. Per task in hand and per candidate about a hundred bytes;
@@ -38,6 +38,6 @@ mod utility;
 
 pub use desk::Desk;
 pub use home::home;
-pub use pacing::{RATE_MAX_PER_S, RETRY_MS_MAX, RETRY_MS_MIN, appointment_bounds};
+pub use pacing::{Crowd, RATE_MAX_PER_S, RETRY_MS_MAX, RETRY_MS_MIN, appointment_bounds};
 pub use table::{WAITING_BYTES, WAITING_MAX};
 pub use tasks::wait;

@@ -346,7 +346,7 @@ pub struct Task {
     /// The same as time left, for clients whose clock is wrong.
     #[serde(default)]
     pub deadline_in_ms: Option<u64>,
-    /// When to check in again. Earlier is no use.
+    /// When to check in again. Who comes earlier is told the rest, unless there is a task for everyone who asks.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
     /// The address of the node to fetch the model from and send the update to; absent: the one that was asked. Any other

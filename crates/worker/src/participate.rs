@@ -1,8 +1,9 @@
 //! Taking part in a job: check in, train, submit, wait for the next round.
 //!
-//! Everything a client must get right lies here. The revision of the round is read *before* the update is sent, so that a
-//! change between the two ends the following wait at once instead of being slept through. A client that has to wait asks
-//! again when it was told to, and not when the round changes: everybody would ask then. Training is deterministic,
+//! Everything a client must get right lies here. The revision of the round is read *before* the check-in, so that a change
+//! between the two ends the following wait at once instead of being slept through. One of a few clients that wait asks
+//! again as soon as the round changes; one of a crowd only when it was told to, because everybody would ask at once
+//! otherwise. Training is deterministic,
 //! so a worker that is killed after it submitted and started again sends the same bytes and gets the same receipt.
 //! Task kinds and configuration fields that this version does not know are left alone.
 
@@ -23,6 +24,10 @@ use tokio::time::Instant;
 /// How long a finished client waits for the round to change before it checks in all the same: its update may have
 /// been lost with a node, and then the check-in asks for it again.
 const NEXT_ROUND_WAIT: Duration = Duration::from_secs(30);
+/// Whoever is told to come again within this time is one of a few, or one of few that are told so.
+const CROWD_WAIT: Duration = Duration::from_secs(2);
+/// When to ask again, if the server does not say.
+const RETRY_TIME: Duration = Duration::from_millis(500);
 /// Longest pause after updates were refused in a row.
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -147,15 +152,24 @@ impl Participant {
         let mut model = None;
         let mut refused: u32 = 0;
         let mut measured = None;
+        let (mut seen, mut is_crowded) = (None, false);
         loop {
+            if seen.is_none() && !is_crowded {
+                seen = Some(self.job.round(None).await?);
+            }
             let task = self.server.checkin(&self.id, &checkin).await?;
             tracing::debug!(kind = ?task.task, round = task.round, "checked in");
             let step = match task.task {
                 TaskKind::Train => {
-                    let seen = self.job.round(None).await?;
+                    // Read late, it may be of a later round; then this one's update is refused, and nobody waits.
+                    let before = match seen.take() {
+                        Some(seen) => seen,
+                        None => self.job.round(None).await?,
+                    };
                     let step = self.work(&task, &mut model, observe).await?;
                     if matches!(step, Step::Done) {
-                        self.wait(&seen, &task, NEXT_ROUND_WAIT).await?;
+                        seen = Some(self.wait(&before, &task, NEXT_ROUND_WAIT).await?);
+                        is_crowded = false;
                     }
                     step
                 }
@@ -166,7 +180,12 @@ impl Participant {
                 }
                 TaskKind::Stop => return self.ended(observe).await,
                 TaskKind::Wait | TaskKind::Evaluate | TaskKind::Other => {
-                    self.server.rest(&task).await;
+                    let asked = task.retry_after_ms.map_or(RETRY_TIME, Duration::from_millis);
+                    is_crowded = asked > CROWD_WAIT;
+                    match seen.take().filter(|_| !is_crowded) {
+                        Some(before) => seen = Some(self.wait(&before, &task, asked).await?),
+                        None => self.server.rest(&task).await,
+                    }
                     continue;
                 }
             };
@@ -181,17 +200,17 @@ impl Participant {
         }
     }
 
-    /// Waits until the round is another than `seen`, at most for `limit`.
-    async fn wait(&self, seen: &RoundView, task: &Task, limit: Duration) -> Result<(), ParticipateError> {
+    /// Waits until the round is another than `seen`, at most for `limit`. Returns what it is then.
+    async fn wait(&self, seen: &RoundView, task: &Task, limit: Duration) -> Result<RoundView, ParticipateError> {
         let begun = Instant::now();
-        let asked = Duration::from_millis(task.retry_after_ms.unwrap_or(500)).min(NEXT_ROUND_WAIT);
+        let asked = task.retry_after_ms.map_or(RETRY_TIME, Duration::from_millis).min(NEXT_ROUND_WAIT);
         let waiting = Waiting { after: seen.revision, wait: limit.max(asked) };
         let view = self.job.round(Some(waiting)).await?;
         if view.revision == seen.revision && view.uid == seen.uid {
             // A server that cannot wait answers at once; then its own pace is kept.
             tokio::time::sleep_until(begun + asked).await;
         }
-        Ok(())
+        Ok(view)
     }
 
     async fn ended(&self, observe: &mut (dyn FnMut(Event) + Send)) -> Result<JobState, ParticipateError> {

@@ -35,6 +35,19 @@ fn asking_more_often_gains_nothing() {
     assert!((0.8..1.25).contains(&(impatient / patient)), "{impatient} tasks each, {patient} for the patient");
 }
 
+/// In a crowd, where appointments are far off, neither does coming before one's own.
+#[test]
+fn coming_early_gains_nothing() {
+    let mut crowd = Crowd::new(&fields("random"), 3_000);
+    crowd.train_ms = |_| (200, 300);
+    crowd.impatient_ms = |number| (number < 30).then_some(500);
+    crowd.run(600_000);
+    let (impatient, all) = (of(&crowd.tasks, 0..30), of(&crowd.tasks, 0..3_000));
+    assert!(all > 1_500, "{all} tasks");
+    // A hundredth of them is fair; were everyone counted who is there, it would be about a fifth.
+    assert!(impatient < all / 40, "{impatient} of {all}");
+}
+
 #[test]
 fn weights_decide() {
     let mut crowd = Crowd::new(&fields("weighted"), 200);
