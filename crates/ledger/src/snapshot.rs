@@ -81,7 +81,7 @@ impl State {
         Ok(bytes)
     }
 
-    /// The state of a snapshot's content, audited.
+    /// The state of a snapshot's content. It was audited when it was stored.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -98,7 +98,6 @@ impl State {
         }
         let mut state: Self = catchment_codec::decode_large(message).map_err(|error| error.to_string())?;
         state.complete()?;
-        state.audit()?;
         Ok(state)
     }
 }
@@ -168,7 +167,11 @@ pub(crate) async fn take(log: Arc<dyn EventLog>, known: u64) -> Result<Option<u6
         }
     }
     let sequence = state.sequence();
-    let bytes = work(move || state.to_snapshot()).await?.map_err(LogError::Refused)?;
+    let bytes = work(move || {
+        state.audit()?;
+        state.to_snapshot()
+    });
+    let bytes = bytes.await?.map_err(LogError::Refused)?;
     tracing::debug!(sequence, bytes = bytes.len(), "storing a snapshot");
     let is_stored = log.put_snapshot(Snapshot { sequence, bytes: bytes.into() }).await?;
     Ok(is_stored.then_some(sequence))

@@ -246,7 +246,11 @@ async fn storm(seed: u64) {
     let hoard = Hoard::new(Bus::in_memory().log);
     let inner: Arc<dyn EventLog> = hoard.clone();
     // Every second time the log forgets most of what there was.
-    let pace = if seed % 2 == 0 { SnapshotPace::NEVER } else { SnapshotPace { records: 1 + seed % 9, bytes: 1 << 20 } };
+    let pace = if seed.is_multiple_of(2) {
+        SnapshotPace::NEVER
+    } else {
+        SnapshotPace { records: 1 + seed % 9, bytes: 1 << 20 }
+    };
     // Opened on the sound log, so that the job is there.
     drop(running(inner.clone(), 9, r#","goal":35,"deadline":null"#).await);
     let (told, decided) = (Mutex::default(), Mutex::default());
