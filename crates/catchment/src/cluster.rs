@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_fleet::Pace;
 use catchment_types::DurationText;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The shortest interval between heartbeats: with less, they would be most of what a cluster does.
@@ -18,6 +19,24 @@ pub struct ClusterArgs {
     /// After this much silence a node is given up: its updates are lost, and their clients are asked again.
     #[arg(long, default_value = "10s", env = "CATCHMENT_NODE_TIMEOUT")]
     node_timeout: DurationText,
+    /// Certificates (PEM) of the authorities that the NATS server's certificate may be from, instead of the system's.
+    #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CA")]
+    nats_ca: Option<PathBuf>,
+    /// This process's certificate (PEM), where the NATS server wants one.
+    #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CERT", requires = "nats_key")]
+    nats_cert: Option<PathBuf>,
+    /// The key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_KEY", requires = "nats_cert")]
+    nats_key: Option<PathBuf>,
+    /// A NATS credentials file (.creds), instead of a user and password in the address.
+    #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CREDS")]
+    nats_creds: Option<PathBuf>,
+    /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
+    #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
+    nats_replicas: usize,
+    /// What the names of streams begin with: two clusters on one NATS server differ in it.
+    #[arg(long, default_value = "CATCHMENT", value_name = "PREFIX", env = "CATCHMENT_NATS_PREFIX")]
+    nats_prefix: String,
 }
 
 impl ClusterArgs {
@@ -35,7 +54,37 @@ impl ClusterArgs {
 
     /// Connects to the cluster's NATS server.
     pub async fn connect(&self, url: &str) -> Result<Bus> {
-        let connected = Bus::nats(NatsConfig::new(url)).await;
-        connected.with_context(|| format!("use the NATS server at {url} (an address is like nats://host:4222)"))
+        let config = NatsConfig {
+            ca: self.nats_ca.clone(),
+            cert: self.nats_cert.clone(),
+            key: self.nats_key.clone(),
+            credentials: self.nats_creds.clone(),
+            replicas: self.nats_replicas,
+            prefix: self.nats_prefix.clone(),
+            ..NatsConfig::new(url)
+        };
+        let shown = without_secrets(url);
+        let connected = Bus::nats(config).await;
+        connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
+    }
+}
+
+/// Addresses of NATS servers as they may be shown: a user, password or token in them stays unsaid.
+pub fn without_secrets(urls: &str) -> String {
+    let shown = |url: &str| match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        _ => url.to_owned(),
+    };
+    urls.split(',').map(shown).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_addresses_are_not_shown() {
+        let urls = "nats://user:p%40ss@one:4222,tls://token@two,nats://three:4222";
+        assert_eq!(without_secrets(urls), "nats://one:4222,tls://two,nats://three:4222");
     }
 }

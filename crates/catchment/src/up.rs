@@ -1,6 +1,6 @@
 //! The processes of a cluster: all in one (`up`), and each alone (`node`, `coordinator`).
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, without_secrets};
 use crate::node_args::{NodeArgs, OpenLink};
 use crate::system::{SystemClock, SystemEntropy, steps};
 use anyhow::{Context as _, Result, bail};
@@ -77,7 +77,7 @@ impl CoordinatorRole {
         let fleet = Fleet::join(bus.events.clone(), speak, self.cluster.pace()?, entropy.bytes16()).await?;
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
-        tracing::info!(bus = self.nats, "ready");
+        tracing::info!(bus = without_secrets(&self.nats), "ready");
         println!("catchment coordinator is up");
         tokio::select! {
             () = catchment_coordinator::run(ledger, fleet, Arc::new(SystemClock), id) => {
@@ -119,7 +119,7 @@ async fn serve(
     let mut coordinator =
         tokio::spawn(async move { if coordinates { coordinator.await } else { std::future::pending().await } });
     tokio::spawn(stop_on_signal(stop.clone()));
-    tracing::info!(%address, data = %node.data.display(), bus = nats.unwrap_or("embedded"), "ready");
+    tracing::info!(%address, data = %node.data.display(), bus = nats.map_or("embedded".to_owned(), without_secrets), "ready");
     println!("catchment is up: http://{address}");
     let mut running = std::pin::pin!(opened.run(listener, stop.clone()));
     let result = tokio::select! {
