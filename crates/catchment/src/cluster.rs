@@ -34,9 +34,6 @@ pub struct ClusterArgs {
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
-    /// What the names of streams begin with: two clusters on one NATS server differ in it.
-    #[arg(long, default_value = "CATCHMENT", value_name = "PREFIX", env = "CATCHMENT_NATS_PREFIX")]
-    nats_prefix: String,
 }
 
 impl ClusterArgs {
@@ -60,7 +57,6 @@ impl ClusterArgs {
             key: self.nats_key.clone(),
             credentials: self.nats_creds.clone(),
             replicas: self.nats_replicas,
-            prefix: self.nats_prefix.clone(),
             ..NatsConfig::new(url)
         };
         let shown = without_secrets(url);
