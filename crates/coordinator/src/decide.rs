@@ -21,6 +21,8 @@ pub struct Decision {
 pub struct Nodes {
     /// Nodes that take work, and what they have.
     pub live: Vec<Node>,
+    /// Seconds of CPU that folding a byte of updates takes, as nodes measure it; 0 where none has.
+    pub cpu_s_per_byte: f64,
     /// Nodes that have been silent for too long.
     pub lost: Vec<NodeId>,
 }
@@ -34,7 +36,7 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         let incarnation = state.incarnation(*node);
         Record::NodeLost { node: *node, incarnation, at_ms: now_ms }
     }));
-    let mut plans = Plans::new(state, &nodes.live, now_ms);
+    let mut plans = Plans::new(state, nodes, now_ms);
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
         if let Some(record) = ends_early(job, now_ms) {
             decision.records.push(record);

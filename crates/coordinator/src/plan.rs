@@ -3,18 +3,21 @@
 //! The planner is asked only when a round opens or has lost a node, and is told of the rounds that are there already, as
 //! the log has them. So every coordinator plans the same from the same log and the same heartbeats.
 
+use crate::decide::Nodes;
 use catchment_ledger::{Job, Phase, Round, State};
 use catchment_planner::{Class, Config, Demand, Explanation, Fleet, Node, RoundKey};
 use catchment_types::{FunctionClass, NodeId, Place, Record, TimeMs};
 
-/// Bytes of updates that one core receives, digests and folds in a second: what rounds of sixteen 45 MB updates took
-/// (`docs/benchmarks.md`).
-const CORE_BYTES_PER_S: f64 = 0.8e9;
+/// Seconds of CPU that receiving and digesting a byte takes, and folding it: what rounds of sixteen 45 MB updates took
+/// (`docs/benchmarks.md`). Folding depends on the function, so what nodes measure counts where there is something.
+const RECEIVE_S_PER_BYTE: f64 = 1.0e-9;
+const FOLD_S_PER_BYTE: f64 = 0.25e-9;
 
 /// The plans of one decision. The fleet is put together only if somebody asks.
 pub struct Plans<'a> {
     state: &'a State,
     live: &'a [Node],
+    service_s_per_byte: f64,
     now_ms: TimeMs,
     fleet: Option<Fleet>,
     /// Why rounds are placed where they are.
@@ -23,8 +26,10 @@ pub struct Plans<'a> {
 
 impl<'a> Plans<'a> {
     /// Nothing is planned yet.
-    pub fn new(state: &'a State, live: &'a [Node], now_ms: TimeMs) -> Self {
-        Self { state, live, now_ms, fleet: None, explanations: Vec::new() }
+    pub fn new(state: &'a State, nodes: &'a Nodes, now_ms: TimeMs) -> Self {
+        let fold_s = if nodes.cpu_s_per_byte > 0.0 { nodes.cpu_s_per_byte } else { FOLD_S_PER_BYTE };
+        let service_s_per_byte = RECEIVE_S_PER_BYTE + fold_s;
+        Self { state, live: &nodes.live, service_s_per_byte, now_ms, fleet: None, explanations: Vec::new() }
     }
 
     /// Where the next round of a job is put. Nowhere in particular when there is no room, or nobody is known: clients then
@@ -33,7 +38,7 @@ impl<'a> Plans<'a> {
         if self.live.is_empty() {
             return Vec::new();
         }
-        let demand = demand(job, round, None, self.now_ms);
+        let demand = self.demand(job, round, None);
         match self.fleet().place(&demand) {
             Ok((placement, explanation)) => {
                 self.explanations.push(explanation);
@@ -53,7 +58,7 @@ impl<'a> Plans<'a> {
         if is_well || round.phase != Phase::Open || self.live.is_empty() {
             return None;
         }
-        let demand = demand(job, round.number, round.deadline_ms, self.now_ms);
+        let demand = self.demand(job, round.number, round.deadline_ms);
         let fleet = self.fleet();
         let taken = |node| round.share(node).map_or(0, |share| share.updates);
         let planned = match fleet.adopt(&demand, &updates(round)) {
@@ -72,12 +77,16 @@ impl<'a> Plans<'a> {
         moved.then_some(Record::RoundPlaced { uid: job.uid, round: round.number, places })
     }
 
+    fn demand(&self, job: &Job, round: u64, deadline_ms: Option<TimeMs>) -> Demand {
+        demand(job, round, deadline_ms, self.now_ms, self.service_s_per_byte)
+    }
+
     fn fleet(&mut self) -> &mut Fleet {
-        let (state, live, now_ms) = (self.state, self.live, self.now_ms);
+        let (state, live, now_ms, service) = (self.state, self.live, self.now_ms, self.service_s_per_byte);
         self.fleet.get_or_insert_with(|| {
             let mut fleet = Fleet::new(Config::default(), live.iter().copied());
             for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-                fleet.adopt(&demand(job, round.number, round.deadline_ms, now_ms), &updates(round));
+                fleet.adopt(&demand(job, round.number, round.deadline_ms, now_ms, service), &updates(round));
             }
             fleet
         })
@@ -93,7 +102,7 @@ fn updates(round: &Round) -> Vec<(NodeId, u64)> {
 }
 
 /// What a round needs. How fast its updates come is what the round before it saw.
-fn demand(job: &Job, round: u64, deadline_ms: Option<TimeMs>, now_ms: TimeMs) -> Demand {
+fn demand(job: &Job, round: u64, deadline_ms: Option<TimeMs>, now_ms: TimeMs, service_s_per_byte: f64) -> Demand {
     let deadline_s = match deadline_ms {
         Some(deadline) => Some(deadline.saturating_sub(now_ms)),
         None => job.spec.deadline.map(|deadline| deadline.ms()),
@@ -110,7 +119,7 @@ fn demand(job: &Job, round: u64, deadline_ms: Option<TimeMs>, now_ms: TimeMs) ->
         update_bytes: job.needs.update_bytes,
         partial_bytes: job.needs.partial_bytes,
         arrivals_per_s: job.last_ended().and_then(arrivals_per_s).unwrap_or_default(),
-        service_s: job.needs.update_bytes as f64 / CORE_BYTES_PER_S,
+        service_s: job.needs.update_bytes as f64 * service_s_per_byte,
         time_left_s: deadline_s.map(|ms| ms as f64 / 1e3),
     }
 }

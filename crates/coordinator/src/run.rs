@@ -24,8 +24,10 @@ pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
             tracing::info!(leads, "this coordinator {}", if leads { "decides from now on" } else { "stands by" });
         }
         let now_ms = clock.now_ms();
+        let beats = fleet.live();
         let (sequence, decision) = ledger.read(|state: &State| {
-            let nodes = Nodes { live: planned(&fleet.live()), lost: fleet.lost_of(state.holders()) };
+            let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
+            let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
             (state.sequence(), decide(state, &nodes, now_ms))
         });
         // Only the first is still valid once it is appended; the state's change brings us back for the rest.
@@ -68,6 +70,12 @@ pub fn planned(beats: &[NodeBeat]) -> Vec<Node> {
         zone: zones.binary_search(&beat.zone.as_str()).expect("collected just now") as u32,
     };
     beats.iter().filter(|beat| !beat.draining).map(node).collect()
+}
+
+/// What nodes measured of their functions: the mean of those that have.
+fn cpu_s_per_byte(beats: &[NodeBeat]) -> f64 {
+    let measured: Vec<f64> = beats.iter().map(|beat| beat.cpu_s_per_byte).filter(|cpu| *cpu > 0.0).collect();
+    if measured.is_empty() { 0.0 } else { measured.iter().sum::<f64>() / measured.len() as f64 }
 }
 
 /// Why a record places its round where it does, as one line of JSON.

@@ -51,6 +51,7 @@ fn node(id: u64) -> Beat {
         memory_bytes: 1 << 30,
         memory_free_bytes: 1 << 30,
         link_bytes_per_s: 1e9,
+        cpu_s_per_byte: 0.0,
         draining: false,
     })
 }

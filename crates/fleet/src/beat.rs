@@ -42,6 +42,9 @@ pub struct NodeBeat {
     /// Bytes a second that its link brings in.
     #[serde(default)]
     pub link_bytes_per_s: f64,
+    /// Seconds of CPU that its functions have taken for each byte of updates, as its meter counts them; 0 before the first.
+    #[serde(default)]
+    pub cpu_s_per_byte: f64,
     /// Whether it ends soon, and wants no more work.
     #[serde(default)]
     pub draining: bool,

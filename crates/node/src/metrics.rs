@@ -252,10 +252,23 @@ impl Metrics {
         names.remove(&[namespace.to_owned(), job.to_owned()]);
     }
 
+    /// Seconds of CPU that functions took for each byte of updates; 0 before the first. Both are sums since the start, so
+    /// this moves slowly, as an estimate should.
+    pub fn cpu_s_per_byte(&self) -> f64 {
+        let seconds: f64 = sum(&self.function_cpu);
+        let bytes: f64 = sum(&self.update_bytes);
+        if bytes > 0.0 { seconds / bytes } else { 0.0 }
+    }
+
     /// Everything in Prometheus text format.
     pub fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
+}
+
+/// The sum of a counter over all its labels.
+fn sum(counter: &impl Collector) -> f64 {
+    counter.collect().iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {

@@ -86,7 +86,8 @@ impl Node {
         let runners = start_runners(runners, &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
-        let peers = join(&bus, &store, &config, node, membership, entropy.as_ref()).await?;
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let peers = join(&bus, &store, &metrics, &config, node, membership, entropy.as_ref()).await?;
         let context = Arc::new(Context {
             node,
             ledger,
@@ -96,7 +97,7 @@ impl Node {
             layouts: Layouts::default(),
             functions,
             runners,
-            metrics: Metrics::new(env!("CARGO_PKG_VERSION")),
+            metrics,
             desk: Desk::new(entropy.bytes16()),
             holdings,
             peers,
@@ -147,6 +148,7 @@ impl Node {
 async fn join(
     bus: &Bus,
     store: &SlabStore,
+    metrics: &Metrics,
     config: &NodeConfig,
     node: NodeId,
     membership: Membership,
@@ -154,6 +156,7 @@ async fn join(
 ) -> Result<Peers, NodeError> {
     let Membership { name, url, zone, link_bytes_per_s, pace, coordinator } = membership;
     let pass = format!("{:032x}", u128::from_le_bytes(entropy.bytes16()));
+    let metrics = metrics.clone();
     let (store, shown, lanes, memory_bytes) = (store.clone(), pass.clone(), config.lanes, config.slab_budget_bytes);
     let speak: Speak = Arc::new(move || {
         let usage = store.usage();
@@ -167,6 +170,7 @@ async fn join(
             memory_bytes,
             memory_free_bytes: memory_bytes.saturating_sub(usage.frozen_bytes + usage.accumulator_bytes),
             link_bytes_per_s,
+            cpu_s_per_byte: metrics.cpu_s_per_byte(),
             draining: false,
         };
         let coordinator = coordinator.map(|id| Beat::Coordinator(CoordinatorBeat { id }));

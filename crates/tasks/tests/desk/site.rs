@@ -37,7 +37,7 @@ impl Site {
         let spec = format!(r#"{{"name":"a","function":"fedavg","rounds":1000000{fields}}}"#);
         site.apply(Record::JobCreated { uid: JOB, spec, at_ms: site.now_ms });
         let model = site.model(0, None);
-        site.apply(Record::ModelPut { uid: JOB, model, at_ms: site.now_ms });
+        site.apply(Record::ModelPut { uid: JOB, model, needs: Default::default(), at_ms: site.now_ms });
         site.open();
         site
     }
@@ -73,7 +73,7 @@ impl Site {
     pub fn open(&mut self) {
         let (round, at_ms) = (self.job().round_number() + 1, self.now_ms);
         let deadline_ms = self.job().spec.deadline.map(|deadline| at_ms + deadline.ms());
-        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, nodes: vec![], at_ms });
+        self.apply(Record::RoundOpened { uid: JOB, round, deadline_ms, places: vec![], at_ms });
     }
 
     /// Makes the model of the closed round.
@@ -102,6 +102,7 @@ impl Site {
         let accept = Accept {
             uid: JOB,
             round,
+            base: None,
             client: client(number),
             digest: Digest::from_bytes([0; 32]),
             weight: 1.0,
