@@ -268,7 +268,7 @@ impl Metrics {
 
 /// The sum of a counter over all its labels.
 fn sum(counter: &impl Collector) -> f64 {
-    counter.collect().iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
+    counter.collect().iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {

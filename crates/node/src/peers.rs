@@ -15,6 +15,7 @@ use catchment_types::{ClientId, Digest, JobUid, NodeId, Place, ReceiptId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// How long a connection to another node may take.
 const CONNECT_TIME: Duration = Duration::from_secs(3);
@@ -61,6 +62,9 @@ impl Wanted {
     }
 }
 
+/// Models being fetched, by job and version.
+type Fetching = HashMap<(JobUid, u64), Arc<Mutex<()>>>;
+
 /// The cluster as one node sees it.
 pub struct Peers {
     /// Who is there.
@@ -70,7 +74,7 @@ pub struct Peers {
     node: NodeId,
     http: reqwest::Client,
     /// Models being fetched, so that each is fetched once.
-    fetching: tokio::sync::Mutex<HashMap<(JobUid, u64), Arc<tokio::sync::Mutex<()>>>>,
+    fetching: Mutex<Fetching>,
 }
 
 impl Peers {

@@ -155,7 +155,10 @@ async fn the_driver_appends_results_in_groups() {
     let jobs = [JOB, JobUid::from_bytes([2; 16])];
     for (uid, name) in jobs.into_iter().zip(["a", "b"]) {
         ledger.propose(created(uid, spec(name, MEASURED))).await.unwrap();
-        ledger.propose(Record::ModelPut { uid, model: initial_model(), at_ms: 0 }).await.unwrap();
+        ledger
+            .propose(Record::ModelPut { uid, model: initial_model(), needs: Default::default(), at_ms: 0 })
+            .await
+            .unwrap();
     }
     let before = ledger.read(|state| state.sequence());
     let calls = (0..300).map(|number| {
