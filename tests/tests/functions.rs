@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The version of the function contract that the server speaks.
-const CONTRACT: u32 = 3;
+const CONTRACT: u32 = 4;
 const HOSTILE_MEDIAN: &str = include_str!("../functions/hostile_median.wat");
 const HOSTILE: &str = include_str!("../functions/hostile.wat");
 

@@ -91,7 +91,7 @@ pub fn finish_bytes(context: &Context, spec: &JobSpec, model: &ModelLayout) -> u
         Topology::Tree { middles, .. } => u64::from(middles) + 1,
     };
     // Another node's partial, and what it is merged with before and after; each is half of a leaf.
-    let fetched = if context.peers.fleet.is_alone() { 0 } else { 2 };
+    let fetched = if context.peers.has_others() { 2 } else { 0 };
     leaf::Leaf::bytes(model.layout.elements()) * (merged + fetched) + 2 * SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 

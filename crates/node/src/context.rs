@@ -71,13 +71,6 @@ pub struct Membership {
     pub coordinator: Option<u64>,
 }
 
-impl Membership {
-    /// Whether there can be no other node.
-    pub fn is_alone(&self) -> bool {
-        self.pace.is_none()
-    }
-}
-
 /// Processes that make the calls of functions.
 pub struct RunnersConfig {
     /// How descriptors reach them.

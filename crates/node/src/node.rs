@@ -40,7 +40,7 @@ pub enum NodeError {
     Slabs(#[from] catchment_slab::SlabError),
     #[error(
         "the event log knows model version {version} of job `{job}`, and data directory {path} does not have its file: \
-         the log belongs to another data directory"
+         the log belongs to another data directory, or the nodes that have it are not running"
     )]
     Foreign { job: String, version: u64, path: String },
     #[error(transparent)]
@@ -77,17 +77,16 @@ impl Node {
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
         let models = Models::open(&config.data_dir).map_err(data)?;
-        if membership.is_alone() {
-            check_models(&ledger, &models)?;
-        }
-        models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
         let (store, recovered) = open_slabs(slabs).await?;
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let patience = membership.pace.map_or(Duration::ZERO, |pace| 2 * pace.interval);
+        let peers = join(&bus, &store, &metrics, &config, node, membership, entropy.as_ref()).await?;
+        check_models(&ledger, &models, &peers, patience).await?;
+        models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let runners = start_runners(runners, &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
-        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-        let peers = join(&bus, &store, &metrics, &config, node, membership, entropy.as_ref()).await?;
         let context = Arc::new(Context {
             node,
             ledger,
@@ -212,18 +211,20 @@ async fn cancel_on_error<E>(part: impl Future<Output = Result<(), E>>, stop: &Ca
     result
 }
 
-/// The log and the data directory belong together: with another's log, models would be missing and updates waited for
-/// that nobody has.
-fn check_models(ledger: &Ledger, models: &Models) -> Result<(), NodeError> {
+/// The log and the data directory belong together: with another's log, models would be missing. Unless there are other
+/// nodes, who have them; whoever is there is heard within `patience`.
+async fn check_models(ledger: &Ledger, models: &Models, peers: &Peers, patience: Duration) -> Result<(), NodeError> {
     let newest = ledger.read(|state| {
         let models = state.jobs().filter_map(|job| Some((job.uid, job.spec.name.to_string(), job.newest_model()?)));
         models.map(|(uid, job, model)| (uid, job, model.commit.version, model.commit.etag)).collect::<Vec<_>>()
     });
-    match newest.into_iter().find(|(uid, _, version, etag)| !models.has(*uid, *version, *etag)) {
-        None => Ok(()),
-        Some((_, job, version, _)) => {
-            Err(NodeError::Foreign { job, version, path: models.dir().display().to_string() })
-        }
+    let missing = newest.into_iter().find(|(uid, _, version, etag)| !models.has(*uid, *version, *etag));
+    let Some((_, job, version, _)) = missing else { return Ok(()) };
+    let mut members = peers.fleet.watch();
+    let heard = async { while !peers.has_others() && members.changed().await.is_ok() {} };
+    match tokio::time::timeout(patience, heard).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(NodeError::Foreign { job, version, path: models.dir().display().to_string() }),
     }
 }
 

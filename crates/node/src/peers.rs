@@ -122,6 +122,11 @@ impl Peers {
         live.remove(&node).map(|beat| beat.url)
     }
 
+    /// Whether another node was heard lately.
+    pub fn has_others(&self) -> bool {
+        self.fleet.live().iter().any(|beat| beat.node != self.node)
+    }
+
     /// Other nodes that were heard lately, and before them `first`, if it is another and not lost: it may have been quiet
     /// for a moment and still be the only one that has what is wanted.
     fn others(&self, first: NodeId) -> Vec<NodeBeat> {
