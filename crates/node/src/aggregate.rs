@@ -27,7 +27,7 @@ use crate::subjects;
 use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
 use catchment_slab::{SlabError, SlabStore};
-use catchment_types::{Descriptor, JobSpec, JobUid, Name, Topology};
+use catchment_types::{Descriptor, JobSpec, JobUid, Name, NodeId, Topology};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -195,14 +195,17 @@ impl Dispatcher {
         tokio::task::spawn_blocking(move || store.trim());
     }
 
-    /// Looks at jobs whose rounds opened, closed or ended: wakes those with work, cleans up after the others.
+    /// Looks at jobs whose rounds opened, closed or ended: wakes those with work, cleans up after the others. Wakes those,
+    /// too, whose models are this node's to make and of which another has just folded the rest: no event says so.
     fn follow(&mut self) {
-        let (seen, metrics) = (&mut self.seen, &self.context.metrics);
-        let (mut changed, gone) = self.context.ledger.read(|state| {
+        let (seen, metrics, node) = (&mut self.seen, &self.context.metrics, self.context.node);
+        let (mut changed, gone, ready) = self.context.ledger.read(|state| {
+            let ready: Vec<JobUid> = state.jobs().filter(|job| is_ready_on(job, node)).map(|job| job.uid).collect();
             let changed: Vec<JobUid> = state.jobs().filter(|job| look(seen, metrics, job)).map(|job| job.uid).collect();
             let gone: Vec<JobUid> = seen.keys().filter(|uid| state.job(**uid).is_none()).copied().collect();
-            (changed, gone)
+            (changed, gone, ready)
         });
+        ready.into_iter().for_each(|uid| self.wake(uid));
         for uid in &gone {
             let Some(job) = self.seen.remove(uid) else { continue };
             self.context.metrics.forget([job.namespace.as_str(), job.name.as_str()]);
@@ -249,6 +252,12 @@ impl Dispatcher {
         working.iter().for_each(|uid| self.wake(*uid));
         !working.is_empty()
     }
+}
+
+/// Whether a round that lies on several nodes is folded everywhere, and its model is `node`'s to make.
+fn is_ready_on(job: &Job, node: NodeId) -> bool {
+    let round = job.active_round().filter(|round| round.is_ready());
+    round.is_some_and(|round| round.shares().count() > 1 && round.top() == Some(node))
 }
 
 /// Notes the job's revision; returns whether it is new. Counts the rounds that were skipped meanwhile.

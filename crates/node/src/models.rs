@@ -108,7 +108,11 @@ impl Models {
 
     /// Removes the files of versions that `keeps` does not want.
     pub fn prune(&self, uid: JobUid, keeps: impl Fn(u64, Digest) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(self.job_dir(uid))? {
+        let entries = match fs::read_dir(self.job_dir(uid)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
             let path = entry?.path();
             if version_of(&path).is_some_and(|(version, etag)| !keeps(version, etag)) {
                 fs::remove_file(path)?;
