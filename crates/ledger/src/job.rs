@@ -119,7 +119,7 @@ impl Job {
             return None;
         }
         if self.spec.mode != Mode::Sync {
-            return self.newest_model().map(|model| model.commit.version);
+            return self.newest_model().map(|model| model.commit.version).filter(|_| self.has_a_buffer_left());
         }
         match &self.round {
             Some(round) if round.phase == Phase::Open => Some(round.number),
@@ -267,9 +267,14 @@ impl Job {
         let is_open = self.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
         let next = match self.spec.mode {
             Mode::Sync => self.next_round() == Some(number),
-            Mode::Async(_) => self.judge_version(number).is_none() && self.round_number() < self.spec.rounds,
+            Mode::Async(_) => self.judge_version(number).is_none() && self.has_a_buffer_left(),
         };
         self.state == JobState::Running && !is_open && next
+    }
+
+    /// Whether an asynchronous job will take more: into the buffer that is open, or into a later one.
+    fn has_a_buffer_left(&self) -> bool {
+        self.round_number() < self.spec.rounds || self.round.as_ref().is_some_and(|round| round.phase == Phase::Open)
     }
 
     /// Why an asynchronous job takes nothing that was trained from this version, if it does not.
@@ -298,6 +303,7 @@ impl Job {
             _ if self.state != JobState::Running => Verdict::WrongState,
             round if self.spec.mode != Mode::Sync => self.judge_version(number).unwrap_or(match round {
                 Some(round) if round.phase == Phase::Open => Verdict::Open,
+                _ if !self.has_a_buffer_left() => Verdict::Closed,
                 _ => Verdict::NotOpenYet,
             }),
             _ if number > current => Verdict::NotOpenYet,

@@ -92,3 +92,13 @@ fn what_is_lost_may_be_sent_again() {
     assert!(again != first && again != other);
     assert_eq!(fixture.round().received(), 2);
 }
+
+#[test]
+fn after_the_last_buffer_nothing_is_waited_for() {
+    let mut fixture = Fixture::running(&BUFFERED.replace(r#""rounds":6"#, r#""rounds":1"#));
+    let (first, _) = (sent(&mut fixture, 0, 1, 1), sent(&mut fixture, 0, 1, 2));
+    assert_eq!(fixture.round().phase, Phase::Aggregating);
+    assert_eq!(send(&mut fixture, 0, 1, 3, 0), AcceptOutcome::RoundClosed { next: None });
+    assert_eq!(fixture.lose(1, &[first]), Outcome::Done);
+    assert!(send(&mut fixture, 0, 1, 3, 0).is_accepted(), "there is a place again");
+}
