@@ -48,10 +48,14 @@ pub(crate) fn catchment_command() -> Command {
     uninfluenced(Command::new(catchment()))
 }
 
-/// A command that inherits nothing that would change the ways of `catchment`.
+/// What whoever runs the tests may ask of every server: runner processes, and who routes descriptors to them.
+const ASKED_FOR: [&str; 2] = ["CATCHMENT_RUNNERS", "CATCHMENT_EBPF"];
+
+/// A command that inherits nothing else that would change the ways of `catchment`.
 pub(crate) fn uninfluenced(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CATCHMENT_") || name == "RUST_LOG") {
+        let changes = |name: &str| name.starts_with("CATCHMENT_") && !ASKED_FOR.contains(&name) || name == "RUST_LOG";
+        if name.to_str().is_some_and(changes) {
             command.env_remove(name);
         }
     }
