@@ -171,11 +171,12 @@ impl Cluster {
                 ("--name", name.clone()),
                 ("--data", data.display().to_string()),
                 ("--slabs", slabs.display().to_string()),
-                ("--runners", setup.runners.to_string()),
                 ("--slab-mib", setup.slab_mib.to_string()),
             ];
+            // Whoever runs the tests may ask for runners; here some are wanted whoever it is.
+            let runners = (setup.runners > 0).then(|| ("--runners", setup.runners.to_string()));
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
-            let arguments = arguments.and(cluster.0.clone()).and(own).and(functions());
+            let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
             let process = role("node", &name, home.path(), host.clone(), arguments);
             NodeProcess { process, host, address, data, slabs }
         });

@@ -5,23 +5,20 @@
 //! costs a client some work, where no answer would cost a round.
 
 use crate::context::Context;
+use crate::requests;
 use crate::subjects;
 use catchment_bus::{BusError, Message};
 use catchment_ledger::State;
 use catchment_tasks::home;
 use catchment_types::{CheckIn, ClientId, JobUid, Name, NodeId, Task, TaskKind, TimeMs};
-use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// How long a job's home has to answer.
 const HOME_TIME: Duration = Duration::from_secs(2);
-/// Requests of other nodes worked on at one time; more wait in the subscription's bounded queue.
-const AT_ONCE: usize = 64;
 /// Jobs that a client which names none is offered to, in the order of their names.
 const JOBS_MAX: usize = 16;
 /// When a client asks again for whom there is no job at all.
@@ -119,35 +116,17 @@ async fn forward(context: &Context, home: NodeId, uid: JobUid, client: &ClientId
 /// # Errors
 /// When the subject cannot be subscribed to.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
-    let mut requests = context.bus.events.subscribe(&subjects::checkin(context.node), None).await?;
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let request = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            request = requests.next() => match request {
-                Some(request) => request,
-                None => return Err(BusError::Ended),
-            },
-        };
-        let place = places.clone().acquire_owned().await.expect("never closed");
-        let context = context.clone();
-        tokio::spawn(async move {
-            reply(&context, &request).await;
-            drop(place);
-        });
-    }
+    let subject = subjects::checkin(context.node);
+    requests::serve(context, &subject, None, stop, reply).await
 }
 
-async fn reply(context: &Context, request: &Message) {
+async fn reply(context: Arc<Context>, request: Arc<Message>) -> Vec<u8> {
     let task = match serde_json::from_slice::<Forwarded>(&request.payload) {
-        Ok(Forwarded { uid, client, checkin }) => answer(context, uid, &client, &checkin),
+        Ok(Forwarded { uid, client, checkin }) => answer(&context, uid, &client, &checkin),
         Err(error) => {
             tracing::warn!(%error, "read a check-in that another node passed on");
             None
         }
     };
-    let payload = serde_json::to_vec(&task).expect("plain fields serialise");
-    if let Err(error) = request.respond(payload.into()).await {
-        tracing::debug!(%error, "reply with a task");
-    }
+    serde_json::to_vec(&task).expect("plain fields serialise")
 }

@@ -17,6 +17,7 @@ mod models;
 mod node;
 mod parking;
 mod peers;
+mod requests;
 mod resume;
 mod slab_meta;
 mod small;

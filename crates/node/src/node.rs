@@ -254,7 +254,7 @@ fn node_id(data_dir: &Path, entropy: &dyn Entropy) -> std::io::Result<NodeId> {
             let id = u64::from_le_bytes(*bytes.first_chunk().expect("sixteen bytes have eight"));
             let draft = data_dir.join("node-id.draft");
             let mut file = std::fs::File::create(&draft)?;
-            std::io::Write::write_all(&mut file, format!("{id:016x}\n").as_bytes())?;
+            std::io::Write::write_all(&mut file, format!("{}\n", NodeId(id)).as_bytes())?;
             file.sync_all()?;
             std::fs::rename(&draft, &path)?;
             std::fs::File::open(data_dir)?.sync_all()?;

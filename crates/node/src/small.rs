@@ -6,47 +6,25 @@
 
 use crate::context::Context;
 use crate::gateway::body::Body;
+use crate::requests;
 use crate::subjects;
 use crate::submit::{Submission, Submitted, submit};
 use catchment_bus::{BusError, Message};
 use catchment_ingest::{parse_digest, parse_metrics};
 use catchment_types::{ClientId, Code, Name, Problem};
-use futures::StreamExt;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
-/// Requests worked on at one time; more wait in the subscription's bounded queue.
-const AT_ONCE: usize = 64;
 
 /// Answers requests until `stop`.
 ///
 /// # Errors
 /// When the subject cannot be subscribed to.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
-    let mut requests = context.bus.events.subscribe(subjects::EVERY_INGEST, Some("catchment-ingest")).await?;
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let request = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            request = requests.next() => match request {
-                Some(request) => request,
-                None => return Err(BusError::Ended),
-            },
-        };
-        let place = places.clone().acquire_owned().await.expect("never closed");
-        let context = context.clone();
-        tokio::spawn(async move {
-            let reply = answer(&context, &request).await;
-            if let Err(error) = request.respond(reply.into()).await {
-                tracing::debug!(%error, subject = request.subject, "reply with a receipt");
-            }
-            drop(place);
-        });
-    }
+    requests::serve(context, subjects::EVERY_INGEST, Some("catchment-ingest"), stop, answer).await
 }
 
-async fn answer(context: &Arc<Context>, request: &Message) -> Vec<u8> {
+async fn answer(context: Arc<Context>, request: Arc<Message>) -> Vec<u8> {
+    let (context, request) = (&context, &request);
     let (spec, submitted) = match read(context, request) {
         Ok(submission) => {
             let mut body = Body::whole(request.payload.clone(), context.config.pace);

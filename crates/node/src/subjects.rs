@@ -21,7 +21,7 @@ pub fn model_published(spec: &JobSpec) -> String {
 
 /// Where a node answers check-ins that others pass on. The underscore keeps it apart from every namespace.
 pub fn checkin(node: NodeId) -> String {
-    format!("catchment.v1._checkin.{:016x}", node.0)
+    format!("catchment.v1._checkin.{node}")
 }
 
 /// Where a small update may be sent as a request:

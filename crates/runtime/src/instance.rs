@@ -5,14 +5,14 @@ use crate::engine::Runtime;
 use crate::error::{FunctionError, HostError};
 use crate::function::Function;
 use crate::gather::{ChooseArgs, CombineArgs, MakeArgs, MeasureArgs};
-use crate::host::{arm, forget, monotonic_ns, packed_text, printable, thread_cpu_ns};
+use crate::host::{Host, arm, forget, monotonic_ns, packed_text, printable, thread_cpu_ns};
 use crate::load::Exports;
 use crate::place::Area;
 use crate::sandbox::Sandbox;
 use catchment_sdk::abi::{ARGS_BYTES, InitCall, name};
 use catchment_sdk::{CONFIG_BYTES_MAX, Exact, SCALARS_MAX};
 use std::os::fd::BorrowedFd;
-use wasmtime::{TypedFunc, WasmParams, WasmResults};
+use wasmtime::{StoreContextMut, TypedFunc, WasmParams, WasmResults};
 use zerocopy::{Immutable, IntoBytes};
 
 /// The entry points that have been called so far.
@@ -291,11 +291,7 @@ pub fn guarded<P: WasmParams, R: WasmResults>(
     entry: &TypedFunc<P, R>,
     params: P,
 ) -> Result<R, FunctionError> {
-    let _running = runtime.ticker().running();
-    sandbox.enter(|mut store| {
-        arm(&mut store);
-        entry.call(&mut store, params).map_err(|error| store.data_mut().failure(name, &error))
-    })
+    prepared(runtime, sandbox, name, entry, params, arm)
 }
 
 /// The same in the time of the call before: reading a thread's clock takes as long as a short call.
@@ -306,9 +302,21 @@ fn started<P: WasmParams, R: WasmResults>(
     entry: &TypedFunc<P, R>,
     params: P,
 ) -> Result<R, FunctionError> {
+    prepared(runtime, sandbox, name, entry, params, |store| forget(store.data_mut()))
+}
+
+/// Calls an export once its store is prepared for it.
+fn prepared<P: WasmParams, R: WasmResults>(
+    runtime: &Runtime,
+    sandbox: &mut Sandbox,
+    name: &'static str,
+    entry: &TypedFunc<P, R>,
+    params: P,
+    prepare: impl FnOnce(&mut StoreContextMut<'_, Host>),
+) -> Result<R, FunctionError> {
     let _running = runtime.ticker().running();
     sandbox.enter(|mut store| {
-        forget(store.data_mut());
+        prepare(&mut store);
         entry.call(&mut store, params).map_err(|error| store.data_mut().failure(name, &error))
     })
 }

@@ -39,18 +39,18 @@ fn a_nats_address_that_is_none_is_named() {
 #[test]
 fn a_wrong_setting_is_named() {
     for (settings, says) in [
-        (["--body-grace", "soon"], "--body-grace"),
-        (["--slab-mib", "0"], "--slab-mib"),
-        (["--data", "/proc/no/such/folder"], "/proc/no/such/folder"),
-        (["--functions", "/no/such/folder"], "/no/such/folder"),
-        (["--slabs", "/proc/no/such/folder"], "/proc/no/such/folder"),
-        (["--frobnicate", "1"], "--frobnicate"),
-        (["--runners", "999"], "--runners"),
-        (["--runner-user", "nobody"], "--runner-user"),
+        (&["--body-grace", "soon"][..], "--body-grace"),
+        (&["--slab-mib", "0"], "--slab-mib"),
+        (&["--data", "/proc/no/such/folder"], "/proc/no/such/folder"),
+        (&["--functions", "/no/such/folder"], "/no/such/folder"),
+        (&["--slabs", "/proc/no/such/folder"], "/proc/no/such/folder"),
+        (&["--frobnicate", "1"], "--frobnicate"),
+        (&["--runners", "999"], "--runners"),
+        (&["--runner-user", "nobody"], "--runner-user"),
         // It needs runners.
-        (["--ebpf", "on"], "--ebpf"),
+        (&["--runners", "0", "--ebpf", "on"], "--ebpf"),
     ] {
-        let said = refusal(&settings);
+        let said = refusal(settings);
         assert!(said.contains(says), "{settings:?}: {said}");
     }
 }

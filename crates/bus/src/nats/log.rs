@@ -192,10 +192,16 @@ async fn listen(mut hints: Subscriber, growth: Arc<Growth>) {
 }
 
 fn wanted(config: &NatsConfig) -> Config {
+    let subject = format!("{}.v1.log", config.prefix.to_ascii_lowercase());
+    kept(config, "LOG", subject, "Catchment's event log: the truth of all jobs. Nothing may expire by itself.")
+}
+
+/// A stream in files, in which nothing expires.
+pub(super) fn kept(config: &NatsConfig, name: &str, subject: String, description: &str) -> Config {
     Config {
-        name: format!("{}_LOG", config.prefix),
-        subjects: vec![format!("{}.v1.log", config.prefix.to_ascii_lowercase())],
-        description: Some("Catchment's event log: the truth of all jobs. Nothing may expire by itself.".to_owned()),
+        name: format!("{}_{name}", config.prefix),
+        subjects: vec![subject],
+        description: Some(description.to_owned()),
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         num_replicas: config.replicas,

@@ -4,15 +4,15 @@
 //! with the next snapshot.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
-use async_nats::jetstream::stream::{Config, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{Config, RawMessageErrorKind, Stream};
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, HeaderMap, header};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::log::kept;
 use super::{NatsConfig, with_sources};
 use crate::snapshot::KEPT;
 use crate::{LogError, Snapshot};
@@ -55,21 +55,8 @@ pub(super) struct Snapshots {
 impl Snapshots {
     pub(super) fn new(client: Client, context: Context, config: &NatsConfig) -> Self {
         let prefix = format!("{}.v1.snapshot", config.prefix.to_ascii_lowercase());
-        let config = Config {
-            name: format!("{}_SNAPSHOTS", config.prefix),
-            subjects: vec![format!("{prefix}.>")],
-            description: Some("Snapshots of Catchment's event log. Nothing may expire here.".to_owned()),
-            retention: RetentionPolicy::Limits,
-            storage: StorageType::File,
-            num_replicas: config.replicas,
-            max_messages: -1,
-            max_bytes: -1,
-            max_messages_per_subject: -1,
-            max_message_size: -1,
-            max_age: Duration::ZERO,
-            allow_direct: true,
-            ..Config::default()
-        };
+        let description = "Snapshots of Catchment's event log. Nothing may expire here.";
+        let config = kept(config, "SNAPSHOTS", format!("{prefix}.>"), description);
         Self { client, context, config, prefix }
     }
 

@@ -116,7 +116,7 @@ impl Peers {
     /// # Errors
     /// As [`Peers::fetch`].
     pub async fn offer(&self, beat: &NodeBeat, wanted: &Wanted) -> Result<(), FetchError> {
-        let url = format!("{}{}?from={:016x}", beat.url, wanted.path(), self.node.0);
+        let url = format!("{}{}?from={}", beat.url, wanted.path(), self.node);
         let sent = self.http.put(url).bearer_auth(&beat.pass).send().await;
         let answer = sent.map_err(|error| unreachable(beat, &error))?;
         if answer.status().is_success() { Ok(()) } else { Err(refused(beat, answer).await) }
