@@ -7,6 +7,7 @@
 
 mod chart;
 mod clients;
+mod cluster;
 mod descriptors;
 mod download;
 mod first;
@@ -22,11 +23,13 @@ mod memory;
 mod model;
 mod native;
 mod observe;
+mod plan;
 mod platform;
 mod report;
 mod round;
 mod sink;
 mod start;
+mod waiting;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -59,6 +62,12 @@ enum What {
     Start(start::Arguments),
     /// A round of very many clients: throughput and memory along it
     Many(many::Arguments),
+    /// Three nodes on hosts of their own (as root): clients where they are told, and where a load balancer sends them
+    Cluster(cluster::Arguments),
+    /// Very many clients that wait: memory of each, and how soon the last knows
+    Waiting(waiting::Arguments),
+    /// How long planning takes for a thousand nodes
+    Plan(plan::Arguments),
     /// A model with a tensor of more than 4 GiB, there and back; takes 20 GB of memory
     Large(large::Arguments),
     /// Everything but the large one, in the sizes of the documentation
@@ -66,6 +75,9 @@ enum What {
     /// A client process (used by the others)
     #[command(hide = true)]
     Client(clients::Arguments),
+    /// A process of clients that wait (used by the others)
+    #[command(hide = true)]
+    Waiters(waiting::ChildArguments),
     /// A process that takes descriptors or passes them on (used by the others)
     #[command(hide = true)]
     DescriptorPeer {
@@ -96,10 +108,14 @@ fn main() -> Result<()> {
         What::Descriptors(arguments) => descriptors::run(&arguments).map(|tables| println!("{tables}")),
         What::Start(arguments) => start::run(&arguments).map(|table| println!("{table}")),
         What::Many(arguments) => many::run(&arguments).map(|table| println!("{table}")),
+        What::Cluster(arguments) => cluster::run(&arguments).map(|tables| println!("{tables}")),
+        What::Waiting(arguments) => waiting::run(&arguments).map(|table| println!("{table}")),
+        What::Plan(arguments) => plan::run(&arguments).map(|table| println!("{table}")),
         What::Large(arguments) => large::run(&arguments).map(|table| println!("{table}")),
         What::All(arguments) => report::all(&arguments),
         What::DescriptorPeer { role } => descriptors::child(&role),
         What::Peer(arguments) => hop::child(&arguments),
+        What::Waiters(arguments) => waiting::child(&arguments),
         What::Client(arguments) => clients::child(&arguments),
         What::Sink { file } => sink::child(file.as_deref()),
     }

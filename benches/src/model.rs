@@ -43,27 +43,33 @@ impl Model {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<u64>()).sum()
     }
 
-    /// Writes it as a safetensors file with small numbers of no meaning. Returns its length in bytes.
+    /// Writes it as [`write`] does.
     pub fn write(self, path: &Path) -> Result<u64> {
-        let (mut header, mut at) = (Map::new(), 0);
-        for (name, shape) in self.tensors() {
-            let end = at + shape.iter().product::<u64>() * 4;
-            header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
-            at = end;
-        }
-        let mut text = Value::Object(header).to_string();
-        text.extend(std::iter::repeat_n(' ', (8 - text.len() % 8) % 8));
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).context("make the model's file")?);
-        file.write_all(&(text.len() as u64).to_le_bytes())?;
-        file.write_all(text.as_bytes())?;
-        let mut state = 1u32;
-        for _ in 0..at / 4 {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            file.write_all(&((state >> 8) as f32 / (1 << 24) as f32 - 0.5).to_le_bytes())?;
-        }
-        file.flush()?;
-        Ok(8 + text.len() as u64 + at)
+        write(self.tensors(), path)
     }
+}
+
+/// Writes tensors of F32, by name and shape, as a safetensors file with small numbers of no meaning. Returns its length in
+/// bytes.
+pub fn write(tensors: Vec<(String, Vec<u64>)>, path: &Path) -> Result<u64> {
+    let (mut header, mut at) = (Map::new(), 0);
+    for (name, shape) in tensors {
+        let end = at + shape.iter().product::<u64>() * 4;
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
+        at = end;
+    }
+    let mut text = Value::Object(header).to_string();
+    text.extend(std::iter::repeat_n(' ', (8 - text.len() % 8) % 8));
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).context("make the model's file")?);
+    file.write_all(&(text.len() as u64).to_le_bytes())?;
+    file.write_all(text.as_bytes())?;
+    let mut state = 1u32;
+    for _ in 0..at / 4 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        file.write_all(&((state >> 8) as f32 / (1 << 24) as f32 - 0.5).to_le_bytes())?;
+    }
+    file.flush()?;
+    Ok(8 + text.len() as u64 + at)
 }
 
 fn resnet(blocks: &[u64], is_deep: bool) -> Vec<(String, Vec<u64>)> {

@@ -2,7 +2,7 @@
 
 use crate::chart::{Bar, Bars, Chart, Panel};
 use crate::model::Model;
-use crate::{descriptors, download, fold, hop, idle, kernels, many, round, start};
+use crate::{cluster, descriptors, download, fold, hop, idle, kernels, many, plan, round, start, waiting};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -12,7 +12,8 @@ pub struct Arguments {
     /// A Python with `flwr` and `numpy`, to measure those beside.
     #[arg(long)]
     peers: Option<PathBuf>,
-    /// Where to draw rounds and folds; the round of very many clients goes beside it, as `…-many.svg`.
+    /// Where to draw rounds and folds; the round of very many clients and the cluster go beside it, as
+    /// `…-many.svg` and `…-cluster.svg`.
     #[arg(long)]
     svg: Option<PathBuf>,
 }
@@ -45,14 +46,20 @@ pub fn all(arguments: &Arguments) -> Result<()> {
     }
     println!("{}", descriptors::run(&descriptors::Arguments { rounds: 20 })?);
     println!("{}", hop::run(&hop::Arguments { rounds: 9, small: false })?);
-    let svg = arguments.svg.as_ref().map(|svg| {
-        let stem = svg.file_stem().unwrap_or_default().to_string_lossy();
-        svg.with_file_name(format!("{stem}-many.svg"))
-    });
-    println!("{}", many::run(&many::Arguments { clients: 1000, connections: 4, slab_mib: 640, svg })?);
+    let beside = |what: &str| {
+        let svg = arguments.svg.as_ref()?;
+        Some(svg.with_file_name(format!("{}-{what}.svg", svg.file_stem()?.to_string_lossy())))
+    };
+    println!("{}", many::run(&many::Arguments { clients: 1000, connections: 4, slab_mib: 640, svg: beside("many") })?);
     println!("{}", download::run(&download::Arguments { model: Model::Resnet152, clients: 64, rounds: 4 })?);
     println!("{}", idle::run(&idle::Arguments { jobs: 100, seconds: 30 })?);
     println!("{}", start::run(&start::Arguments { rounds: 10, idle_seconds: 65 })?);
+    println!("{}", plan::run(&plan::Arguments { runs: 15 })?);
+    println!("{}", waiting::run(&waiting::Arguments { clients: 10_000, seconds: 20, rounds: 3 })?);
+    let svg = beside("cluster");
+    let (repeats, jobs, rounds, clients, kib, seconds) = (3, 3, 8, 12, 4096, 7.0);
+    let cluster = cluster::Arguments { repeats, jobs, rounds, clients, kib, seconds, idle_seconds: 10, seed: 1, svg };
+    println!("{}", cluster::run(&cluster)?);
     Ok(())
 }
 

@@ -50,3 +50,20 @@ fn many() {
     bench(&format!("many --clients 10 --svg {}", svg.path().display()), "after client 1");
     assert!(std::fs::read_to_string(svg.path()).unwrap().ends_with("</svg>\n"));
 }
+
+/// Where hosts cannot be made it says so.
+#[test]
+fn cluster() {
+    let small = "cluster --repeats 1 --jobs 2 --rounds 2 --clients 3 --kib 64 --seconds 0.5 --idle-seconds 1";
+    bench(small, "Three nodes on hosts of their own");
+}
+
+#[test]
+fn waiting() {
+    bench("waiting --clients 50 --seconds 1 --rounds 1", "50 clients that wait");
+}
+
+#[test]
+fn plan() {
+    bench("plan --runs 1", "| fast arrivals |");
+}

@@ -47,6 +47,11 @@ impl Nats {
         format!("nats://{}", self.address)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its link, where it has a host of its own.
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()

@@ -29,6 +29,11 @@ impl Process {
         &self.name
     }
 
+    /// Its number, while it is started.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Starts it, and does not wait for anything.
     pub fn start(&mut self) {
         self.start_with(&[]);

@@ -62,7 +62,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("catchment-tests", &[]),
     (
         "catchment-benches",
-        &["catchment-types", "catchment-slab", "catchment-runtime", "catchment-proxy", "catchment-runner"],
+        &[
+            "catchment-types",
+            "catchment-slab",
+            "catchment-runtime",
+            "catchment-proxy",
+            "catchment-runner",
+            "catchment-planner",
+            "catchment-tests",
+        ],
     ),
     ("xtask", &[]),
 ];
