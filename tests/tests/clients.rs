@@ -189,6 +189,40 @@ on_both_buses! {
     }
 }
 
+/// A gateway that has not heard yet of a job or its round reads on before it answers: whoever checks in there is given a
+/// task, and the address of the node that the round is on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_reads_on_before_it_sends_clients_anywhere() {
+    run(async {
+        let nats = Nats::start();
+        let url = nats.url();
+        let settings = [("--nats", url.as_str()), ("--heartbeat", "100ms"), ("--node-timeout", "2s")];
+        let first = Server::start_with(Bus::Embedded, &settings).await;
+        let second = Server::start_with(Bus::Embedded, &settings).await;
+        // Until each has heard the other.
+        pause(1_000).await;
+        for k in 0..30 {
+            let name = format!("job-{k}");
+            let job = first.api().create(&name, json!({"goal": 1})).await;
+            let early = second.api().checkin("early", &json!({"job": name})).await.expect(200).json();
+            assert_eq!(early["task"], "wait", "{early}");
+            job.put_model(&model()).await.expect(201);
+            let round = job.open_round(1).await;
+            // The job's home may not have heard of the round yet.
+            let task = until(&format!("a task of {name}"), async || {
+                let task = second.api().checkin("c", &json!({"job": name})).await.expect(200).json();
+                (task["task"] == "train").then_some(task)
+            })
+            .await;
+            // As the first sees it: absent where the round is on itself.
+            let (at_first, at_second) = (format!("http://{}", first.address()), format!("http://{}", second.address()));
+            let on = round["gateway"].as_str().unwrap_or(&at_first);
+            assert_eq!(task["gateway"].as_str().unwrap_or(&at_second), on, "{name}: {task}, and the round {round}");
+        }
+    })
+    .await;
+}
+
 /// Two gateways, one desk for a job: no more tasks than there are, whoever is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gateways_share_a_jobs_tasks() {

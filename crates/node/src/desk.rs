@@ -57,8 +57,14 @@ struct Forwarded {
 pub async fn check_in(context: &Arc<Context>, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
     let namespace = checkin.namespace.clone().unwrap_or_else(Name::default_namespace);
     if let Some(name) = &checkin.job {
-        let uid = context.ledger.read(|state| state.job_named(&namespace, name).map(|job| job.uid))?;
-        return ask(context, uid, client, checkin).await;
+        let look = || context.ledger.read(|state| state.job_named(&namespace, name).map(|job| job.uid));
+        let mut uid = look();
+        if uid.is_none() {
+            // Another node may just have created it.
+            context.refresh().await;
+            uid = look();
+        }
+        return ask(context, uid?, client, checkin).await;
     }
     let jobs: Vec<JobUid> = context.ledger.read(|state| {
         let jobs = state.jobs_by_name().filter(|job| job.spec.namespace == namespace && !job.state.is_over());

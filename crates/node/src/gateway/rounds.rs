@@ -107,17 +107,31 @@ pub async fn checkin(
         serde_json::from_slice(&body)
             .map_err(|error| Problem::new(Code::BadRequest, format!("the check-in does not parse: {error}")))?
     };
-    let task = check_in(&context, &client, &checkin).await.map(|task| {
-        let gateway = context.ledger.read(|state| {
-            let round = state.job(task.uid.filter(|_| task.task == TaskKind::Train)?)?.active_round()?;
-            context.peers.gateway(round, Some(&client))
-        });
-        Task { gateway, ..task }
-    });
-    task.map(Json).ok_or_else(|| {
+    let Some(task) = check_in(&context, &client, &checkin).await else {
         let name = checkin.job.map_or_else(String::new, |name| name.to_string());
-        Problem::new(Code::NotFound, format!("there is no job `{name}` to work for")).into()
-    })
+        return Err(Problem::new(Code::NotFound, format!("there is no job `{name}` to work for")).into());
+    };
+    let gateway = gateway(&context, &client, &task).await;
+    Ok(Json(Task { gateway, ..task }))
+}
+
+/// The node that a task's update is best sent to; `None`: this one, or any.
+async fn gateway(context: &Context, client: &ClientId, task: &Task) -> Option<String> {
+    let uid = task.uid.filter(|_| task.task == TaskKind::Train)?;
+    let look = || {
+        context.ledger.read(|state| {
+            let job = state.job(uid)?;
+            let round = job.active_round()?;
+            Some((job.address_of(round), context.peers.gateway(round, Some(client))))
+        })
+    };
+    let mut found = look();
+    if found.as_ref().map(|(address, _)| *address) != task.round {
+        // Whoever gave the task has read on further in the log than this node, which knows only where the last round was.
+        context.refresh().await;
+        found = look();
+    }
+    found.and_then(|(_, gateway)| gateway)
 }
 
 /// What became of an update.
