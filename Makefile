@@ -10,10 +10,10 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help build demo demo-cluster demo-ebpf test chaos lint fuzz bench large docs clean
+.PHONY: help build demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the release binaries, functions and kernel programs embedded, into $(TARGET)/release
 	$(XTASK) functions --install
@@ -31,6 +31,9 @@ demo-ebpf: build ## The same with two runner processes: shows the routing map, a
 
 test: build ## Everything: unit, property, simulation, and end to end on both buses
 	$(EMBED) $(XTASK) test
+
+test-runners: build ## The end-to-end tests with two runner processes in every server (CATCHMENT_EBPF=on|off: who routes to them)
+	$(EMBED) $(XTASK) test --runners 2
 
 chaos: build ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
 	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --package catchment-tests --test chaos -- --nocapture

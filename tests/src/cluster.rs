@@ -3,7 +3,7 @@
 
 use crate::programs::{catchment, catchment_command, free_port, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
-use crate::{Api, Host, Nats, Network, Process, until};
+use crate::{Api, Host, Job, Nats, Network, Process, until};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,13 +30,15 @@ pub struct Setup {
     pub runners: u32,
     /// Shared memory of each node.
     pub slab_mib: u32,
+    /// Where each node stands; nowhere in particular beyond the last.
+    pub zones: &'static [&'static str],
 }
 
 impl Default for Setup {
     /// Three nodes, two coordinators, and time enough to be started again.
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
-        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0, slab_mib: 256 }
+        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0, slab_mib: 256, zones: &[] }
     }
 }
 
@@ -172,6 +174,7 @@ impl Cluster {
                 ("--data", data.display().to_string()),
                 ("--slabs", slabs.display().to_string()),
                 ("--slab-mib", setup.slab_mib.to_string()),
+                ("--zone", setup.zones.get(i).copied().unwrap_or_default().to_owned()),
             ];
             // Whoever runs the tests may ask for runners; here some are wanted whoever it is.
             let runners = (setup.runners > 0).then(|| ("--runners", setup.runners.to_string()));
@@ -220,6 +223,27 @@ impl Cluster {
     /// Clients of every gateway.
     pub fn apis(&self) -> Vec<Api> {
         self.nodes.iter().map(NodeProcess::api).collect()
+    }
+
+    /// The job through each gateway.
+    pub fn through(&self, job: &Job) -> Vec<Job> {
+        self.apis().iter().map(|api| job.through(api)).collect()
+    }
+
+    /// Waits until it is completed, as every gateway knows.
+    pub async fn completed(&self, job: &Job) {
+        for job in self.through(job) {
+            job.in_state("completed").await;
+        }
+    }
+
+    /// Bytes of this kind that each node has taken from others.
+    pub async fn peer_bytes(&self, kind: &str) -> Vec<f64> {
+        let mut bytes = Vec::new();
+        for api in self.apis() {
+            bytes.push(api.metrics().await.sum("catchment_peer_bytes_total", &[("kind", kind)]));
+        }
+        bytes
     }
 
     /// The bus's own server.

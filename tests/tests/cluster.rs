@@ -1,9 +1,7 @@
 //! Three nodes and two coordinators as one: what is right on one node is right on three, whichever gateway is asked; and
 //! it stays right when coordinators, nodes, machines, links and the bus go and come back.
 
-use catchment_tests::{
-    Api, Bus, Cluster, ExactMean, Job, Reference, Sent, Server, Setup, Tensor, file, read, run, until,
-};
+use catchment_tests::{Api, Cluster, ExactMean, Job, Reference, Sent, Setup, Tensor, file, read, run, until};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -44,22 +42,10 @@ fn impatient() -> Setup {
     Setup { node_timeout: Duration::from_secs(2), ..Setup::default() }
 }
 
-/// The job through each gateway.
-fn through(cluster: &Cluster, job: &Job) -> Vec<Job> {
-    cluster.apis().iter().map(|api| job.through(api)).collect()
-}
-
-/// Completed, as every gateway knows.
-async fn completed(cluster: &Cluster, job: &Job) {
-    for job in through(cluster, job) {
-        job.in_state("completed").await;
-    }
-}
-
 /// The job is over; everything about it is right at every gateway, and nothing is left in memory. Gives the number of
 /// lost receipts.
 async fn all_is_right(cluster: &Cluster, job: &Job, sent: &Sent) -> u64 {
-    completed(cluster, job).await;
+    cluster.completed(job).await;
     let lost = sent.check(job, &cluster.apis()).await;
     cluster.holds_no_slabs().await;
     lost
@@ -85,14 +71,6 @@ async fn submit_again(jobs: &[Job], sent: &Sent, round: u64, client: u64) {
     .await;
 }
 
-async fn peer_bytes(apis: &[Api], kind: &str) -> f64 {
-    let mut sum = 0.0;
-    for api in apis {
-        sum += api.metrics().await.sum("catchment_peer_bytes_total", &[("kind", kind)]);
-    }
-    sum
-}
-
 async fn state_of(api: &Api, receipt: &Value) -> String {
     api.receipt(receipt).await["state"].as_str().expect("a state").to_owned()
 }
@@ -105,13 +83,13 @@ async fn every_gateway_is_the_cluster() {
         let spec = json!({"goal": 9, "rounds": 2, "checkpoints": {"keep_last": 9}, "tensors": [{"match": "peak", "rule": "mean"}]});
         // The model at one gateway, and at once an update at another.
         let job = apis[0].create("plain", spec).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         job.put_model(&body(0, 0)).await.expect(201);
         submit_again(&jobs[1..2], &sent, 1, 0).await;
         submit(&jobs, &sent, 1, 1..9).await;
         jobs[2].open_round(2).await;
         // Each of the two nodes that did not make the model gave it one partial.
-        let moved = async || peer_bytes(&apis, "partial").await as usize;
+        let moved = async || cluster.peer_bytes("partial").await.iter().sum::<f64>() as usize;
         assert!(PARTIAL.contains(&(moved().await / 2)), "{} bytes for two partials", moved().await);
         for job in &jobs {
             job.open_round(2).await;
@@ -130,7 +108,7 @@ async fn a_tree_and_many_rounds_are_exact() {
         let sent = exact();
         let tree = json!({"goal": 8, "rounds": 5, "topology": {"tree": {"leaves": 3, "middles": 2}}});
         let job = cluster.nodes[1].api().begin("tree", spec(tree), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=5 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -159,7 +137,7 @@ async fn a_job_that_fits_one_node_is_finished_by_three() {
             least += 4;
         };
         eprintln!("a job is taken with {least} MiB");
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for client in 0..6 {
             let job = &jobs[client % 3];
             job.open_round(1).await;
@@ -170,92 +148,8 @@ async fn a_job_that_fits_one_node_is_finished_by_three() {
             })
             .await;
         }
-        completed(&cluster, &job).await;
+        cluster.completed(&job).await;
         assert!(read(&jobs[1].model(1).await)["w"].iter().all(|x| *x == 2.5));
-        cluster.holds_no_slabs().await;
-    })
-    .await;
-}
-
-fn float_body(client: u64) -> Vec<u8> {
-    let value = |i: u64| ((client * 7919 + i * 104_729) % 9973) as f32 / 997.3 - if client == 4 { 900.0 } else { 0.0 };
-    let values: Vec<f32> = (0..30_000).map(value).collect();
-    file(&[Tensor::f32("w", &[300, 100], &values)])
-}
-
-/// Rounds whose function needs every update: the other nodes' updates come to one, and the model is what a single node
-/// makes of the same updates.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn functions_that_gather_are_what_they_are_on_one_node() {
-    run(async {
-        let cluster = Cluster::start(Setup::default()).await;
-        let lone = Server::start(Bus::Embedded).await;
-        for (name, function, config) in [("median", "median", json!({})), ("krum", "krum", json!({"byzantine": 1}))] {
-            let spec = json!({"function": function, "config": config, "goal": 7, "rounds": 1});
-            let here = cluster.nodes[0].api().begin(name, spec.clone(), &float_body(9)).await;
-            let there = lone.api().begin(name, spec, &float_body(9)).await;
-            let jobs = through(&cluster, &here);
-            for client in 0..7 {
-                let query = format!("weight={}", client + 1);
-                let job = &jobs[client as usize % 3];
-                job.open_round(1).await;
-                job.accepted(1, &format!("c{client}"), &query, &float_body(client)).await;
-                there.accepted(1, &format!("c{client}"), &query, &float_body(client)).await;
-            }
-            there.in_state("completed").await;
-            completed(&cluster, &here).await;
-            let expected = there.model(1).await;
-            for job in &jobs {
-                assert!(job.model(1).await == expected, "{name} is something else on three nodes");
-            }
-            if function == "median" {
-                let all: Vec<_> = (0..7).map(|client| read(&float_body(client))["w"].clone()).collect();
-                let median = |i: usize| {
-                    let mut column: Vec<f64> = all.iter().map(|values| values[i]).collect();
-                    column.sort_by(f64::total_cmp);
-                    column[3]
-                };
-                assert_eq!(read(&expected)["w"], (0..30_000).map(median).collect::<Vec<_>>());
-            }
-        }
-        assert!(peer_bytes(&cluster.apis(), "update").await > 0.0, "updates must have moved");
-        cluster.holds_no_slabs().await;
-    })
-    .await;
-}
-
-/// Stacks of adapters of several ranks, likewise.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stacks_are_what_they_are_on_one_node() {
-    run(async {
-        let cluster = Cluster::start(Setup::default()).await;
-        let lone = Server::start(Bus::Embedded).await;
-        let layer = |value: f32| file(&[Tensor::f32("q.weight", &[40, 30], &vec![value; 1200])]);
-        let adapter = |client: u64| {
-            let rank = [2, 8, 1, 4][client as usize % 4];
-            let values =
-                |n: usize| (0..n).map(|i| (i as u64 * 31 + client * 7) as f32 % 13.0 - 6.0).collect::<Vec<_>>();
-            file(&[
-                Tensor::f32("q.lora_A.weight", &[rank, 30], &values(rank * 30)),
-                Tensor::f32("q.lora_B.weight", &[40, rank], &values(rank * 40)),
-            ])
-        };
-        let spec = json!({"function": "flora", "update": "delta", "goal": 4, "rounds": 1});
-        let here = cluster.nodes[2].api().begin("flora", spec.clone(), &layer(0.5)).await;
-        let there = lone.api().begin("flora", spec, &layer(0.5)).await;
-        let (jobs, etag) = (through(&cluster, &here), here.call("GET", "/model").await.header("etag").to_owned());
-        for client in 0..4 {
-            let (name, base) = (format!("c{client}"), [("catchment-base", etag.as_str())]);
-            let job = &jobs[client as usize % 3];
-            job.open_round(1).await;
-            job.submit_with(1, &name, "weight=2", &base, &adapter(client)).await.expect(202);
-            there.submit_with(1, &name, "weight=2", &base, &adapter(client)).await.expect(202);
-        }
-        there.in_state("completed").await;
-        completed(&cluster, &here).await;
-        for job in &jobs {
-            assert!(job.model(1).await == there.model(1).await, "the stack is something else on three nodes");
-        }
         cluster.holds_no_slabs().await;
     })
     .await;
@@ -268,7 +162,7 @@ async fn checkpoints_do_not_pile_up_anywhere() {
         let cluster = Cluster::start(Setup::default()).await;
         let spec = spec(json!({"goal": 3, "rounds": 12, "checkpoints": {"keep_last": 2}}));
         let (sent, job) = (exact(), cluster.nodes[0].api().begin("piles", spec, &body(0, 0)).await);
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=12 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -279,7 +173,7 @@ async fn checkpoints_do_not_pile_up_anywhere() {
             sent.accepted(&jobs[0], round, 1).await;
             sent.accepted(&jobs[1], round, 2).await;
         }
-        completed(&cluster, &job).await;
+        cluster.completed(&job).await;
         for (i, node) in cluster.nodes.iter().enumerate() {
             let files = node.checkpoints();
             // The initial one, the two newest, and one whose successor nobody has asked this node for.
@@ -298,7 +192,7 @@ async fn a_deleted_job_is_gone_everywhere() {
         for name in ["first", "second"] {
             let spec = spec(json!({"goal": 9, "rounds": 2}));
             let (sent, job) = (exact(), cluster.nodes[0].api().begin("namesake", spec, &body(0, 0)).await);
-            let jobs = through(&cluster, &job);
+            let jobs = cluster.through(&job);
             for job in &jobs {
                 job.open_round(1).await;
             }
@@ -328,7 +222,7 @@ async fn another_coordinator_goes_on() {
         let mut cluster = Cluster::start(Setup::default()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("led", spec(json!({"goal": 3, "rounds": 4})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=4 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -359,7 +253,7 @@ async fn a_killed_node_loses_nothing() {
         let mut cluster = Cluster::start(Setup::default()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("killed", spec(json!({"goal": 9, "rounds": 3})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=3 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -384,7 +278,7 @@ async fn a_lost_machine_costs_its_updates_and_no_model() {
         let mut cluster = Cluster::start(impatient()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("burnt", spec(json!({"goal": 6, "rounds": 2})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         // Most is at node 0, so it makes the first model.
         jobs[0].open_round(1).await;
         for client in 0..4 {
@@ -428,7 +322,7 @@ async fn a_lost_machine_costs_its_updates_and_no_model() {
 async fn comes_back(cluster: &Cluster, stop: impl AsyncFn(usize), go_on: impl AsyncFn(usize)) {
     let sent = exact();
     let job = cluster.nodes[1].api().begin("back", spec(json!({"goal": 6, "rounds": 3})), &body(0, 0)).await;
-    let jobs = through(cluster, &job);
+    let jobs = cluster.through(&job);
     for round in 1..=3 {
         for job in &jobs {
             job.open_round(round).await;
@@ -483,7 +377,7 @@ async fn nobody_waits_for_a_node_that_was_given_up() {
         let cluster = Cluster::start(impatient()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("silent", spec(json!({"goal": 4, "rounds": 1})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         jobs[1].open_round(1).await;
         let held = sent.accepted(&jobs[1], 1, 0).await;
         jobs[0].api.receipt_in(&held, "folded").await;
@@ -524,7 +418,7 @@ async fn a_partial_goes_on_where_it_broke_off() {
         let Some(mut cluster) = Cluster::start_on_hosts(Setup::default(), name).await else { return };
         let wide = |value: f32| file(&[Tensor::f32("w", &[ELEMENTS], &vec![value; ELEMENTS])]);
         let job = cluster.nodes[0].api().begin("broken", json!({"goal": 3, "rounds": 1}), &wide(0.0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         jobs[1].open_round(1).await;
         jobs[0].accepted(1, "c0", "", &wide(1.0)).await;
         jobs[0].accepted(1, "c1", "", &wide(2.0)).await;
@@ -538,7 +432,7 @@ async fn a_partial_goes_on_where_it_broke_off() {
         cluster.nodes[1].process.kill9();
         let at_death = out(&cluster);
         cluster.nodes[1].process.start();
-        completed(&cluster, &job).await;
+        cluster.completed(&job).await;
         let (partial, sent) = (PARTIAL as f64, out(&cluster));
         eprintln!(
             "{:.2} partials at its death, {:.2} in all, {:?}",
@@ -560,7 +454,7 @@ async fn the_bus_may_go_and_come_back() {
         let mut cluster = Cluster::start(impatient()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("bus", spec(json!({"goal": 9, "rounds": 2})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=2 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -587,7 +481,7 @@ async fn one_update_a_client_is_taken() {
         let cluster = Cluster::start(Setup::default()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("once", spec(json!({"goal": 8, "rounds": 2})), &body(0, 0)).await;
-        let jobs = through(&cluster, &job);
+        let jobs = cluster.through(&job);
         for round in 1..=2 {
             for job in &jobs {
                 job.open_round(round).await;
@@ -611,7 +505,7 @@ async fn one_update_a_client_is_taken() {
                 }
             }
         }
-        completed(&cluster, &job).await;
+        cluster.completed(&job).await;
         let listed = job.call("GET", "/models").await.expect(200).json();
         assert!((0..2).all(|i| listed["items"][i]["contributors"] == 8), "{listed}");
         cluster.holds_no_slabs().await;
@@ -626,7 +520,7 @@ async fn receipts_are_known_everywhere() {
         let cluster = Cluster::start(Setup::default()).await;
         let sent = exact();
         let job = cluster.nodes[0].api().begin("known", spec(json!({"goal": 4, "rounds": 1})), &body(0, 0)).await;
-        let (jobs, mut slowest) = (through(&cluster, &job), Duration::ZERO);
+        let (jobs, mut slowest) = (cluster.through(&job), Duration::ZERO);
         jobs[1].open_round(1).await;
         let receipt = sent.accepted(&jobs[1], 1, 1).await;
         let given = Instant::now();

@@ -35,7 +35,7 @@ enum Task {
     /// Train one model with ten client processes and show what came of it
     Demo(demo::Arguments),
     /// Run every test of the workspace
-    Test,
+    Test(test::Arguments),
     /// Run every fuzz target for a while
     Fuzz(fuzz::Arguments),
     /// Say which toolchains this machine has and which one each build would take
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Setup => setup::run().map(drop),
         Task::Demo(arguments) => demo::run(&arguments),
-        Task::Test => test::run(),
+        Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Doctor => doctor::run(),
     };

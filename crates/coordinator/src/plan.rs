@@ -5,13 +5,12 @@
 
 use crate::decide::Nodes;
 use catchment_ledger::{Job, Phase, Round, State};
-use catchment_planner::{Class, Config, Demand, Explanation, Fleet, Node, RoundKey};
-use catchment_types::{FunctionClass, NodeId, Place, Record, TimeMs};
+use catchment_planner::{Config, Demand, Explanation, FOLD_S_PER_BYTE, Fleet, Node, RoundKey};
+use catchment_types::{NodeId, Place, Record, TimeMs};
 
-/// Seconds of CPU that receiving and digesting a byte takes, and folding it: what rounds of sixteen 45 MB updates took
+/// Seconds of CPU that receiving and digesting a byte takes: what rounds of sixteen 45 MB updates took
 /// (`docs/benchmarks.md`). Folding depends on the function, so what nodes measure counts where there is something.
 const RECEIVE_S_PER_BYTE: f64 = 1.0e-9;
-const FOLD_S_PER_BYTE: f64 = 0.25e-9;
 
 /// The plans of one decision. The fleet is put together only if somebody asks.
 pub struct Plans<'a> {
@@ -109,12 +108,7 @@ fn demand(job: &Job, round: u64, deadline_ms: Option<TimeMs>, now_ms: TimeMs, se
     };
     Demand {
         key: RoundKey { uid: job.uid, round },
-        class: match job.needs.class {
-            FunctionClass::Additive => Class::Additive,
-            FunctionClass::CoordinateWise => Class::CoordinateWise,
-            FunctionClass::TwoPhase => Class::TwoPhase,
-            FunctionClass::Whole => Class::Whole,
-        },
+        class: job.needs.class.into(),
         updates: job.spec.tasks_per_round(),
         update_bytes: job.needs.update_bytes,
         partial_bytes: job.needs.partial_bytes,

@@ -6,19 +6,21 @@
 //! own and they would disagree after a crash.
 #![forbid(unsafe_code)]
 
+mod append;
 mod audit;
 mod driver;
 mod evaluation;
 mod job;
 mod keeper;
+mod ledger;
 mod outcome;
 mod round;
 mod snapshot;
 mod state;
 
-pub use driver::{Ledger, LedgerError};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
+pub use ledger::{Ledger, LedgerError};
 pub use outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 pub use round::{Phase, Round, Share, Update};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotPace};

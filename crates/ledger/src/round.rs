@@ -229,7 +229,12 @@ impl Round {
 
     /// The same over what one node has in the accumulator of one leaf: what a partial says it is made of.
     pub fn contribution_of(&self, node: NodeId, leaf: u32) -> Digest {
-        contribution(self.contributors().filter(|update| update.accept.node == node && update.leaf == leaf))
+        self.contribution_where(|update| update.accept.node == node && update.leaf == leaf)
+    }
+
+    /// The same over some of the contributors.
+    pub fn contribution_where(&self, is_in: impl Fn(&Update) -> bool) -> Digest {
+        contribution(self.contributors().filter(|update| is_in(update)))
     }
 
     /// Nodes that hold updates that count, and what they hold.

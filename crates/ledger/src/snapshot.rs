@@ -4,7 +4,7 @@
 //! makes a snapshot opens the log as a ledger does, from the snapshot before and the records after it, beside the
 //! ledger at work, and stores what that comes to. The live state is not even looked at.
 
-use crate::driver::{Envelope, RECORD_BYTES_MAX, REPLAY};
+use crate::append::{Envelope, RECORD_BYTES_MAX, REPLAY};
 use crate::state::State;
 use catchment_bus::{EventLog, LogError, Snapshot};
 use std::sync::Arc;

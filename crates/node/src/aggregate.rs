@@ -9,13 +9,22 @@ mod holdings;
 mod job;
 mod lanes;
 mod leaf;
+mod merge;
 pub mod offered;
+mod pieces;
 mod ranges;
 mod recover;
 mod remote;
+mod scratch;
+mod sizing;
+mod slices;
 mod total;
+mod tree;
+mod worker;
 
 pub use holdings::Holdings;
+pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
+pub use ranges::Range;
 pub use recover::recover;
 
 use crate::context::Context;
@@ -102,6 +111,7 @@ pub fn finish_bytes(context: &Context, spec: &JobSpec, model: &ModelLayout) -> u
 pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
     let mut events = context.bus.events.subscribe(subjects::EVERY_ACCEPTED, None).await?;
     let mut changes = context.ledger.watch();
+    let pieces = context.clone();
     let mut dispatcher = Dispatcher {
         context,
         tasks: JoinSet::new(),
@@ -124,6 +134,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
                 if changed.is_err() { break }
                 dispatcher.follow();
             }
+            () = pieces.pieces.came.notified() => pieces.pieces.waiting().into_iter().for_each(|uid| dispatcher.wake(uid)),
             ended = dispatcher.tasks.join_next_with_id(), if !dispatcher.tasks.is_empty() => {
                 dispatcher.ended(ended);
                 waiting = dispatcher.sweep();
@@ -135,6 +146,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
     dispatcher.wakers.clear();
     let rest = async { while dispatcher.tasks.join_next().await.is_some() {} };
     tokio::time::timeout(STOP_TIME, rest).await.ok();
+    pieces.pieces.clear();
     Ok(())
 }
 
@@ -220,6 +232,7 @@ impl Dispatcher {
         });
         self.context.release(slabs);
         drop(parked);
+        self.context.pieces.retain(&self.context.ledger, self.context.node);
         self.copy_models(&changed);
         changed.retain(|uid| self.has_work(*uid));
         changed.into_iter().for_each(|uid| self.wake(uid));
@@ -239,9 +252,8 @@ impl Dispatcher {
     fn has_work(&self, uid: JobUid) -> bool {
         let node = self.context.node;
         let gathers = |spec: &JobSpec| self.context.functions.gathers(&spec.function);
-        self.context
-            .ledger
-            .read(|state: &State| !matches!(job::next_work(state, uid, node, gathers), job::Work::Nothing))
+        let of_round = |state: &State| !matches!(job::next_work(state, uid, node, gathers), job::Work::Nothing);
+        self.context.ledger.read(of_round) || self.context.pieces.waiting().contains(&uid)
     }
 
     /// Wakes every job that has work. Returns whether any has.

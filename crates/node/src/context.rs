@@ -1,7 +1,7 @@
 //! What every part of a node works with.
 
-use crate::aggregate::Holdings;
 use crate::aggregate::offered::Digests;
+use crate::aggregate::{Holdings, Pieces};
 use crate::desk::Desk;
 use crate::functions::Functions;
 use crate::layouts::Layouts;
@@ -126,6 +126,8 @@ pub struct Context {
     pub peers: Peers,
     /// Digests of what they were given.
     pub digests: Digests,
+    /// What they have ordered.
+    pub pieces: Pieces,
     /// Uploads whose connection broke.
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.

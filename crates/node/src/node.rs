@@ -101,6 +101,7 @@ impl Node {
             holdings,
             peers,
             digests: Digests::default(),
+            pieces: Default::default(),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
             heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),

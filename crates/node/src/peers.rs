@@ -9,10 +9,12 @@ pub mod models;
 
 pub use fetch::{FetchError, Head, Sink, hex};
 
+use crate::aggregate::Range;
 use catchment_fleet::{Fleet, NodeBeat};
 use catchment_ledger::Round;
 use catchment_types::{ClientId, Digest, JobUid, NodeId, Place, ReceiptId};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -47,6 +49,40 @@ pub enum Wanted {
     },
     /// An update as it lies in its slab.
     Update(ReceiptId),
+    /// Some elements of it.
+    Excerpt {
+        /// The update.
+        receipt: ReceiptId,
+        /// The elements.
+        excerpt: Excerpt,
+    },
+    /// What was ordered by this name.
+    Piece(Digest),
+}
+
+/// Elements of one segment of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The segment.
+    pub segment: u32,
+    /// The first element within it.
+    pub first: u64,
+    /// How many.
+    pub elements: u64,
+}
+
+impl Excerpt {
+    /// What ranges of one segment, which follow one another, have of it.
+    pub fn of(ranges: &[Range]) -> Self {
+        let elements = ranges.iter().map(|range| range.elements).sum();
+        Self { segment: ranges[0].segment as u32, first: ranges[0].first, elements }
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.segment, self.first, self.elements)
+    }
 }
 
 impl Wanted {
@@ -58,6 +94,8 @@ impl Wanted {
                 format!("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}")
             }
             Self::Update(receipt) => format!("/v1/peer/updates/{receipt}"),
+            Self::Excerpt { receipt, excerpt } => format!("/v1/peer/updates/{receipt}/{excerpt}"),
+            Self::Piece(name) => format!("/v1/peer/pieces/{name}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a round needs.
 
 use crate::config::Config;
-use catchment_types::JobUid;
+use catchment_types::{FunctionClass, JobUid};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -52,6 +52,17 @@ impl FromStr for Class {
             "whole" => Self::Whole,
             _ => return Err(UnknownClass),
         })
+    }
+}
+
+impl From<FunctionClass> for Class {
+    fn from(class: FunctionClass) -> Self {
+        match class {
+            FunctionClass::Additive => Self::Additive,
+            FunctionClass::CoordinateWise => Self::CoordinateWise,
+            FunctionClass::TwoPhase => Self::TwoPhase,
+            FunctionClass::Whole => Self::Whole,
+        }
     }
 }
 

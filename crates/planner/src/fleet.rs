@@ -118,7 +118,7 @@ impl Fleet {
         shares.sort_by_key(|share| (Reverse(share.updates), share.node));
         let members = self.members(&shares);
         let top = members.first().filter(|_| members.len() == shares.len())?.node;
-        Some((top, levels(demand, &members, &self.config)))
+        Some((top, levels(demand.class, demand.partial_bytes, &members, &self.config)))
     }
 
     /// What may still be planned on a node.

@@ -3,6 +3,10 @@
 use crate::config::Config;
 use serde::{Deserialize, Serialize};
 
+/// Seconds of CPU that folding a byte of an update takes, where nothing was measured yet: what rounds of sixteen 45 MB updates
+/// took (`docs/benchmarks.md`).
+pub const FOLD_S_PER_BYTE: f64 = 0.25e-9;
+
 /// What a node has to do for one job.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct InstancesDemand {

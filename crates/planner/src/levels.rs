@@ -6,7 +6,7 @@
 //! at most once, however many nodes there are. Others lie on one node.
 
 use crate::config::Config;
-use crate::demand::{Class, Demand};
+use crate::demand::Class;
 use catchment_types::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -72,24 +72,28 @@ impl Levels {
     }
 }
 
-/// A node of a round, as its place in the tree depends on it.
+/// A node of a round, as its place in the levels depends on it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Member {
+pub struct Member {
+    /// The node.
     pub node: NodeId,
+    /// Nodes of one zone are near each other.
     pub zone: u32,
+    /// Updates of the round that it has.
     pub updates: u64,
+    /// Bytes a second that its link brings in.
     pub link_bytes_per_s: f64,
     /// Bytes that neither this nor another round keeps.
     pub free_bytes: u64,
 }
 
-/// The levels for these nodes, of which the first is the top.
-pub(crate) fn levels(demand: &Demand, members: &[Member], config: &Config) -> Levels {
+/// The levels for these nodes, of which the first is the top. `partial_bytes`: of one partial of the round.
+pub fn levels(class: Class, partial_bytes: u64, members: &[Member], config: &Config) -> Levels {
     if members.len() <= 1 {
         return Levels::One;
     }
-    match demand.class {
-        Class::Additive => Levels::Tree(tree(demand, members, config)),
+    match class {
+        Class::Additive => Levels::Tree(tree(partial_bytes.max(1), members, config)),
         Class::CoordinateWise => Levels::Slices(slices(members)),
         Class::TwoPhase | Class::Whole => Levels::One,
     }
@@ -109,14 +113,13 @@ fn slices(members: &[Member]) -> Vec<Slice> {
 
 /// How many partials may come to a node: as many as its link brings within `merge_s`, and as it has room for beside the
 /// one that every node keeps room for. Two at the least, or there would be no tree.
-fn fan_in(demand: &Demand, member: &Member, config: &Config) -> usize {
-    let partial = demand.partial_bytes.max(1);
+fn fan_in(partial: u64, member: &Member, config: &Config) -> usize {
     let by_link = (member.link_bytes_per_s * config.merge_s / partial as f64).max(0.0) as u64;
     let by_memory = 1 + member.free_bytes / partial;
     usize::try_from(by_link.min(by_memory)).unwrap_or(usize::MAX).max(2)
 }
 
-fn tree(demand: &Demand, members: &[Member], config: &Config) -> Vec<Merge> {
+fn tree(partial: u64, members: &[Member], config: &Config) -> Vec<Merge> {
     let top = members[0];
     let mut zones: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
     for member in &members[1..] {
@@ -130,16 +133,16 @@ fn tree(demand: &Demand, members: &[Member], config: &Config) -> Vec<Merge> {
         }
         let most = nodes.iter().enumerate().max_by_key(|(_, member)| (member.updates, std::cmp::Reverse(member.node)));
         let middle = nodes.remove(most.map_or(0, |(place, _)| place));
-        below = below.max(reduce(demand, nodes, &middle, 0, config, &mut merges));
+        below = below.max(reduce(partial, nodes, &middle, 0, config, &mut merges));
         under_top.push(middle);
     }
-    reduce(demand, under_top, &top, below, config, &mut merges);
+    reduce(partial, under_top, &top, below, config, &mut merges);
     merges
 }
 
 /// Brings what `nodes` have to `root`, with as few levels as fan-in allows. Returns the level of the last merge.
 fn reduce(
-    demand: &Demand,
+    partial: u64,
     mut nodes: Vec<Member>,
     root: &Member,
     mut level: u32,
@@ -148,8 +151,8 @@ fn reduce(
 ) -> u32 {
     // The root merges last, so the middles may be any; those with most of the round are first.
     nodes.sort_by_key(|member| (std::cmp::Reverse(member.updates), member.node));
-    let limit = fan_in(demand, root, config);
-    let each = nodes.iter().map(|member| fan_in(demand, member, config)).min().unwrap_or(2);
+    let limit = fan_in(partial, root, config);
+    let each = nodes.iter().map(|member| fan_in(partial, member, config)).min().unwrap_or(2);
     while nodes.len() > limit {
         level += 1;
         let groups = nodes.len().div_ceil(each.saturating_add(1)).max(limit.min(nodes.len() / 2)).max(1);

@@ -175,7 +175,7 @@ impl Fleet {
             self.take(need, &share);
             shares.push(share);
         }
-        let levels = levels(need.demand, &self.members(&shares), &self.config);
+        let levels = levels(need.demand.class, need.demand.partial_bytes, &self.members(&shares), &self.config);
         let placement = Placement { key: need.demand.key, shares, levels, in_time: choice.in_time };
         let explanation = self.explain(need, &placement, choice.why);
         (placement, explanation)

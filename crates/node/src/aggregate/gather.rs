@@ -4,17 +4,17 @@
 //! simply gathered again. Updates go in the order of their clients' names, which no arrival and no restart changes.
 //! Work is cut by coordinate, or by tensor where updates have no coordinates, and spread over the job's instances.
 
-use super::finish::{Facts, Scratch, ScratchSlab, Worker, function_dtype};
+use super::finish::function_dtype;
 use super::job::{Input, rule};
 use super::lanes::Level;
 use super::ranges::Range;
+use super::scratch::{Scratch, ScratchSlab};
+use super::worker::Worker;
 use catchment_runtime::{
     BagWindow, Call, ChooseArgs, Class, CombineArgs, FunctionError, HostError, MakeArgs, MeasureArgs, Reply,
-    SCALARS_MAX, TensorPlace, TypedWindow, UpdateFacts, UpdateWindow, Window,
+    SCALARS_MAX, TensorPlace, TypedWindow, UpdateFacts, UpdateWindow,
 };
-use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Lists that measurements are added up in: so many instances can measure at one time. The cut depends on the model
@@ -27,8 +27,8 @@ const PAGE_BYTES: u64 = 4096;
 pub struct Gather<'a> {
     /// Who works.
     pub worker: &'a Worker,
-    /// What is known of the round.
-    pub facts: &'a Facts,
+    /// The sum of the round's weights.
+    pub total_weight: f64,
     /// Its seed.
     pub seed: u64,
     /// The model before it, when the function reads it.
@@ -44,21 +44,23 @@ impl Gather<'_> {
             Class::TwoPhase => {
                 let weights = self.choose(inputs, &self.measure(inputs)?)?;
                 let chosen = inputs.iter().zip(&weights).filter(|(_, weight)| **weight > 0.0);
-                self.combine(&chosen.map(|(input, weight)| (input, *weight)).collect::<Vec<_>>())
+                let chosen: Vec<_> = chosen.map(|(input, weight)| (input, *weight)).collect();
+                self.combine(&chosen, &self.worker.every_range())
             }
             Class::Whole => self.make(inputs),
-            _ => self.combine(&all(inputs)),
+            _ => self.combine(&all(inputs), &self.worker.every_range()),
         }
     }
 
     /// The updates that the function fails on even when each is alone: the culprits, when there are others.
     pub fn culprits(&self, inputs: &[Input]) -> Vec<(usize, FunctionError)> {
+        let ranges = &self.worker.every_range();
         let alone = |input: &Input| {
             let one = std::slice::from_ref(input);
             match self.worker.lanes.class() {
-                Class::TwoPhase => self.measure(one).and_then(|_| self.combine(&all(one))),
+                Class::TwoPhase => self.measure(one).and_then(|_| self.combine(&all(one), ranges)),
                 Class::Whole => self.make(one),
-                _ => self.combine(&all(one)),
+                _ => self.combine(&all(one), ranges),
             }
         };
         let failed = |(i, input)| alone(input).err().filter(is_failure).map(|error| (i, error));
@@ -71,7 +73,8 @@ impl Gather<'_> {
         Ok(Some(TypedWindow { window: previous.window(offset_bytes, len_bytes)?, dtype }))
     }
 
-    fn combine(&self, updates: &[(&Input, f64)]) -> Result<(), FunctionError> {
+    /// Combines updates with these weights, in these ranges.
+    pub fn combine(&self, updates: &[(&Input, f64)], ranges: &[usize]) -> Result<(), FunctionError> {
         let worker = self.worker;
         let calls = |index: usize| {
             let range = &worker.ranges[index];
@@ -86,7 +89,7 @@ impl Gather<'_> {
                 seed: self.seed,
             })])
         };
-        worker.lanes.run(Level::Top, &worker.every_range(), calls, |_, _| {})
+        worker.lanes.run(Level::Top, ranges, calls, |_, _| {})
     }
 
     /// Measures every range; gives the lists of sums.
@@ -190,7 +193,7 @@ impl Gather<'_> {
                 previous: previous.window(*at, *len_bytes)?,
                 out: self.out.window(*at, *len_bytes),
                 updates,
-                total_weight: self.facts.total_weight,
+                total_weight: self.total_weight,
                 seed: self.seed,
             })])
         };
@@ -211,7 +214,8 @@ pub fn is_failure(error: &FunctionError) -> bool {
     matches!(error, FunctionError::Trap { .. } | FunctionError::TimedOut { .. } | FunctionError::OutOfMemory { .. })
 }
 
-fn all(inputs: &[Input]) -> Vec<(&Input, f64)> {
+/// Every update with its own weight.
+pub fn all(inputs: &[Input]) -> Vec<(&Input, f64)> {
     inputs.iter().map(|input| (input, input.facts().weight)).collect()
 }
 
@@ -221,34 +225,4 @@ fn windows<'a>(
 ) -> Result<Vec<UpdateWindow<BorrowedFd<'a>>>, FunctionError> {
     let window = |(input, weight): &(&'a Input, f64)| Ok(UpdateWindow { weight: *weight, ..input.window(range)? });
     updates.iter().map(window).collect()
-}
-
-impl Scratch {
-    /// A stretch of it.
-    pub fn window(&self, offset: u64, len_bytes: u64) -> Window<BorrowedFd<'_>> {
-        Window { file: self.accumulator.fd(), offset_bytes: self.accumulator.data_offset() + offset, len_bytes }
-    }
-
-    fn file(&self) -> Result<File, FunctionError> {
-        let file =
-            self.accumulator.fd().try_clone_to_owned().map_err(|error| HostError::argument_of("scratch", error))?;
-        Ok(file.into())
-    }
-
-    /// Writes zeros: shared memory is recycled.
-    fn zero(&self, offset: u64, bytes: u64) -> Result<(), FunctionError> {
-        self.write(offset, &vec![0; bytes as usize])
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), FunctionError> {
-        let written = self.file()?.write_all_at(bytes, self.accumulator.data_offset() + offset);
-        Ok(written.map_err(|error| HostError::argument_of("scratch", error))?)
-    }
-
-    fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, FunctionError> {
-        let mut bytes = vec![0; len as usize];
-        let read = self.file()?.read_exact_at(&mut bytes, self.accumulator.data_offset() + offset);
-        read.map_err(|error| HostError::argument_of("scratch", error))?;
-        Ok(bytes)
-    }
 }

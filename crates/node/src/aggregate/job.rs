@@ -1,9 +1,12 @@
 //! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
 
-use super::finish;
 use super::lanes::{Lanes, Level};
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
 use super::ranges::{Range, cut};
+use super::scratch::ScratchSlab;
+use super::sizing::Sizing;
+use super::worker::Worker;
+use super::{finish, pieces};
 use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::peers::models::ensure;
@@ -36,6 +39,8 @@ pub enum Work {
     Fold(LeafKey, Vec<Update>),
     /// Make this round's model.
     Finish(u64),
+    /// Make what other nodes have ordered.
+    Pieces,
     /// Wait.
     Nothing,
 }
@@ -98,18 +103,10 @@ impl From<SlabError> for StepError {
 
 /// A job's aggregation while there is something to do.
 pub struct JobAggregation {
-    /// What the node works with.
-    pub context: Arc<Context>,
-    /// The job.
-    pub uid: JobUid,
-    /// Its spec.
-    pub spec: Arc<JobSpec>,
-    /// Its model's layout.
-    pub model: Arc<ModelLayout>,
-    /// The cut.
-    pub ranges: Arc<[Range]>,
-    /// Its instances.
-    pub lanes: Arc<Lanes>,
+    /// What works on its rounds.
+    pub worker: Arc<Worker>,
+    /// How many instances fold a batch.
+    sizing: Sizing,
     /// Time spent folding since the last commit.
     folding_ns: AtomicU64,
 }
@@ -119,10 +116,13 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
         let gathers = |spec: &JobSpec| context.functions.gathers(&spec.function);
-        let work = context.ledger.read(|state| {
+        let mut work = context.ledger.read(|state| {
             count_queue(&context, state, uid);
             next_work(state, uid, context.node, gathers)
         });
+        if context.pieces.waiting().contains(&uid) {
+            work = Work::Pieces;
+        }
         if matches!(work, Work::Nothing) {
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
@@ -132,7 +132,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         let step = async {
             if aggregation.is_none() {
                 // The function is compiled now, and its class known: look again.
-                aggregation = Some(JobAggregation::begin(&context, uid).await?);
+                aggregation = Some(JobAggregation::begin(&context, uid).await.inspect_err(|error| {
+                    // Whoever ordered something does without.
+                    while let Some((name, _)) = context.pieces.take(uid) {
+                        context.pieces.done(name, Err(error.to_string()));
+                    }
+                })?);
                 return Ok(());
             }
             match &aggregation {
@@ -200,18 +205,29 @@ impl JobAggregation {
                 .map_err(|e| StepError::Again(e.to_string()))?;
             let lanes = Lanes::new(&context, uid, &spec).map_err(|problem| StepError::Job(problem.detail))?;
             let ranges = cut(&model.layout).into();
-            Ok(Self { context, uid, spec, model, ranges, lanes: Arc::new(lanes), folding_ns: AtomicU64::new(0) })
+            let sizing = Sizing::new(model.own.slab_bytes);
+            let worker = Worker { context, uid, spec, model, ranges, lanes: Arc::new(lanes) };
+            Ok(Self { worker: Arc::new(worker), sizing, folding_ns: AtomicU64::new(0) })
         })
         .await
     }
 
     async fn step(&self, work: Work) -> Result<(), StepError> {
-        let labels = [self.spec.namespace.as_str(), self.spec.name.as_str()];
+        let labels = [self.worker.spec.namespace.as_str(), self.worker.spec.name.as_str()];
         match work {
             Work::Nothing => Ok(()),
+            Work::Pieces => {
+                while let Some((name, order)) = self.worker.context.pieces.take(self.worker.uid) {
+                    let span = tracing::info_span!("piece", job = %self.worker.spec.name, round = order.round);
+                    let made = pieces::make(&self.worker, &order).instrument(span).await;
+                    self.worker.context.pieces.done(name, made.map_err(|error| error.to_string()));
+                }
+                Ok(())
+            }
             Work::Fold(key, updates) => {
                 let begun = Instant::now();
-                let span = tracing::info_span!("fold", job = %self.spec.name, round = key.round, leaf = key.leaf);
+                let span =
+                    tracing::info_span!("fold", job = %self.worker.spec.name, round = key.round, leaf = key.leaf);
                 for Update { accept, .. } in &updates {
                     span.in_scope(
                         || tracing::debug!(client = %accept.client, slab = %accept.slab, "take into a batch"),
@@ -223,10 +239,10 @@ impl JobAggregation {
             }
             Work::Finish(round) => {
                 let begun = Instant::now();
-                let span = tracing::info_span!("finish", job = %self.spec.name, round);
+                let span = tracing::info_span!("finish", job = %self.worker.spec.name, round);
                 finish::finish(self, round).instrument(span).await?;
                 let took = begun.elapsed() + Duration::from_nanos(self.folding_ns.swap(0, Relaxed));
-                self.context.metrics.aggregation.with_label_values(&labels).observe(took.as_secs_f64());
+                self.worker.context.metrics.aggregation.with_label_values(&labels).observe(took.as_secs_f64());
                 Ok(())
             }
         }
@@ -242,7 +258,7 @@ impl JobAggregation {
             None => self.folded(key, &updates).await,
             Some(error) if updates.len() == 1 => self.discard(key.round, &updates[0], &error).await,
             Some(error) => {
-                tracing::warn!(job = %self.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
+                tracing::warn!(job = %self.worker.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
                 for update in &updates {
                     let one = std::slice::from_ref(update);
                     match self.fold_batch(&leaf, one).await? {
@@ -257,25 +273,25 @@ impl JobAggregation {
 
     /// The accumulator of a leaf, made when it is not there yet.
     pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
-        let (store, elements) = (&self.context.store, self.model.layout.elements());
-        let create = || Leaf::create(store, key, elements, self.ranges.len());
-        self.context.holdings.leaf_or(key, create).map_err(StepError::from)
+        let (store, elements) = (&self.worker.context.store, self.worker.model.layout.elements());
+        let create = || Leaf::create(store, key, elements, self.worker.ranges.len());
+        self.worker.context.holdings.leaf_or(key, create).map_err(StepError::from)
     }
 
     /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as
     /// folded if the log does not have them so. Returns whether there was anything to do.
     pub async fn settle(&self, key: LeafKey, leaf: &Leaf) -> Result<bool, StepError> {
         let Some(plan) = leaf.plan() else { return Ok(false) };
-        let updates = self.context.ledger.read(|state| {
-            let round = state.job(self.uid).and_then(|job| job.round_numbered(key.round));
+        let updates = self.worker.context.ledger.read(|state| {
+            let round = state.job(self.worker.uid).and_then(|job| job.round_numbered(key.round));
             let planned = |update: &&Update| plan.slabs.contains(&update.accept.slab);
-            round.map(|round| round.pending_on(self.context.node).filter(planned).cloned().collect::<Vec<_>>())
+            round.map(|round| round.pending_on(self.worker.context.node).filter(planned).cloned().collect::<Vec<_>>())
         });
         let updates = updates.unwrap_or_default();
         if updates.is_empty() {
             return Ok(false);
         }
-        tracing::info!(job = %self.spec.name, round = key.round, leaf = key.leaf, updates = updates.len(), "complete an interrupted batch");
+        tracing::info!(job = %self.worker.spec.name, round = key.round, leaf = key.leaf, updates = updates.len(), "complete an interrupted batch");
         if leaf.lagging(&plan).is_empty() {
             return self.folded(key, &updates).await.map(|()| true);
         }
@@ -294,11 +310,14 @@ impl JobAggregation {
     }
 
     async fn fold_plan(&self, leaf: &Leaf, plan: Plan, updates: &[Update]) -> Result<Option<FunctionError>, StepError> {
-        let permits = self.ranges.len().clamp(1, self.context.config.lanes) as u32;
-        let _lanes = self.context.lanes.acquire_many(permits).await.expect("never closed");
+        let clock = &self.worker.context.clock;
+        let most = self.worker.lanes.most().min(self.worker.ranges.len());
+        let instances = self.sizing.instances(self.waiting(), most, clock.now_ms());
+        let _lanes = self.worker.context.lanes.acquire_many(instances as u32).await.expect("never closed");
+        let cpu_before = self.worker.lanes.cpu();
         let (context, lanes, leaf, ranges) =
-            (self.context.clone(), self.lanes.clone(), leaf.clone(), self.ranges.clone());
-        let (updates, mode) = (updates.to_vec(), self.spec.mode);
+            (self.worker.context.clone(), self.worker.lanes.clone(), leaf.clone(), self.worker.ranges.clone());
+        let (count, updates, mode) = (updates.len() as u64, updates.to_vec(), self.worker.spec.mode);
         blocking(move || {
             let inputs =
                 updates.iter().map(|update| Input::find(&context, update, mode)).collect::<Result<Vec<_>, _>>();
@@ -319,7 +338,7 @@ impl JobAggregation {
                 leaf.flip(&plan, index);
                 context.done(Step::Flipped);
             };
-            let folded = lanes.run(Level::Leaf, &lagging, calls, flip);
+            let folded = lanes.run_on(instances, Level::Leaf, &lagging, calls, flip);
             match folded {
                 Ok(()) => Ok(None),
                 Err(error) if is_outside(&error) => Err(StepError::Again(error.to_string())),
@@ -330,35 +349,48 @@ impl JobAggregation {
             }
         })
         .await
+        .inspect(|_| {
+            let took = self.worker.lanes.cpu().saturating_sub(cpu_before);
+            self.sizing.folded(count, took, clock.now_ms());
+        })
+    }
+
+    /// Updates of the round that this node has still to fold.
+    fn waiting(&self) -> u64 {
+        let Worker { context, uid, .. } = &*self.worker;
+        context.ledger.read(|state| {
+            let share = state.job(*uid).and_then(|job| job.active_round()?.share(context.node));
+            share.map_or(0, |share| share.updates - share.folded)
+        })
     }
 
     /// Records updates as folded, then gives their slabs back.
     async fn folded(&self, key: LeafKey, updates: &[Update]) -> Result<(), StepError> {
         let receipts: Vec<ReceiptId> = updates.iter().map(|update| update.receipt).collect();
-        self.context.done(Step::Batched);
-        self.context.ledger.propose(Record::Folded { uid: key.uid, round: key.round, receipts }).await?;
-        self.context.done(Step::Folded);
+        self.worker.context.done(Step::Batched);
+        self.worker.context.ledger.propose(Record::Folded { uid: key.uid, round: key.round, receipts }).await?;
+        self.worker.context.done(Step::Folded);
         self.let_go(updates);
-        self.context.done(Step::Released);
+        self.worker.context.done(Step::Released);
         Ok(())
     }
 
     /// Records that the function fails on an update, and lets go of it.
     pub async fn discard(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
-        tracing::warn!(job = %self.spec.name, round, client = %update.accept.client, %error, "discard an update");
-        let reason = format!("function `{}` failed on this update: {error}", self.spec.function);
-        let record = Record::Discarded { uid: self.uid, round, receipt: update.receipt, reason };
-        self.context.ledger.propose(record).await?;
+        tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, %error, "discard an update");
+        let reason = format!("function `{}` failed on this update: {error}", self.worker.spec.function);
+        let record = Record::Discarded { uid: self.worker.uid, round, receipt: update.receipt, reason };
+        self.worker.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
         Ok(())
     }
 
     /// Lets go of those of these updates that are here.
     fn let_go(&self, updates: &[Update]) {
-        let ours = updates.iter().filter(|update| update.accept.node == self.context.node);
+        let ours = updates.iter().filter(|update| update.accept.node == self.worker.context.node);
         let slabs: Vec<SlabId> = ours.map(|update| update.accept.slab).collect();
-        self.context.holdings.let_go(&slabs);
-        self.context.release(slabs);
+        self.worker.context.holdings.let_go(&slabs);
+        self.worker.context.release(slabs);
     }
 }
 
@@ -384,6 +416,10 @@ pub fn unreadable(error: SlabError) -> FunctionError {
 pub struct Input {
     slab: Slab,
     meta: SlabMeta,
+    /// The first element of each segment that is there; without any, all are.
+    firsts: Vec<u64>,
+    /// Gives the slab back, when it is a copy of another node's.
+    _copy: Option<ScratchSlab>,
     weight: f64,
     num_samples: f64,
     staleness: u32,
@@ -403,14 +439,15 @@ impl Input {
         let Accept { weight, num_samples, .. } = update.accept;
         let staleness = u32::try_from(update.staleness).unwrap_or(u32::MAX);
         let weight = weight * mode.factor(update.staleness);
-        Self { slab, meta, weight, num_samples: num_samples as f64, staleness }
+        Self { slab, meta, firsts: Vec::new(), _copy: None, weight, num_samples: num_samples as f64, staleness }
     }
 
-    /// The same of a slab that another node's update was copied to.
-    pub fn copied(slab: Slab, update: &Update, mode: Mode) -> Result<Self, StepError> {
+    /// The same of a slab that another node's update was copied to, all of it or, with `firsts`, some of each segment.
+    pub fn copied(worker: &Worker, slab: Slab, firsts: Vec<u64>, update: &Update) -> Result<Self, StepError> {
+        let copy = Some(ScratchSlab::new(worker.context.clone(), slab.clone()));
         let meta = SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest);
         let meta = meta.ok_or_else(|| StepError::Again("another node sent another update".to_owned()))?;
-        Ok(Self::new(slab, meta, update, mode))
+        Ok(Self { firsts, _copy: copy, ..Self::new(slab, meta, update, worker.spec.mode) })
     }
 
     /// What its slab's header says of it.
@@ -447,13 +484,30 @@ impl Input {
         Ok(header.tensors.iter().zip(&fit.tensors).map(place).collect())
     }
 
+    /// Where some elements of a segment are. `None`: it does not have them.
+    pub fn elements(
+        &self,
+        segment: usize,
+        first: u64,
+        elements: u64,
+    ) -> Option<Result<Window<BorrowedFd<'_>>, SlabError>> {
+        let section = self.meta.sections.get(segment)?;
+        let width = section.dtype.bits() / 8;
+        let (offset, len_bytes) = (first.checked_mul(width)?, elements.checked_mul(width)?);
+        if offset.checked_add(len_bytes)? > section.bytes {
+            return None;
+        }
+        let offset_bytes = self.slab.data_offset() + section.offset + offset;
+        Some(self.slab.fd().map(|file| Window { file, offset_bytes, len_bytes }))
+    }
+
     /// Its numbers of a range.
     pub fn window(&self, range: &Range) -> Result<UpdateWindow<BorrowedFd<'_>>, FunctionError> {
         let section = &self.meta.sections[range.segment];
-        let width = section.dtype.bits() / 8;
+        let (width, skipped) = (section.dtype.bits() / 8, self.firsts.get(range.segment).copied().unwrap_or_default());
         let window = Window {
             file: self.slab.fd().map_err(unreadable)?,
-            offset_bytes: self.slab.data_offset() + section.offset + range.first * width,
+            offset_bytes: self.slab.data_offset() + section.offset + (range.first - skipped) * width,
             len_bytes: range.elements * width,
         };
         let dtype = finish::function_dtype(section.dtype);

@@ -8,8 +8,9 @@ use catchment_runtime::{Call, Class, Function, FunctionError, HostError, Reply};
 use catchment_types::{JobSpec, JobUid, Problem, Step};
 use serde_json::Value;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Orders that a lane's share of the work is cut into, so that a slow lane leaves its rest to others.
 const ORDERS_PER_LANE: usize = 4;
@@ -51,6 +52,8 @@ pub struct Lanes {
     /// Instances that were made and have not failed.
     warm: AtomicI64,
     busy: AtomicI64,
+    /// CPU time that its calls have taken, in nanoseconds.
+    cpu_ns: AtomicU64,
 }
 
 impl Lanes {
@@ -68,8 +71,8 @@ impl Lanes {
             exact: crate::functions::exact(spec).map(|exact| (exact.exponent, exact.weight_max)),
             limits: crate::functions::limits(spec),
         };
-        let (warm, busy) = (AtomicI64::new(0), AtomicI64::new(0));
-        Ok(Self { context: context.clone(), uid, spec: spec.clone(), function, blueprint, lanes, warm, busy })
+        let (warm, busy, cpu_ns) = (AtomicI64::new(0), AtomicI64::new(0), AtomicU64::new(0));
+        Ok(Self { context: context.clone(), uid, spec: spec.clone(), function, blueprint, lanes, warm, busy, cpu_ns })
     }
 
     /// How the function's work may be cut.
@@ -82,8 +85,17 @@ impl Lanes {
         self.function.description().needs_previous || self.class() == Class::Whole
     }
 
-    /// Makes the calls that `calls` gives for each of `pieces`, on as many threads as help, and tells `done` of each
-    /// piece that is through. Blocks. `calls` may be asked for a piece again: a runner may have ended over it.
+    /// Instances that may work at one time.
+    pub fn most(&self) -> usize {
+        self.lanes
+    }
+
+    /// CPU time that the function has taken so far.
+    pub fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.cpu_ns.load(Relaxed))
+    }
+
+    /// Makes the calls that `calls` gives for each of `pieces`, on all lanes; see [`Lanes::run_on`].
     ///
     /// # Errors
     /// The first failure; pieces not begun by then are left out.
@@ -94,8 +106,24 @@ impl Lanes {
         calls: impl Fn(usize) -> Result<Calls<'a>, FunctionError> + Sync,
         done: impl Fn(usize, &[Reply]) + Sync,
     ) -> Result<(), FunctionError> {
-        let lanes = self.lanes.min(pieces.len());
-        let each = pieces.len().div_ceil(ORDERS_PER_LANE * self.lanes).max(1);
+        self.run_on(self.lanes, level, pieces, calls, done)
+    }
+
+    /// Makes the calls that `calls` gives for each of `pieces`, on so many threads at most, and tells `done` of each
+    /// piece that is through. Blocks. `calls` may be asked for a piece again: a runner may have ended over it.
+    ///
+    /// # Errors
+    /// The first failure; pieces not begun by then are left out.
+    pub fn run_on<'a>(
+        &self,
+        lanes: usize,
+        level: Level,
+        pieces: &[usize],
+        calls: impl Fn(usize) -> Result<Calls<'a>, FunctionError> + Sync,
+        done: impl Fn(usize, &[Reply]) + Sync,
+    ) -> Result<(), FunctionError> {
+        let lanes = lanes.min(pieces.len());
+        let each = pieces.len().div_ceil(ORDERS_PER_LANE * lanes.max(1)).max(1);
         let orders: Vec<&[usize]> = pieces.chunks(each).collect();
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
@@ -181,6 +209,7 @@ impl Lanes {
 
     fn count(&self, done: &Done) {
         let metrics = &self.context.metrics;
+        self.cpu_ns.fetch_add(done.cpu.as_nanos() as u64, Relaxed);
         metrics.function_cpu.with_label_values(&self.labels()).inc_by(done.cpu.as_secs_f64());
         metrics.order_wait.with_label_values(&self.labels()).observe(done.waited.as_secs_f64());
         if let Some(took) = done.cold_start {

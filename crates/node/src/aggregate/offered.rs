@@ -1,4 +1,4 @@
-//! What this node gives others of a closed round: partials of its leaves, or its updates.
+//! What this node gives others of a closed round: partials of its leaves, its updates, and pieces that they ordered.
 //!
 //! It gives a partial only if the log, as far as it has read it, says that exactly what was asked for is in it, and the
 //! accumulator agrees. Then nothing will change there any more before the round ends: the round takes no updates, and a
@@ -6,8 +6,10 @@
 
 use super::job::Input;
 use super::leaf::LeafKey;
+use super::pieces::{Order, Progress};
 use crate::context::Context;
 use crate::gateway::stretch::Stretch;
+use crate::peers::Excerpt;
 use catchment_ledger::{Phase, State, Update};
 use catchment_types::{Code, Digest, JobUid, Mode, Problem, ReceiptId, ReceiptState};
 use std::collections::HashMap;
@@ -16,9 +18,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Digests that are remembered: for those who go on with a stream that broke off.
 const DIGESTS_MAX: usize = 256;
+/// How long somebody who asks is kept waiting for what this node has not read of the log yet.
+const BEHIND: Duration = Duration::from_secs(1);
 /// Bytes digested at one time.
 const READ_BYTES: usize = 1 << 20;
 
@@ -42,6 +47,58 @@ impl Digests {
     }
 }
 
+/// What the log says, as soon as this node has read so far: whoever asks may be a moment ahead.
+async fn settled<T>(context: &Context, look: impl Fn(&State) -> Result<T, Problem>) -> Result<T, Problem> {
+    let mut changes = context.ledger.watch();
+    let patience = tokio::time::sleep(BEHIND);
+    tokio::pin!(patience);
+    loop {
+        let refused = match context.ledger.read(&look) {
+            Ok(found) => return Ok(found),
+            Err(refused) => refused,
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return Err(refused) },
+            () = &mut patience => return Err(refused),
+        }
+    }
+}
+
+/// Takes an order for a piece of a round.
+///
+/// # Errors
+/// `not_ready` when the log says that it cannot be made here, or it could not.
+pub async fn order(context: &Context, name: Digest, order: Order) -> Result<Ordered, Problem> {
+    if name != order.name() {
+        return Err(Problem::new(Code::BadRequest, "the order has another name"));
+    }
+    let otherwise = || not_now("the log, as far as it has read it, says otherwise");
+    settled(context, |state| order.fits(state, context.node).then_some(()).ok_or_else(otherwise)).await?;
+    match context.pieces.order(name, order).await {
+        Progress::Made(_) => Ok(Ordered::Made),
+        Progress::Waiting | Progress::Begun => Ok(Ordered::StillAtIt),
+        Progress::Failed(why) => Err(not_now(&why)),
+    }
+}
+
+/// How far an order is.
+pub enum Ordered {
+    /// It may be fetched.
+    Made,
+    /// It is to be asked for again.
+    StillAtIt,
+}
+
+/// A piece that was ordered, and the memory that it is in for as long as it is being sent.
+///
+/// # Errors
+/// `not_ready` when it is not there.
+pub fn piece(context: &Context, name: Digest) -> Result<Stretch, Problem> {
+    let made = context.pieces.get(name).ok_or_else(|| not_now("the piece is not made"))?;
+    let file = file_of(made.memory.accumulator.fd()).map_err(crate::submit::internal)?;
+    Ok(Stretch { file, begin: made.offset, end: made.offset + made.bytes, etag: made.etag })
+}
+
 /// A leaf's partial with exactly this contribution set.
 ///
 /// # Errors
@@ -53,7 +110,7 @@ pub async fn partial(
     leaf: u32,
     contribution: Digest,
 ) -> Result<Stretch, Problem> {
-    let key = context.ledger.read(|state| check_partial(context, state, uid, round, leaf, contribution))?;
+    let key = settled(context, |state| check_partial(context, state, uid, round, leaf, contribution)).await?;
     let leaf = context.holdings.leaf(key).ok_or_else(|| not_now("the accumulator is not in memory"))?;
     let (offset, bytes) = leaf.whole().ok_or_else(|| not_now("a batch of it is not done yet"))?;
     stretch(context, leaf.file(), offset, bytes, contribution).await
@@ -82,14 +139,38 @@ fn check_partial(
 /// # Errors
 /// `not_ready` when it is not here, or not in a closed round.
 pub async fn update(context: &Arc<Context>, receipt: ReceiptId) -> Result<(Stretch, Vec<u8>), Problem> {
-    let found = context.ledger.read(|state| find_update(context, state, receipt));
-    let update = found.ok_or_else(|| not_now("the log, as far as it has read it, says otherwise"))?;
-    let input = Input::find(context, &update, Mode::Sync).map_err(|error| not_now(&error.to_string()))?;
+    let input = input(context, receipt).await?;
     let window = input.whole().map_err(|error| not_now(&error.to_string()))?;
     let key = blake3::hash(receipt.as_bytes()).into();
     let meta = input.noted().to_vec();
     let sent = stretch(context, file_of(window.file), window.offset_bytes, window.len_bytes, key).await?;
     Ok((sent, meta))
+}
+
+/// Some elements of it, and what is noted of its slab.
+///
+/// # Errors
+/// As [`update`], and when it does not have so many.
+pub async fn excerpt(
+    context: &Arc<Context>,
+    receipt: ReceiptId,
+    excerpt: Excerpt,
+) -> Result<(Stretch, Vec<u8>), Problem> {
+    let input = input(context, receipt).await?;
+    let Excerpt { segment, first, elements } = excerpt;
+    let window = input.elements(segment as usize, first, elements);
+    let window = window.ok_or_else(|| not_now("the update does not have so many elements"))?;
+    let window = window.map_err(|error| not_now(&error.to_string()))?;
+    let key = blake3::hash(format!("{receipt} {excerpt}").as_bytes()).into();
+    let meta = input.noted().to_vec();
+    let sent = stretch(context, file_of(window.file), window.offset_bytes, window.len_bytes, key).await?;
+    Ok((sent, meta))
+}
+
+async fn input(context: &Context, receipt: ReceiptId) -> Result<Input, Problem> {
+    let otherwise = || not_now("the log, as far as it has read it, says otherwise");
+    let update = settled(context, |state| find_update(context, state, receipt).ok_or_else(otherwise)).await?;
+    Input::find(context, &update, Mode::Sync).map_err(|error| not_now(&error.to_string()))
 }
 
 fn find_update(context: &Context, state: &State, receipt: ReceiptId) -> Option<Update> {
@@ -119,7 +200,7 @@ async fn stretch(
 }
 
 /// Reads at offsets of its own: all descriptors of a slab share one position, and several requests may digest at a time.
-fn digest(file: &File, begin: u64, bytes: u64) -> io::Result<Digest> {
+pub fn digest(file: &File, begin: u64, bytes: u64) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     let (mut buffer, mut done) = (vec![0; READ_BYTES], 0);
     while done < bytes {

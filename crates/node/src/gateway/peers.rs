@@ -1,18 +1,20 @@
-//! What other nodes ask for: models, partials and updates. Whoever does not show this node's own pass finds nothing here.
+//! What other nodes ask for: models, partials, updates, and pieces of rounds. Whoever does not show this node's own pass finds nothing here.
 
 use super::path::At;
 use super::problem::Failure;
 use super::stretch::Stretch;
-use crate::aggregate::offered;
+use crate::aggregate::offered::{self, Ordered};
+use crate::aggregate::{ORDER_BYTES_MAX, Order};
 use crate::context::Context;
-use crate::peers::{hex, models::ensure_from};
+use crate::peers::{Excerpt, hex, models::ensure_from};
 use axum::Router;
-use axum::extract::{Query, Request, State};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use catchment_types::{Code, Digest, JobUid, NodeId, Problem, ReceiptId};
+use catchment_types::{Code, Digest, JobUid, NodeId, Problem};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ pub fn routes(context: Arc<Context>) -> Router<Arc<Context>> {
         .route("/v1/peer/models/{uid}/{version}/{etag}", get(model).put(keep_model))
         .route("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}", get(partial))
         .route("/v1/peer/updates/{receipt}", get(update))
+        .route("/v1/peer/updates/{receipt}/{segment}/{first}/{elements}", get(excerpt))
+        .route("/v1/peer/pieces/{name}", get(piece).put(order).layer(DefaultBodyLimit::max(ORDER_BYTES_MAX)))
         .layer(from_fn_with_state(context, admit))
 }
 
@@ -65,12 +69,35 @@ async fn partial(State(context): State<Arc<Context>>, at: At, headers: HeaderMap
 }
 
 async fn update(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
-    let receipt: ReceiptId = at.part("receipt")?;
-    let (stretch, meta) = offered::update(&context, receipt).await?;
-    let mut response = stretch.answer(&headers);
+    let sent = offered::update(&context, at.part("receipt")?).await?;
+    with_meta(sent, &headers)
+}
+
+async fn excerpt(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    let segment = u32::try_from(at.number("segment")?).map_err(|error| missing(&error))?;
+    let excerpt = Excerpt { segment, first: at.number("first")?, elements: at.number("elements")? };
+    let sent = offered::excerpt(&context, at.part("receipt")?, excerpt).await?;
+    with_meta(sent, &headers)
+}
+
+fn with_meta((stretch, meta): (Stretch, Vec<u8>), headers: &HeaderMap) -> Result<Response, Failure> {
+    let mut response = stretch.answer(headers);
     let meta = HeaderValue::from_str(&hex(&meta)).map_err(|error| Failure::internal("send an update", error))?;
     response.headers_mut().insert("catchment-slab-meta", meta);
     Ok(response)
+}
+
+async fn order(State(context): State<Arc<Context>>, at: At, body: Bytes) -> Result<StatusCode, Failure> {
+    let order: Order = serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(Code::BadRequest, format!("read an order: {error}")))?;
+    Ok(match offered::order(&context, at.part("name")?, order).await? {
+        Ordered::Made => StatusCode::NO_CONTENT,
+        Ordered::StillAtIt => StatusCode::ACCEPTED,
+    })
+}
+
+async fn piece(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    Ok(offered::piece(&context, at.part("name")?)?.answer(&headers))
 }
 
 fn missing(error: &dyn std::fmt::Display) -> Problem {

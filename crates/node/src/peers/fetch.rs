@@ -1,6 +1,7 @@
 //! One stream from another node, gone on with when it breaks off, and checked against its digest.
 
 use super::{Peers, Wanted};
+use crate::aggregate::Order;
 use catchment_fleet::NodeBeat;
 use catchment_types::{Digest, NodeId};
 use http::header;
@@ -108,6 +109,29 @@ impl Peers {
             tracing::debug!(node = beat.name, path = stream.path, done = stream.done, why, "go on with a stream");
             tokio::time::sleep(pause).await;
             pause *= 2;
+        }
+    }
+
+    /// Has another node make a piece of a round, and waits until it has.
+    ///
+    /// # Errors
+    /// As [`Peers::fetch`].
+    pub async fn order(&self, node: NodeId, order: &Order) -> Result<(), FetchError> {
+        let (path, body) = (Wanted::Piece(order.name()).path(), order.encode());
+        let mut attempt = 0;
+        loop {
+            let beat = self.fleet.node(node).ok_or(FetchError::Unknown(node))?;
+            let sent = self.http.put(format!("{}{path}", beat.url)).bearer_auth(&beat.pass).body(body.clone());
+            match sent.send().await {
+                Ok(answer) if answer.status() == StatusCode::ACCEPTED => attempt = 0,
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) => return Err(refused(&beat, answer).await),
+                Err(error) if attempt + 1 == ATTEMPTS => return Err(unreachable(&beat, &error)),
+                Err(_) => {
+                    attempt += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         }
     }
 

@@ -1,0 +1,218 @@
+//! Pieces of rounds that other nodes have ordered here: what they need to make a model, made where its parts lie.
+//!
+//! A piece is a help and never a condition. Whoever ordered one that does not come takes what it is made of instead.
+
+use super::job::{StepError, blocking};
+use super::lanes::Level;
+use super::merge::Partial;
+use super::offered::{digest, file_of};
+use super::scratch::Scratch;
+use super::tree::Branch;
+use super::worker::Worker;
+use super::{slices, tree};
+use catchment_ledger::{Ledger, Round, State};
+use catchment_types::{Digest, JobUid, NodeId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// Largest order that is read.
+pub const ORDER_BYTES_MAX: usize = 1 << 20;
+/// How long an order's caller waits before it is told to ask again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What may be ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Piece {
+    /// The partial of a branch, whose node is the one that is asked.
+    Partial(Branch),
+    /// The model's coordinates from `begin` to `end`, for functions that need every update of a coordinate.
+    Slice {
+        /// The first coordinate; a range begins here.
+        begin: u64,
+        /// The coordinate after the last; a range ends here.
+        end: u64,
+    },
+}
+
+/// A piece of a round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The job.
+    pub uid: JobUid,
+    /// The round.
+    pub round: u64,
+    /// The updates that it is made of, as the log has them.
+    pub contribution: Digest,
+    /// The piece.
+    pub piece: Piece,
+}
+
+impl Order {
+    /// What it is asked for by.
+    pub fn name(&self) -> Digest {
+        blake3::hash(&self.encode()).into()
+    }
+
+    /// As it goes to another node.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain fields serialise")
+    }
+
+    /// Whether the log has the round as the order does, and everything is where the piece can be made of it.
+    pub fn fits(&self, state: &State, node: NodeId) -> bool {
+        let round = state.job(self.uid).and_then(|job| job.active_round()).filter(|round| round.number == self.round);
+        round.is_some_and(|round| match &self.piece {
+            Piece::Partial(branch) => {
+                let nodes: BTreeSet<NodeId> = branch.nodes().into_iter().collect();
+                branch.node == node && round.is_ready() && self.contribution == contribution(round, &nodes)
+            }
+            Piece::Slice { .. } => round.is_complete() && self.contribution == round.contribution(),
+        })
+    }
+}
+
+/// Digest over what these nodes hold of a round.
+pub fn contribution(round: &Round, nodes: &BTreeSet<NodeId>) -> Digest {
+    round.contribution_where(|update| nodes.contains(&update.accept.node))
+}
+
+/// A piece that is there: a stretch of shared memory.
+pub struct Made {
+    /// The memory.
+    pub memory: Scratch,
+    /// Where in its file the piece begins.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its digest.
+    pub etag: Digest,
+}
+
+/// How far an order is.
+#[derive(Clone)]
+pub enum Progress {
+    /// Nobody has begun.
+    Waiting,
+    /// It is being made.
+    Begun,
+    /// It is there.
+    Made(Arc<Made>),
+    /// It could not be made, and why.
+    Failed(String),
+}
+
+struct Entry {
+    order: Order,
+    progress: watch::Sender<Progress>,
+}
+
+/// Makes what was ordered.
+pub async fn make(worker: &Arc<Worker>, order: &Order) -> Result<Made, StepError> {
+    let (memory, offset, bytes) = match &order.piece {
+        Piece::Partial(branch) => {
+            let Partial::Merged { memory, block, block_bytes } =
+                tree::merge(worker, order.round, branch, Level::Middle).await?
+            else {
+                return Err(StepError::Again("there is nothing to merge".to_owned()));
+            };
+            (memory, block * block_bytes, worker.model.layout.elements() * 8)
+        }
+        Piece::Slice { begin, end } => slices::piece(worker, order.round, *begin, *end).await?,
+    };
+    let disk = |error: io::Error| StepError::Again(format!("read a piece: {error}"));
+    let file = file_of(memory.accumulator.fd()).map_err(disk)?;
+    let offset = memory.accumulator.data_offset() + offset;
+    let etag = blocking(move || digest(&file, offset, bytes).map_err(disk)).await?;
+    Ok(Made { memory, offset, bytes, etag })
+}
+
+/// Orders of rounds that are not over.
+#[derive(Default)]
+pub struct Pieces {
+    ordered: Mutex<HashMap<Digest, Entry>>,
+    /// Told of each new order.
+    pub came: Notify,
+}
+
+impl Pieces {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Entry>> {
+        self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an order, and waits for a while until it is made. One that failed is tried again.
+    pub async fn order(&self, name: Digest, order: Order) -> Progress {
+        let mut progress = {
+            let mut ordered = self.lock();
+            let entry = ordered.entry(name).or_insert_with(|| {
+                let progress = watch::Sender::new(Progress::Failed("nobody has ordered it".to_owned()));
+                Entry { order, progress }
+            });
+            if matches!(*entry.progress.borrow(), Progress::Failed(_)) {
+                entry.progress.send_replace(Progress::Waiting);
+                self.came.notify_one();
+            }
+            entry.progress.subscribe()
+        };
+        let is_over = |progress: &Progress| matches!(progress, Progress::Made(_) | Progress::Failed(_));
+        match tokio::time::timeout(PATIENCE, progress.wait_for(is_over)).await {
+            Ok(Ok(progress)) => progress.clone(),
+            Ok(Err(_)) => Progress::Failed("the round is over".to_owned()),
+            Err(_) => Progress::Begun,
+        }
+    }
+
+    /// A piece that is there.
+    pub fn get(&self, name: Digest) -> Option<Arc<Made>> {
+        match &*self.lock().get(&name)?.progress.borrow() {
+            Progress::Made(made) => Some(made.clone()),
+            _ => None,
+        }
+    }
+
+    /// Jobs of which something is ordered that nobody has begun.
+    pub fn waiting(&self) -> Vec<JobUid> {
+        let ordered = self.lock();
+        let waiting = ordered.values().filter(|entry| matches!(*entry.progress.borrow(), Progress::Waiting));
+        waiting.map(|entry| entry.order.uid).collect()
+    }
+
+    /// Takes one of them of this job, to be made and [`Pieces::done`].
+    pub fn take(&self, uid: JobUid) -> Option<(Digest, Order)> {
+        let ordered = self.lock();
+        let waits = |entry: &Entry| entry.order.uid == uid && matches!(*entry.progress.borrow(), Progress::Waiting);
+        let (name, entry) = ordered.iter().find(|(_, entry)| waits(entry))?;
+        entry.progress.send_replace(Progress::Begun);
+        Some((*name, entry.order.clone()))
+    }
+
+    /// Notes what came of an order.
+    pub fn done(&self, name: Digest, made: Result<Made, String>) {
+        if let Some(entry) = self.lock().get(&name) {
+            entry.progress.send_replace(match made {
+                Ok(made) => Progress::Made(Arc::new(made)),
+                Err(why) => Progress::Failed(why),
+            });
+        }
+    }
+
+    /// Forgets what belongs to rounds that are over, or have changed since.
+    pub fn retain(&self, ledger: &Ledger, node: NodeId) {
+        let ended: Vec<Entry> = ledger.read(|state| {
+            let mut ordered = self.lock();
+            ordered.extract_if(|_, entry| !entry.order.fits(state, node)).map(|(_, entry)| entry).collect()
+        });
+        // Their memory is given back without the lock.
+        drop(ended);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        drop(all);
+    }
+}

@@ -1,0 +1,182 @@
+//! The tree between nodes: partials meet at middles on their way to the top.
+//!
+//! The top plans the tree when its round is ready, from what every node really holds (`catchment_planner::levels`), and
+//! orders a partial of each branch; a middle orders those of the branches below it, so all of them merge at the same time.
+
+use super::finish::Facts;
+use super::job::StepError;
+use super::lanes::Level;
+use super::leaf::{Leaf, LeafKey, block_bytes};
+use super::merge::Partial;
+use super::pieces::{Order, Piece, contribution};
+use super::remote::{self, RemoteLeaf};
+use super::scratch::Scratch;
+use super::worker::Worker;
+use catchment_ledger::Round;
+use catchment_planner::{Config, Levels, Member, Merge, levels};
+use catchment_types::{Digest, NodeId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// A node, and those whose partials come to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The node.
+    pub node: NodeId,
+    /// What comes to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<Branch>,
+}
+
+impl Branch {
+    fn new(node: NodeId, merges: &[Merge]) -> Self {
+        let into = merges.iter().filter(|merge| merge.into == node);
+        Self { node, from: into.flat_map(|merge| &merge.from).map(|from| Self::new(*from, merges)).collect() }
+    }
+
+    /// Its node and all below.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let below = self.from.iter().flat_map(Self::nodes);
+        std::iter::once(self.node).chain(below).collect()
+    }
+
+    /// Its node, to which everybody comes directly.
+    fn flat(mut nodes: Vec<NodeId>, node: NodeId) -> Self {
+        nodes.retain(|other| *other != node);
+        Self { node, from: nodes.into_iter().map(|node| Self { node, from: Vec::new() }).collect() }
+    }
+}
+
+/// The shape of the work between the nodes of a round, whose top is this one.
+pub fn shape(worker: &Worker, number: u64) -> Levels {
+    let context = &worker.context;
+    let beats: HashMap<NodeId, _> = context.peers.fleet.live().into_iter().map(|beat| (beat.node, beat)).collect();
+    let mut zones: Vec<&str> = beats.values().map(|beat| beat.zone.as_str()).collect();
+    zones.sort_unstable();
+    zones.dedup();
+    let member = |node: NodeId, updates: u64| {
+        // One that is quiet for a moment is taken to be like this one.
+        let beat = beats.get(&node).or(beats.get(&context.node));
+        Member {
+            node,
+            updates,
+            zone: beat.map_or(0, |beat| zones.partition_point(|zone| *zone < beat.zone.as_str()) as u32),
+            link_bytes_per_s: beat.map_or(f64::INFINITY, |beat| beat.link_bytes_per_s),
+            free_bytes: beat.map_or(u64::MAX, |beat| beat.memory_free_bytes),
+        }
+    };
+    context.ledger.read(|state| {
+        let job = state.job(worker.uid);
+        let Some((job, round)) = job.and_then(|job| Some((job, job.round_numbered(number)?))) else {
+            return Levels::One;
+        };
+        let mut members: Vec<Member> = round.shares().map(|(node, share)| member(node, share.updates)).collect();
+        members.sort_by_key(|member| (member.node != context.node, std::cmp::Reverse(member.updates), member.node));
+        levels(job.needs.class.into(), job.needs.partial_bytes, &members, &Config::default())
+    })
+}
+
+/// The partial of a whole round, whose top is this node.
+pub async fn whole(worker: &Arc<Worker>, facts: &Facts) -> Result<Partial, StepError> {
+    let node = worker.context.node;
+    let branch = match shape(worker, facts.round) {
+        Levels::Tree(merges) => Branch::new(node, &merges),
+        Levels::One | Levels::Slices(_) => Branch { node, from: Vec::new() },
+    };
+    let planned: BTreeSet<NodeId> = branch.nodes().into_iter().collect();
+    let branch =
+        if planned == facts.holders { branch } else { Branch::flat(facts.holders.iter().copied().collect(), node) };
+    tracing::debug!(round = facts.round, ?branch, "merge");
+    merge(worker, facts.round, &branch, Level::Top).await
+}
+
+/// What comes from below.
+struct Way<'a> {
+    below: &'a Branch,
+    /// Every leaf of the branch.
+    leaves: Vec<RemoteLeaf>,
+    /// Its partial, when its node merges it.
+    ordered: Option<AbortOnDropHandle<Result<Digest, StepError>>>,
+}
+
+/// Merges this node's leaves, and then, one after the other, what comes from other nodes: each takes memory only while it
+/// is merged.
+pub async fn merge(worker: &Arc<Worker>, number: u64, branch: &Branch, level: Level) -> Result<Partial, StepError> {
+    // Middles begin at once, all of them.
+    let ways = branch.from.iter().map(|below| way(worker, number, below)).collect::<Result<Vec<_>, _>>()?;
+    let own = own_leaves(worker, number)?;
+    let mut merged = worker.working(move |worker| worker.climb(&own)).await?;
+    for Way { below, leaves, ordered } in ways {
+        let came = match ordered {
+            Some(ordered) => branch_of(worker, below.node, ordered).await,
+            None => None,
+        };
+        if let Some(memory) = came {
+            merged = add(worker, level, merged, memory).await?;
+            continue;
+        }
+        for leaf in &leaves {
+            let memory = remote::partial(worker, number, leaf).await?;
+            merged = add(worker, level, merged, memory).await?;
+        }
+    }
+    Ok(merged)
+}
+
+fn way<'a>(worker: &Arc<Worker>, number: u64, below: &'a Branch) -> Result<Way<'a>, StepError> {
+    let nodes: BTreeSet<NodeId> = below.nodes().into_iter().collect();
+    let (leaves, contribution) = read(worker, number, |round| {
+        let held = round.contributors().map(|update| (update.accept.node, update.leaf));
+        let held: BTreeSet<_> = held.filter(|(node, _)| nodes.contains(node)).collect();
+        let leaf = |(node, leaf)| RemoteLeaf { node, leaf, contribution: round.contribution_of(node, leaf) };
+        (held.into_iter().map(leaf).collect(), contribution(round, &nodes))
+    })?;
+    let order = Order { uid: worker.uid, round: number, contribution, piece: Piece::Partial(below.clone()) };
+    let (worker, node) = (worker.clone(), below.node);
+    let ordered = (!below.from.is_empty())
+        .then(|| AbortOnDropHandle::new(tokio::spawn(async move { remote::order(&worker, node, &order).await })));
+    Ok(Way { below, leaves, ordered })
+}
+
+/// A branch's partial from the middle that was asked for it. `None`: it is put together here.
+async fn branch_of(
+    worker: &Worker,
+    middle: NodeId,
+    ordered: AbortOnDropHandle<Result<Digest, StepError>>,
+) -> Option<Scratch> {
+    let came = async {
+        let name = ordered.await.map_err(|error| StepError::Again(error.to_string()))??;
+        remote::branch(worker, middle, name).await
+    };
+    came.await.inspect_err(|error| tracing::warn!(%middle, %error, "a middle did not merge; merging here")).ok()
+}
+
+async fn add(worker: &Arc<Worker>, level: Level, merged: Partial, memory: Scratch) -> Result<Partial, StepError> {
+    let fetched = Partial::fetched(memory, block_bytes(worker.model.layout.elements()));
+    worker.working(move |worker| worker.merge(level, &[merged, fetched])).await
+}
+
+fn own_leaves(worker: &Worker, number: u64) -> Result<Vec<Leaf>, StepError> {
+    let node = worker.context.node;
+    let held = |round: &Round| {
+        let own = round.contributors().filter(|update| update.accept.node == node);
+        own.map(|update| update.leaf).collect::<BTreeSet<u32>>()
+    };
+    let leaves = read(worker, number, held)?;
+    let incarnation = worker.context.ledger.read(|state| state.incarnation(node));
+    let found = |leaf: u32| {
+        let found = worker.context.holdings.leaf(LeafKey { uid: worker.uid, round: number, leaf, incarnation });
+        found.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {leaf} is missing")))
+    };
+    leaves.into_iter().map(found).collect()
+}
+
+fn read<T>(worker: &Worker, number: u64, look: impl FnOnce(&Round) -> T) -> Result<T, StepError> {
+    let looked = worker.context.ledger.read(|state| {
+        let round = state.job(worker.uid)?.active_round().filter(|round| round.number == number)?;
+        Some(look(round))
+    });
+    looked.ok_or_else(|| StepError::Again("the round is over".to_owned()))
+}
