@@ -32,13 +32,27 @@ pub struct Setup {
     pub slab_mib: u32,
     /// Where each node stands; nowhere in particular beyond the last.
     pub zones: &'static [&'static str],
+    /// Further flags of nodes, and their values.
+    pub node_flags: Vec<(&'static str, String)>,
+    /// Further flags of coordinators.
+    pub coordinator_flags: Vec<(&'static str, String)>,
 }
 
 impl Default for Setup {
     /// Three nodes, two coordinators, and time enough to be started again.
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
-        Self { nodes: 3, coordinators: 2, heartbeat, node_timeout, runners: 0, slab_mib: 256, zones: &[] }
+        Self {
+            nodes: 3,
+            coordinators: 2,
+            heartbeat,
+            node_timeout,
+            runners: 0,
+            slab_mib: 256,
+            zones: &[],
+            node_flags: Vec::new(),
+            coordinator_flags: Vec::new(),
+        }
     }
 }
 
@@ -129,6 +143,13 @@ impl Cluster {
         Self::assemble(&setup, None, Nats::start(), Vec::new()).run().await
     }
 
+    /// One on loopback of which nothing but the bus's server is there; it is started by whoever wants it.
+    pub fn not_started(setup: &Setup) -> Self {
+        let mut nats = Nats::start();
+        nats.kill();
+        Self::assemble(setup, None, nats, Vec::new())
+    }
+
     /// Starts one, every member on a host of its own. `None`, and a line that shows it, where hosts cannot be made.
     pub async fn start_on_hosts(setup: Setup, test: &str) -> Option<Self> {
         let names = names("node", setup.nodes).chain(names("coordinator", setup.coordinators));
@@ -180,12 +201,15 @@ impl Cluster {
             let runners = (setup.runners > 0).then(|| ("--runners", setup.runners.to_string()));
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
+            let arguments = arguments.and(setup.node_flags.iter().cloned());
             let process = role("node", &name, home.path(), host.clone(), arguments);
             NodeProcess { process, host, address, data, slabs }
         });
         let coordinator_hosts: Vec<Arc<Host>> = hosts.iter().skip(setup.nodes).cloned().collect();
         let coordinators = names("coordinator", setup.coordinators).enumerate().map(|(i, name)| {
-            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), cluster.clone())
+            let arguments = cluster.clone().and([("--listen", "127.0.0.1:0".to_owned())]);
+            let arguments = arguments.and(setup.coordinator_flags.iter().cloned());
+            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), arguments)
         });
         let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
         Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network }
@@ -249,6 +273,11 @@ impl Cluster {
     /// The bus's own server.
     pub fn nats(&mut self) -> &mut Nats {
         &mut self.nats
+    }
+
+    /// A client of a coordinator that is up.
+    pub fn coordinator(&self, coordinator: usize) -> Api {
+        Api::new(&self.coordinators[coordinator].said_address().expect("it is up"))
     }
 
     /// The coordinator that said last that it decides.

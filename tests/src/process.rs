@@ -4,6 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Lines of its log that a failing test shows.
 const LOG_LINES: usize = 60;
@@ -61,7 +62,18 @@ impl Process {
     }
 
     fn count_ups(&self) -> usize {
-        std::fs::read_to_string(self.said_path()).unwrap_or_default().matches(" is up").count()
+        self.said().matches(" is up").count()
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.said_path()).unwrap_or_default()
+    }
+
+    /// `host:port` that it said last that it is up at.
+    pub fn said_address(&self) -> Option<String> {
+        let said = self.said();
+        let (_, address) = said.trim_end().rsplit_once("http://")?;
+        Some(address.to_owned())
     }
 
     /// Whether it has ended by itself; it can be started again then.
@@ -95,6 +107,24 @@ impl Process {
         let children =
             listed.iter().flat_map(|list| list.split_whitespace()).filter_map(|id| Pid::from_raw(id.parse().ok()?));
         children.filter(|child| kill_process(*child, Signal::KILL).is_ok()).count()
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Interrupts it (SIGINT).
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
+    /// Waits until it has ended by itself. Gives the time that took.
+    pub async fn ended(&mut self) -> Duration {
+        let (begun, name) = (Instant::now(), self.name.clone());
+        let process = std::cell::RefCell::new(self);
+        crate::until(&format!("{name} ends"), async || process.borrow_mut().has_ended().then_some(())).await;
+        begun.elapsed()
     }
 
     /// Stops its time (SIGSTOP).

@@ -84,7 +84,7 @@ const WRAPPED: &[(&str, &[&str])] = &[
     ("async-nats", &["catchment-bus", "catchment-tests"]),
     ("redb", &["catchment-bus"]),
     ("aya", &["catchment-proxy"]),
-    ("prometheus", &["catchment-node"]),
+    ("prometheus", &["catchment-coordinator", "catchment-node"]),
     ("candle-*", &["catchment-worker"]),
 ];
 

@@ -2,7 +2,8 @@
 
 use crate::commands::ClientCommand;
 use crate::connection::{CONNECTION_HEADING, Connection};
-use crate::up::{CoordinatorRole, NodeRole, Up};
+use crate::coordinator::CoordinatorRole;
+use crate::up::{NodeRole, Up};
 use catchment_simulator::Simulate;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 

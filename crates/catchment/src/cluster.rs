@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
+use catchment_coordinator::Scale;
 use catchment_fleet::Pace;
 use catchment_types::DurationText;
 use std::path::PathBuf;
@@ -9,6 +10,25 @@ use std::time::Duration;
 
 /// The shortest interval between heartbeats: with less, they would be most of what a cluster does.
 const HEARTBEAT_MS_MIN: u64 = 50;
+
+/// How patiently a coordinator counts the nodes that are wanted (`catchment_nodes_wanted`).
+#[derive(Debug, clap::Args)]
+pub struct ScaleArgs {
+    /// How long fewer nodes must have been enough before the number wanted goes down.
+    #[arg(long, default_value = "60s", env = "CATCHMENT_SCALE_SETTLE")]
+    scale_settle: DurationText,
+    /// How long no node must have been wanted before the number goes down to 0.
+    #[arg(long, default_value = "5m", env = "CATCHMENT_SCALE_IDLE")]
+    scale_idle: DurationText,
+}
+
+impl ScaleArgs {
+    /// The same, as durations.
+    pub fn scale(&self) -> Scale {
+        let duration = |text: DurationText| Duration::from_millis(text.ms());
+        Scale { settle: duration(self.scale_settle), idle: duration(self.scale_idle) }
+    }
+}
 
 /// What the processes of a cluster have in common; only with NATS.
 #[derive(Debug, clap::Args)]
@@ -34,6 +54,9 @@ pub struct ClusterArgs {
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
+    /// How long to wait at the start for a NATS server that does not answer yet. 0s: try once.
+    #[arg(long, default_value = "30s", env = "CATCHMENT_NATS_WAIT")]
+    nats_wait: DurationText,
 }
 
 impl ClusterArgs {
@@ -57,6 +80,7 @@ impl ClusterArgs {
             key: self.nats_key.clone(),
             credentials: self.nats_creds.clone(),
             replicas: self.nats_replicas,
+            connect_timeout: Duration::from_millis(self.nats_wait.ms()),
             ..NatsConfig::new(url)
         };
         let shown = without_secrets(url);

@@ -3,7 +3,7 @@
 use crate::system::{END_AT, default_slab_budget_bytes, default_slab_dir};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
-use catchment_node::{Functions, Membership, NodeConfig, Pace, RunnersConfig};
+use catchment_node::{Beside, Functions, Membership, NodeConfig, Pace, RunnersConfig};
 use catchment_proxy::{Link, Mode, Options, Report};
 use catchment_runner::Setup;
 use catchment_runtime::{Runtime, RuntimeConfig};
@@ -70,6 +70,10 @@ pub struct NodeArgs {
     /// How long an update whose connection broke is kept, for its client to go on with. It gives way when there is no room.
     #[arg(long, default_value = "60s", env = "CATCHMENT_PARK_TIME")]
     park_time: DurationText,
+    /// How long a node that is told to end (SIGTERM) waits for other nodes to take what it holds of open rounds. 0s, a
+    /// second signal, or an interrupt: not at all.
+    #[arg(long, default_value = "30s", env = "CATCHMENT_DRAIN_TIME")]
+    drain_time: DurationText,
     /// Address at which other nodes and clients reach this one, like http://10.0.0.7:7070. Default: the address it listens
     /// on.
     #[arg(long, value_name = "URL", env = "CATCHMENT_ADVERTISE")]
@@ -121,7 +125,7 @@ impl NodeArgs {
         &self,
         address: SocketAddr,
         pace: Option<FleetPace>,
-        coordinator: Option<u64>,
+        coordinator: Option<Beside>,
     ) -> Result<Membership> {
         let url = match &self.advertise {
             Some(url) => url.trim_end_matches('/').to_owned(),
@@ -161,6 +165,7 @@ impl NodeArgs {
             room_wait: duration(self.room_wait),
             accept_wait: duration(self.accept_wait),
             park_time: duration(self.park_time),
+            drain_time: duration(self.drain_time),
             connections_max: self.connections.max(1),
         })
     }

@@ -1,18 +1,18 @@
-//! The processes of a cluster: all in one (`up`), and each alone (`node`, `coordinator`).
+//! The processes that take updates: all in one (`up`), and a node alone (`node`).
 
-use crate::cluster::{ClusterArgs, without_secrets};
+use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
+use crate::coordinator::{beat, named};
 use crate::node_args::{NodeArgs, OpenLink};
+use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy, steps};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
-use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Speak};
+use catchment_coordinator::{Coordinator, Scale};
 use catchment_ledger::Ledger;
-use catchment_node::{Environment, Node};
+use catchment_node::{Beside, Ending, Environment, Node};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
@@ -25,6 +25,8 @@ pub struct Up {
     nats: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    scale: ScaleArgs,
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -41,59 +43,26 @@ pub struct NodeRole {
     pub node: NodeArgs,
 }
 
-/// Run a coordinator of a cluster: it opens and closes rounds, and gives up nodes that are lost. Of several, one decides
-/// and the others stand by.
-#[derive(Debug, clap::Args)]
-pub struct CoordinatorRole {
-    /// The cluster's NATS server (JetStream).
-    #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
-    nats: String,
-    #[command(flatten)]
-    cluster: ClusterArgs,
-}
-
 impl Up {
-    /// Runs until SIGINT or SIGTERM.
+    /// Runs until SIGINT, or until SIGTERM and what that waits for.
     pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
-        serve(&self.node, self.nats.as_deref(), &self.cluster, true, link).await
+        serve(&self.node, self.nats.as_deref(), &self.cluster, Some(self.scale.scale()), link).await
     }
 }
 
 impl NodeRole {
-    /// Runs until SIGINT or SIGTERM.
+    /// Runs until SIGINT, or until SIGTERM and what that waits for.
     pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
-        serve(&self.node, Some(&self.nats), &self.cluster, false, link).await
+        serve(&self.node, Some(&self.nats), &self.cluster, None, link).await
     }
 }
 
-impl CoordinatorRole {
-    /// Runs until SIGINT or SIGTERM.
-    pub async fn run(self) -> Result<()> {
-        let bus = self.cluster.connect(&self.nats).await?;
-        let entropy = SystemEntropy;
-        let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let id = coordinator_id(&entropy);
-        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id })]);
-        let fleet = Fleet::join(bus.events.clone(), speak, self.cluster.pace()?, entropy.bytes16()).await?;
-        let stop = CancellationToken::new();
-        tokio::spawn(stop_on_signal(stop.clone()));
-        tracing::info!(bus = without_secrets(&self.nats), "ready");
-        println!("catchment coordinator is up");
-        tokio::select! {
-            () = catchment_coordinator::run(ledger, fleet, Arc::new(SystemClock), id) => {
-                bail!("the coordinator has stopped; the log says why")
-            }
-            () = stop.cancelled() => Ok(()),
-        }
-    }
-}
-
-/// Runs a node, and a coordinator beside it if it `coordinates`.
+/// Runs a node, and a coordinator beside it that counts nodes by `scale`, if there is one.
 async fn serve(
     node: &NodeArgs,
     nats: Option<&str>,
     cluster: &ClusterArgs,
-    coordinates: bool,
+    scale: Option<Scale>,
     link: Option<OpenLink>,
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
@@ -103,31 +72,35 @@ async fn serve(
     let runners = link.map(|link| node.runners_config(config.lanes, link)).transpose()?;
     let functions = node.functions()?;
     let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-    let id = coordinator_id(entropy.as_ref());
+    let beside = scale.map(|scale| named(scale, entropy.as_ref()));
     let address = listener.local_addr()?;
     let pace = nats.map(|_| cluster.pace()).transpose()?;
-    let membership = node.membership(address, pace, coordinates.then_some(id))?;
+    let membership = node.membership(address, pace, beside.as_ref().map(shown_beside))?;
     let bus = match nats {
         Some(url) => cluster.connect(url).await?,
         None => Bus::embedded(&node.data).await?,
     };
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-    let environment = Environment { clock: clock.clone(), entropy, steps: steps() };
+    let ending = Ending::default();
+    let environment = Environment { clock: clock.clone(), entropy, steps: steps(), ending: ending.clone() };
     let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;
-    let stop = CancellationToken::new();
-    let coordinator = catchment_coordinator::run(ledger, opened.fleet(), clock, id);
-    let mut coordinator =
-        tokio::spawn(async move { if coordinates { coordinator.await } else { std::future::pending().await } });
-    tokio::spawn(stop_on_signal(stop.clone()));
+    let fleet = opened.fleet();
+    let mut coordinator = tokio::spawn(async move {
+        match beside {
+            Some(coordinator) => catchment_coordinator::run(ledger, fleet, clock, coordinator).await,
+            None => std::future::pending().await,
+        }
+    });
+    tokio::spawn(end_on_signal(ending.clone()));
     tracing::info!(%address, data = %node.data.display(), bus = nats.map_or("embedded".to_owned(), without_secrets), "ready");
     println!("catchment is up: http://{address}");
-    let mut running = std::pin::pin!(opened.run(listener, stop.clone()));
+    let mut running = std::pin::pin!(opened.run(listener));
     let result = tokio::select! {
         result = &mut running => result,
         ended = &mut coordinator => {
             // Without it updates would be taken and rounds never end.
             tracing::error!(?ended, "the coordinator has stopped; so does the node");
-            stop.cancel();
+            ending.end();
             running.await?;
             bail!("the coordinator has stopped; the log says why");
         }
@@ -137,20 +110,9 @@ async fn serve(
     result.map_err(anyhow::Error::from)
 }
 
-fn coordinator_id(entropy: &dyn Entropy) -> u64 {
-    u64::from_le_bytes(*entropy.bytes16().first_chunk().expect("sixteen bytes have eight"))
-}
-
-async fn stop_on_signal(stop: CancellationToken) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("listen for signals");
-        return;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    tracing::info!("stopping: finishing what is in progress");
-    stop.cancel();
+/// What a node says and shows of the coordinator in its process.
+fn shown_beside(coordinator: &Coordinator) -> Beside {
+    let metrics = coordinator.metrics.registry().clone();
+    let coordinator = coordinator.clone();
+    Beside { speak: Arc::new(move || beat(&coordinator)), metrics }
 }

@@ -26,8 +26,7 @@ pub struct Plans<'a> {
 impl<'a> Plans<'a> {
     /// Nothing is planned yet.
     pub fn new(state: &'a State, nodes: &'a Nodes, now_ms: TimeMs) -> Self {
-        let fold_s = if nodes.cpu_s_per_byte > 0.0 { nodes.cpu_s_per_byte } else { FOLD_S_PER_BYTE };
-        let service_s_per_byte = RECEIVE_S_PER_BYTE + fold_s;
+        let service_s_per_byte = service_s_per_byte(nodes);
         Self { state, live: &nodes.live, service_s_per_byte, now_ms, fleet: None, explanations: Vec::new() }
     }
 
@@ -92,6 +91,11 @@ impl<'a> Plans<'a> {
     }
 }
 
+/// Seconds of CPU that a byte of an update takes to be received and folded, as nodes measure it where they do.
+pub(crate) fn service_s_per_byte(nodes: &Nodes) -> f64 {
+    RECEIVE_S_PER_BYTE + if nodes.cpu_s_per_byte > 0.0 { nodes.cpu_s_per_byte } else { FOLD_S_PER_BYTE }
+}
+
 fn places(placement: &catchment_planner::Placement) -> Vec<Place> {
     placement.shares.iter().map(|share| Place { node: share.node, updates: share.updates }).collect()
 }
@@ -100,8 +104,15 @@ fn updates(round: &Round) -> Vec<(NodeId, u64)> {
     round.places.iter().map(|place| (place.node, place.updates)).collect()
 }
 
-/// What a round needs. How fast its updates come is what the round before it saw.
-fn demand(job: &Job, round: u64, deadline_ms: Option<TimeMs>, now_ms: TimeMs, service_s_per_byte: f64) -> Demand {
+/// What a round needs. How fast its updates come is what the round before it saw. Without `deadline_ms`: as it is when it
+/// opens.
+pub(crate) fn demand(
+    job: &Job,
+    round: u64,
+    deadline_ms: Option<TimeMs>,
+    now_ms: TimeMs,
+    service_s_per_byte: f64,
+) -> Demand {
     let deadline_s = match deadline_ms {
         Some(deadline) => Some(deadline.saturating_sub(now_ms)),
         None => job.spec.deadline.map(|deadline| deadline.ms()),

@@ -1,6 +1,8 @@
 //! Carries decisions out.
 
 use crate::decide::{Nodes, decide};
+use crate::metrics::Metrics;
+use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
@@ -11,11 +13,23 @@ use std::time::Duration;
 /// How long to wait before deciding again when a decision could not be carried out.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// One of the cluster's coordinators.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    /// Its name in the fleet.
+    pub id: u64,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// How it counts nodes.
+    pub scale: Scale,
+}
+
 /// Decides whenever the state or the fleet changes or a deadline passes, while it is the one of the coordinators that
-/// does; sleeps otherwise. Runs until dropped. `id`: its name in the fleet.
-pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
+/// does; stands by otherwise, and knows as much. Runs until dropped.
+pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) {
+    let Coordinator { id, metrics, scale } = coordinator;
     let (mut changes, mut members) = (ledger.watch(), fleet.watch());
-    let mut leads = false;
+    let (mut leads, mut wanted) = (false, Wanted::new(scale));
     loop {
         changes.mark_unchanged();
         members.mark_unchanged();
@@ -25,21 +39,24 @@ pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
         }
         let now_ms = clock.now_ms();
         let beats = fleet.live();
-        let (sequence, decision) = ledger.read(|state: &State| {
+        let (sequence, decision, nodes_wanted) = ledger.read(|state: &State| {
             let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
             let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
-            (state.sequence(), decide(state, &nodes, now_ms))
+            (state.sequence(), decide(state, &nodes, now_ms), wanted.step(state, &nodes, now_ms))
         });
+        metrics.see(leads, fleet.counts(), sequence);
+        show_wanted(&metrics, &fleet, nodes_wanted, leads);
         // Only the first is still valid once it is appended; the state's change brings us back for the rest.
         if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
             tracing::info!(?record, why = explained(&decision.explanations, &record), "decide");
-            match ledger.decide(record, sequence).await {
+            match ledger.decide(record.clone(), sequence).await {
                 Ok(Outcome::Ignored(why)) => {
                     // The state refuses what was decided on it: without a pause this would fill the log.
                     tracing::error!(why, "a decision changed nothing");
                     tokio::time::sleep(RETRY).await;
                 }
-                Ok(_) | Err(LedgerError::Stale { .. }) => {}
+                Ok(_) => metrics.count(&record),
+                Err(LedgerError::Stale { .. }) => {}
                 Err(LedgerError::Stopped) => return,
                 Err(error) => {
                     tracing::warn!(%error, "append decision");
@@ -48,13 +65,25 @@ pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, id: u64) {
             }
             continue;
         }
-        let until_deadline = decision.look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
+        let look_again_ms = decision.look_again_ms.into_iter().chain(wanted.look_again_ms()).min();
+        let until_then = look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             changed = members.changed() => if changed.is_err() { return },
-            () = sleep_for(until_deadline) => {}
+            () = sleep_for(until_then) => {}
         }
     }
+}
+
+/// Shows how many nodes are wanted: a line and a heartbeat when that changes.
+fn show_wanted(metrics: &Metrics, fleet: &Fleet, wanted: Option<u64>, leads: bool) {
+    let Some(now) = wanted.filter(|now| metrics.wanted() != Some(*now)) else { return };
+    let before = metrics.wanted();
+    metrics.want(now);
+    if leads {
+        tracing::info!(wanted = now, before, live = fleet.counts().live, "the number of nodes wanted has changed");
+    }
+    fleet.say_now();
 }
 
 /// Nodes that take work, as the planner sees them.

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use catchment_bus::Bus;
-use catchment_coordinator::run;
+use catchment_coordinator::{Coordinator, Metrics, Scale, run};
 use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Pace, Speak};
 use catchment_ledger::{AcceptOutcome, EvaluateOutcome, Ledger, Outcome, Phase, State};
 use catchment_types::{
@@ -62,10 +62,11 @@ async fn coordinated(jobs: u8, fields: &str) -> (Bus, Ledger) {
     let ledger = Ledger::open(bus.log.clone(), [1; 16]).await.unwrap();
     let clock = Arc::new(Virtual(Instant::now()));
     for id in 1..=2 {
-        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id })]);
+        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id, wanted: None })]);
         let pace = Pace { interval: Duration::from_secs(1), lost_after: LOST_AFTER };
         let fleet = Fleet::join(bus.events.clone(), speak, pace, [id as u8; 16]).await.unwrap();
-        tokio::spawn(run(ledger.clone(), fleet, clock.clone(), id));
+        let coordinator = Coordinator { id, metrics: Metrics::new(), scale: Scale::default() };
+        tokio::spawn(run(ledger.clone(), fleet, clock.clone(), coordinator));
     }
     // A node that speaks for as long as the bus is there.
     let speak: Speak = Arc::new(|| vec![node(1)]);

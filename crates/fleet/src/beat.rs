@@ -1,6 +1,6 @@
 //! What members say of themselves.
 
-use catchment_types::NodeId;
+use catchment_types::{NodeId, NodeView};
 use serde::{Deserialize, Serialize};
 
 /// Largest heartbeat that is read.
@@ -50,9 +50,27 @@ pub struct NodeBeat {
     pub draining: bool,
 }
 
+impl From<&NodeBeat> for NodeView {
+    fn from(beat: &NodeBeat) -> Self {
+        Self {
+            node: beat.node.to_string(),
+            name: beat.name.clone(),
+            url: beat.url.clone(),
+            zone: beat.zone.clone(),
+            cores: beat.cores,
+            memory_bytes: beat.memory_bytes,
+            memory_free_bytes: beat.memory_free_bytes,
+            draining: beat.draining,
+        }
+    }
+}
+
 /// A coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CoordinatorBeat {
     /// Its name, drawn at its start; the least of those alive decides.
     pub id: u64,
+    /// Nodes that the open rounds want, as far as it knows.
+    #[serde(default)]
+    pub wanted: Option<u64>,
 }

@@ -1,13 +1,13 @@
 //! The members of a running cluster, kept up by what is said on the bus.
 
 use crate::beat::{BEAT_BYTES_MAX, Beat, NodeBeat};
-use crate::members::Members;
+use crate::members::{Counts, Members};
 use catchment_bus::{BusError, Events, Subscription};
-use catchment_types::NodeId;
+use catchment_types::{NodeId, NodesView};
 use futures::StreamExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -44,6 +44,8 @@ pub type Speak = Arc<dyn Fn() -> Vec<Beat> + Send + Sync>;
 pub struct Fleet {
     members: Arc<Mutex<Members>>,
     changes: watch::Sender<u64>,
+    /// Told when there is something to say that should not wait for the next heartbeat.
+    urgent: Arc<Notify>,
     alone: bool,
     _task: Arc<Option<AbortOnDropHandle<()>>>,
 }
@@ -58,6 +60,7 @@ impl Fleet {
         Self {
             members: Arc::new(Mutex::new(members)),
             changes: watch::Sender::new(0),
+            urgent: Arc::default(),
             alone: true,
             _task: Arc::default(),
         }
@@ -73,18 +76,19 @@ impl Fleet {
         let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
         let echoes = events.subscribe(&voice, None).await?;
         let members = Arc::new(Mutex::new(Members::new(pace.quiet_after(), pace.lost_after)));
-        let changes = watch::Sender::new(0);
+        let (changes, urgent) = (watch::Sender::new(0), Arc::<Notify>::default());
         let task = Task {
             events,
             members: members.clone(),
             changes: changes.clone(),
+            urgent: urgent.clone(),
             speak,
             pace,
             voice,
             echo: Instant::now(),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(heard, echoes)));
-        Ok(Self { members, changes, alone: false, _task: Arc::new(Some(task)) })
+        Ok(Self { members, changes, urgent, alone: false, _task: Arc::new(Some(task)) })
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -101,9 +105,28 @@ impl Fleet {
         self.changes.subscribe()
     }
 
-    /// Nodes that were heard lately.
-    pub fn live(&self) -> Vec<NodeBeat> {
-        self.members().live().cloned().collect()
+    /// Says at once what else the next heartbeat would: what it is made of has changed.
+    pub fn say_now(&self) {
+        self.urgent.notify_one();
+    }
+
+    /// Nodes that were heard lately, by name; cheap, and the same list until something changes.
+    pub fn live(&self) -> Arc<[NodeBeat]> {
+        self.members().live()
+    }
+
+    /// How many nodes there are, by what is known of them.
+    pub fn counts(&self) -> Counts {
+        self.members().counts()
+    }
+
+    /// What operators see of the cluster.
+    pub fn view(&self) -> NodesView {
+        let (live, wanted) = {
+            let mut members = self.members();
+            (members.live(), members.leader().and_then(|leader| leader.wanted))
+        };
+        NodesView { items: live.iter().map(Into::into).collect(), wanted, cursor: None }
     }
 
     /// A node that is not lost.
@@ -126,7 +149,7 @@ impl Fleet {
 
     /// Whether the coordinator with this name decides.
     pub fn is_leader(&self, id: u64) -> bool {
-        self.alone || self.members().leader() == Some(id)
+        self.alone || self.members().leader().is_some_and(|leader| leader.id == id)
     }
 }
 
@@ -134,6 +157,7 @@ struct Task {
     events: Arc<dyn Events>,
     members: Arc<Mutex<Members>>,
     changes: watch::Sender<u64>,
+    urgent: Arc<Notify>,
     speak: Speak,
     pace: Pace,
     /// What only this process listens on.
@@ -152,6 +176,10 @@ impl Task {
                     self.say().await;
                     continue;
                 }
+                () = self.urgent.notified() => {
+                    self.say_beats().await;
+                    continue;
+                }
                 message = heard.next() => match message {
                     Some(message) => self.hear(&message.payload),
                     None => return,
@@ -168,10 +196,14 @@ impl Task {
     }
 
     async fn say(&self) {
+        self.say_beats().await;
+        self.publish(&self.voice, Vec::new()).await;
+    }
+
+    async fn say_beats(&self) {
         for beat in (self.speak)() {
             self.publish(BEATS, serde_json::to_vec(&beat).expect("plain fields serialise")).await;
         }
-        self.publish(&self.voice, Vec::new()).await;
     }
 
     async fn publish(&self, subject: &str, payload: Vec<u8>) {
@@ -227,11 +259,12 @@ mod tests {
         let bus = Bus::in_memory();
         let one = Fleet::join(bus.events.clone(), node(1), Pace::default(), [1; 16]).await.unwrap();
         let two = Fleet::join(bus.events.clone(), node(2), Pace::default(), [2; 16]).await.unwrap();
-        let coordinator: Speak = Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9 })]);
+        let coordinator: Speak = Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9, wanted: Some(4) })]);
         let leader = Fleet::join(bus.events.clone(), coordinator, Pace::default(), [3; 16]).await.unwrap();
         sleep(Duration::from_secs(2)).await;
         assert_eq!((names(&one), names(&leader)), (vec![1, 2], vec![1, 2]));
         assert!(leader.is_leader(9) && !leader.is_leader(8));
+        assert_eq!((one.view().wanted, one.view().items.len()), (Some(4), 2));
         drop(two);
         let mut changes = leader.watch();
         changes.mark_unchanged();
@@ -254,5 +287,30 @@ mod tests {
         assert_eq!(fleet.lost_of([NodeId(1), NodeId(2)]), [NodeId(2)]);
         assert!(fleet.is_leader(0));
         assert_eq!(names(&fleet), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_urgent_does_not_wait_for_the_next_heartbeat() {
+        let bus = Bus::in_memory();
+        let draining = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (said, plain) = (draining.clone(), node(1));
+        let speak: Speak = Arc::new(move || {
+            let mut beats = plain();
+            if let Beat::Node(beat) = &mut beats[0] {
+                beat.draining = said.load(std::sync::atomic::Ordering::Relaxed);
+            }
+            beats
+        });
+        let pace = Pace { interval: Duration::from_secs(60), lost_after: Duration::from_secs(600) };
+        let one = Fleet::join(bus.events.clone(), speak, pace, [1; 16]).await.unwrap();
+        let two = Fleet::join(bus.events.clone(), node(2), pace, [2; 16]).await.unwrap();
+        sleep(Duration::from_secs(61)).await;
+        let mut changes = two.watch();
+        changes.mark_unchanged();
+        draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        one.say_now();
+        sleep(Duration::from_secs(1)).await;
+        assert!(changes.has_changed().unwrap(), "it is news that somebody drains");
+        assert_eq!(two.counts(), Counts { live: 1, draining: 1, ..Counts::default() });
     }
 }

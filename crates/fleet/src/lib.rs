@@ -14,4 +14,4 @@ mod members;
 
 pub use beat::{Beat, CoordinatorBeat, NodeBeat};
 pub use fleet::{Fleet, Pace, Speak};
-pub use members::Members;
+pub use members::{Counts, Members};

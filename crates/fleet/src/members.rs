@@ -1,8 +1,9 @@
 //! Whom we heard, and how long ago. Pure: what it hears and how time passes is told.
 
-use crate::beat::{Beat, NodeBeat};
+use crate::beat::{Beat, CoordinatorBeat, NodeBeat};
 use catchment_types::NodeId;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, Clone)]
@@ -16,15 +17,30 @@ struct Known<T> {
 #[derive(Debug, Clone)]
 pub struct Members {
     nodes: BTreeMap<NodeId, Known<NodeBeat>>,
-    coordinators: BTreeMap<u64, Known<()>>,
+    coordinators: BTreeMap<u64, Known<CoordinatorBeat>>,
     quiet_after: Duration,
     lost_after: Duration,
+    /// What [`Members::live`] gives, until something changes it.
+    live: Option<Arc<[NodeBeat]>>,
+}
+
+/// Nodes by what is known of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Heard lately, and taking work.
+    pub live: usize,
+    /// Heard lately, and about to end.
+    pub draining: usize,
+    /// Silent for a while, or not heard yet, and not given up.
+    pub quiet: usize,
+    /// Silent for too long, while something is still expected of them.
+    pub lost: usize,
 }
 
 impl Members {
     /// Nobody yet. After `quiet_after` of silence a member gets no new work, after `lost_after` it is to be given up.
     pub fn new(quiet_after: Duration, lost_after: Duration) -> Self {
-        Self { nodes: BTreeMap::new(), coordinators: BTreeMap::new(), quiet_after, lost_after }
+        Self { nodes: BTreeMap::new(), coordinators: BTreeMap::new(), quiet_after, lost_after, live: None }
     }
 
     /// Takes a heartbeat. Returns whether it changes who is there.
@@ -32,14 +48,18 @@ impl Members {
         let quiet_after = self.quiet_after;
         match beat {
             Beat::Node(beat) => {
+                let known = self.nodes.entry(beat.node).or_insert(Known { said: None, silent: Duration::ZERO });
+                let was = known.said.take().filter(|_| known.silent < quiet_after);
+                if was.as_ref() != Some(&beat) {
+                    self.live = None;
+                }
                 let draining = beat.draining;
-                let known = Known { said: Some(beat), silent: Duration::ZERO };
-                let before = self.nodes.insert(known.said.as_ref().expect("said just now").node, known);
-                let was = before.and_then(|known| known.said.filter(|_| known.silent < quiet_after));
+                *known = Known { said: Some(beat), silent: Duration::ZERO };
                 was.is_none_or(|was| was.draining != draining)
             }
             Beat::Coordinator(beat) => {
-                let before = self.coordinators.insert(beat.id, Known { said: Some(()), silent: Duration::ZERO });
+                let id = beat.id;
+                let before = self.coordinators.insert(id, Known { said: Some(beat), silent: Duration::ZERO });
                 before.is_none_or(|known| known.silent >= quiet_after)
             }
         }
@@ -66,17 +86,40 @@ impl Members {
         self.nodes.values_mut().for_each(|known| grow(&mut known.silent));
         self.coordinators.values_mut().for_each(|known| grow(&mut known.silent));
         self.coordinators.retain(|_, known| known.silent < lost_after);
+        if changed {
+            self.live = None;
+        }
         changed
     }
 
     /// Forgets nodes that are lost, once nothing is expected of them.
     pub fn forget(&mut self, node: NodeId) {
         self.nodes.remove(&node);
+        self.live = None;
     }
 
-    /// Nodes that were heard lately.
-    pub fn live(&self) -> impl Iterator<Item = &NodeBeat> {
-        self.nodes.values().filter(|known| known.silent < self.quiet_after).filter_map(|known| known.said.as_ref())
+    /// Nodes that were heard lately, by name. The same list is handed out until somebody says something new, falls quiet
+    /// or comes back: it is asked for much more often than that.
+    pub fn live(&mut self) -> Arc<[NodeBeat]> {
+        let (nodes, quiet_after) = (&self.nodes, self.quiet_after);
+        let heard = || nodes.values().filter(|known| known.silent < quiet_after).filter_map(|known| known.said.clone());
+        self.live.get_or_insert_with(|| heard().collect()).clone()
+    }
+
+    /// How many nodes there are of each kind.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for known in self.nodes.values() {
+            let draining = known.said.as_ref().map(|beat| beat.draining);
+            let count = match draining {
+                _ if known.silent >= self.lost_after => &mut counts.lost,
+                Some(false) if known.silent < self.quiet_after => &mut counts.live,
+                Some(true) if known.silent < self.quiet_after => &mut counts.draining,
+                _ => &mut counts.quiet,
+            };
+            *count += 1;
+        }
+        counts
     }
 
     /// A node that is not lost yet, as it was heard last.
@@ -92,8 +135,8 @@ impl Members {
 
     /// The coordinator that decides: the least of those heard lately. Should two believe it of themselves, the guards of
     /// their decisions keep them apart.
-    pub fn leader(&self) -> Option<u64> {
-        self.coordinators.iter().find(|(_, known)| known.silent < self.quiet_after).map(|(id, _)| *id)
+    pub fn leader(&self) -> Option<&CoordinatorBeat> {
+        self.coordinators.values().find(|known| known.silent < self.quiet_after)?.said.as_ref()
     }
 }
 
@@ -113,8 +156,8 @@ mod tests {
         Members::new(3 * S, 10 * S)
     }
 
-    fn live(members: &Members) -> Vec<u64> {
-        members.live().map(|beat| beat.node.0).collect()
+    fn live(members: &mut Members) -> Vec<u64> {
+        members.live().iter().map(|beat| beat.node.0).collect()
     }
 
     #[test]
@@ -125,7 +168,7 @@ mod tests {
         assert!(!members.pass(2 * S));
         members.hear(node(2));
         assert!(members.pass(S), "node 1 falls quiet");
-        assert_eq!(live(&members), [2]);
+        assert_eq!(live(&mut members), [2]);
         assert!(members.node(NodeId(1)).is_some(), "quiet is not lost");
         members.pass(S);
         members.hear(node(2));
@@ -134,7 +177,7 @@ mod tests {
         assert_eq!(members.lost().collect::<Vec<_>>(), [NodeId(1)]);
         assert!(members.node(NodeId(1)).is_none());
         assert!(members.hear(node(1)), "it is back");
-        assert_eq!((members.lost().count(), live(&members).contains(&1)), (0, true));
+        assert_eq!((members.lost().count(), live(&mut members).contains(&1)), (0, true));
     }
 
     #[test]
@@ -142,7 +185,7 @@ mod tests {
         let mut members = members();
         assert!(members.expect([NodeId(7)]));
         assert!(!members.expect([NodeId(7)]));
-        assert_eq!((live(&members).len(), members.lost().count()), (0, 0));
+        assert_eq!((live(&mut members).len(), members.lost().count()), (0, 0));
         members.pass(9 * S);
         members.expect([NodeId(7)]);
         members.pass(S);
@@ -152,16 +195,54 @@ mod tests {
     #[test]
     fn the_least_coordinator_alive_decides() {
         let mut members = members();
-        let beat = |id| Beat::Coordinator(CoordinatorBeat { id });
-        assert_eq!(members.leader(), None);
+        let beat = |id| Beat::Coordinator(CoordinatorBeat { id, wanted: Some(id) });
+        let leader = |members: &Members| members.leader().map(|beat| beat.id);
+        assert_eq!(leader(&members), None);
         members.hear(beat(5));
         members.hear(beat(3));
-        assert_eq!(members.leader(), Some(3));
+        assert_eq!(leader(&members), Some(3));
         members.pass(2 * S);
         members.hear(beat(5));
         members.pass(S);
-        assert_eq!(members.leader(), Some(5));
+        assert_eq!(leader(&members), Some(5));
         members.hear(beat(3));
-        assert_eq!(members.leader(), Some(3));
+        assert_eq!(leader(&members), Some(3));
+    }
+
+    #[test]
+    fn the_list_of_who_is_live_is_made_anew_only_when_it_changes() {
+        let mut members = members();
+        members.hear(node(1));
+        members.hear(node(2));
+        let first = members.live();
+        members.pass(S);
+        members.hear(node(1));
+        assert!(Arc::ptr_eq(&first, &members.live()), "nobody said anything new");
+        let Beat::Node(mut busy) = node(1) else { unreachable!() };
+        busy.memory_free_bytes = 7;
+        assert!(!members.hear(Beat::Node(busy)), "who is there did not change");
+        assert_eq!(members.live()[0].memory_free_bytes, 7);
+        members.pass(2 * S);
+        assert_eq!(live(&mut members), [1], "2 has fallen quiet");
+        members.hear(node(2));
+        assert_eq!(live(&mut members), [1, 2], "and said the same as before");
+    }
+
+    #[test]
+    fn nodes_are_counted_by_what_is_known_of_them() {
+        let mut members = members();
+        let Beat::Node(mut draining) = node(3) else { unreachable!() };
+        draining.draining = true;
+        members.hear(node(1));
+        members.hear(node(4));
+        members.pass(9 * S);
+        members.hear(node(2));
+        members.hear(Beat::Node(draining));
+        members.hear(node(4));
+        members.expect([NodeId(5)]);
+        members.pass(S);
+        assert_eq!(members.counts(), Counts { live: 2, draining: 1, quiet: 1, lost: 1 });
+        members.pass(2 * S);
+        assert_eq!(members.counts(), Counts { live: 0, draining: 0, quiet: 4, lost: 1 });
     }
 }

@@ -10,6 +10,7 @@ use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
 use catchment_bus::Bus;
+use catchment_fleet::CoordinatorBeat;
 use catchment_ledger::Ledger;
 use catchment_proxy::{Link, Report};
 use catchment_runner::{Runners, Setup};
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 /// How a node is set up.
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ pub struct NodeConfig {
     pub accept_wait: Duration,
     /// How long an upload whose connection broke is kept for its client.
     pub park_time: Duration,
+    /// How long a node that drains waits for others to take what it holds.
+    pub drain_time: Duration,
     /// Connections served at one time; more wait.
     pub connections_max: usize,
 }
@@ -52,10 +56,30 @@ pub struct Environment {
     pub entropy: Arc<dyn Entropy>,
     /// Told of every step.
     pub steps: Arc<dyn Steps>,
+    /// How it is told to end.
+    pub ending: Ending,
+}
+
+/// How a node is told to end. Whoever ends it cancels both, or first the one and then the other.
+#[derive(Debug, Clone, Default)]
+pub struct Ending {
+    /// Ends soon: it hands over what it holds.
+    pub drain: CancellationToken,
+    /// Ends now.
+    pub stop: CancellationToken,
+}
+
+/// The coordinator in a node's process.
+#[derive(Clone)]
+pub struct Beside {
+    /// What it says of itself.
+    pub speak: Arc<dyn Fn() -> CoordinatorBeat + Send + Sync>,
+    /// What it counts, to be shown with what the node counts.
+    pub metrics: prometheus::Registry,
 }
 
 /// How a node is known to others.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Membership {
     /// Its name for people.
     pub name: String,
@@ -67,8 +91,8 @@ pub struct Membership {
     pub link_bytes_per_s: f64,
     /// How often it speaks; `None` for a node that is alone.
     pub pace: Option<catchment_fleet::Pace>,
-    /// The name of the coordinator in the same process, if there is one.
-    pub coordinator: Option<u64>,
+    /// The coordinator in the same process, if there is one.
+    pub coordinator: Option<Beside>,
 }
 
 /// Processes that make the calls of functions.
@@ -142,6 +166,8 @@ pub struct Context {
     pub entropy: Arc<dyn Entropy>,
     /// Told of every step.
     pub steps: Arc<dyn Steps>,
+    /// How it is told to end.
+    pub ending: Ending,
 }
 
 impl Context {

@@ -23,7 +23,7 @@ mod updates;
 mod uploads;
 
 pub use docs::openapi_json;
-pub(crate) use serve::serve;
+pub use serve::serve;
 
 use crate::context::Context;
 use axum::Router;

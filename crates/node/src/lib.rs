@@ -8,6 +8,7 @@
 mod aggregate;
 mod context;
 mod desk;
+mod drain;
 mod functions;
 pub mod gateway;
 mod head;
@@ -25,6 +26,6 @@ mod subjects;
 mod submit;
 mod upload;
 
-pub use context::{Environment, Membership, NodeConfig, Pace, RunnersConfig};
+pub use context::{Beside, Ending, Environment, Membership, NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;
 pub use node::{Node, NodeError};

@@ -8,7 +8,7 @@ use prometheus::{
     core::{Collector, MetricVec, MetricVecBuilder},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 /// Series of `catchment_job_metric` that one job may have.
@@ -74,6 +74,8 @@ pub struct Metrics {
     job_metric_names: JobMetricNames,
     /// Held while counters are set from elsewhere and shown.
     pub scrape: Arc<Mutex<()>>,
+    /// What else this process counts.
+    beside: Arc<OnceLock<Registry>>,
 }
 
 /// The names of [`Metrics::job_metric`] that each job has used.
@@ -200,6 +202,7 @@ impl Metrics {
             ),
             job_metric_names: JobMetricNames::default(),
             scrape: Arc::default(),
+            beside: Arc::default(),
             registry,
         }
     }
@@ -260,9 +263,16 @@ impl Metrics {
         if bytes > 0.0 { seconds / bytes } else { 0.0 }
     }
 
+    /// Shows what is counted elsewhere in this process, too; its names are others.
+    pub fn show_too(&self, registry: Registry) {
+        self.beside.set(registry).ok();
+    }
+
     /// Everything in Prometheus text format.
     pub fn text(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        let mut families = self.registry.gather();
+        families.extend(self.beside.get().into_iter().flat_map(Registry::gather));
+        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 }
 

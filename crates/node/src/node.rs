@@ -2,7 +2,7 @@
 
 use crate::aggregate::offered::Digests;
 use crate::aggregate::{self, Holdings};
-use crate::context::{Context, Environment, Membership, NodeConfig, RunnersConfig};
+use crate::context::{Context, Ending, Environment, Membership, NodeConfig, RunnersConfig};
 use crate::desk::{self, Desk};
 use crate::functions::Functions;
 use crate::layouts::Layouts;
@@ -10,9 +10,9 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
-use crate::{gateway, head, small};
+use crate::{drain, gateway, head, small};
 use catchment_bus::Bus;
-use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Speak};
+use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
-use tokio_util::sync::CancellationToken;
 
 /// How often, and after which pauses, a store that another process holds is tried again.
 const STORE_TRIES: usize = 50;
@@ -73,7 +72,7 @@ impl Node {
         environment: Environment,
         membership: Membership,
     ) -> Result<Self, NodeError> {
-        let Environment { clock, entropy, steps } = environment;
+        let Environment { clock, entropy, .. } = &environment;
         let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
         let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
         let models = Models::open(&config.data_dir).map_err(data)?;
@@ -81,12 +80,13 @@ impl Node {
         let (store, recovered) = open_slabs(slabs).await?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let patience = membership.pace.map_or(Duration::ZERO, |pace| 2 * pace.interval);
-        let peers = join(&bus, &store, &metrics, &config, node, membership, entropy.as_ref()).await?;
+        let peers = join(&bus, &store, &metrics, &config, node, membership, &environment).await?;
         check_models(&ledger, &models, &peers, patience).await?;
         models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
         let runners = start_runners(runners, &store).await?;
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
+        let Environment { clock, entropy, steps, ending } = environment;
         let context = Arc::new(Context {
             node,
             ledger,
@@ -109,6 +109,7 @@ impl Node {
             clock,
             entropy,
             steps,
+            ending,
             config,
         });
         Ok(Self { context })
@@ -119,21 +120,25 @@ impl Node {
         self.context.peers.fleet.clone()
     }
 
-    /// Serves and aggregates until `stop` is cancelled and what was in progress has ended.
+    /// Serves and aggregates until it is told to end and what was in progress has ended.
     ///
     /// # Errors
     /// When the bus cannot be listened to.
-    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> Result<(), NodeError> {
+    pub async fn run(self, listener: TcpListener) -> Result<(), NodeError> {
         let context = self.context;
+        let Ending { drain, stop } = &context.ending;
         let aggregation = aggregate::run(context.clone(), stop.clone());
-        let requests = small::run(context.clone(), stop.clone());
+        // Requests come to any node of a group: to those that stay.
+        let requests = small::run(context.clone(), drain.clone());
         let checkins = desk::run(context.clone(), stop.clone());
-        let server = gateway::serve(context.clone(), listener, stop.clone());
-        let (aggregated, answered, checked_in, ()) = tokio::join!(
-            cancel_on_error(aggregation, &stop),
-            cancel_on_error(requests, &stop),
-            cancel_on_error(checkins, &stop),
-            server
+        let (router, clock) = (gateway::router(context.clone()), context.clock.clone());
+        let server = gateway::serve(router, listener, context.config.connections_max, clock, &context.ending);
+        let (aggregated, answered, checked_in, (), ()) = tokio::join!(
+            end_on_error(aggregation, &context.ending),
+            end_on_error(requests, &context.ending),
+            end_on_error(checkins, &context.ending),
+            server,
+            drain::run(context.clone()),
         );
         context.parking.close();
         aggregated?;
@@ -152,10 +157,14 @@ async fn join(
     config: &NodeConfig,
     node: NodeId,
     membership: Membership,
-    entropy: &dyn Entropy,
+    environment: &Environment,
 ) -> Result<Peers, NodeError> {
+    let (entropy, draining) = (environment.entropy.as_ref(), environment.ending.drain.clone());
     let Membership { name, url, zone, link_bytes_per_s, pace, coordinator } = membership;
     let pass = format!("{:032x}", u128::from_le_bytes(entropy.bytes16()));
+    if let Some(beside) = &coordinator {
+        metrics.show_too(beside.metrics.clone());
+    }
     let metrics = metrics.clone();
     let (store, shown, lanes, memory_bytes) = (store.clone(), pass.clone(), config.lanes, config.slab_budget_bytes);
     let speak: Speak = Arc::new(move || {
@@ -171,9 +180,9 @@ async fn join(
             memory_free_bytes: memory_bytes.saturating_sub(usage.frozen_bytes + usage.accumulator_bytes),
             link_bytes_per_s,
             cpu_s_per_byte: metrics.cpu_s_per_byte(),
-            draining: false,
+            draining: draining.is_cancelled(),
         };
-        let coordinator = coordinator.map(|id| Beat::Coordinator(CoordinatorBeat { id }));
+        let coordinator = coordinator.as_ref().map(|beside| Beat::Coordinator((beside.speak)()));
         std::iter::once(Beat::Node(beat)).chain(coordinator).collect()
     });
     let fleet = match pace {
@@ -204,10 +213,10 @@ async fn start_runners(config: Option<RunnersConfig>, store: &SlabStore) -> Resu
     Ok(Arc::new(started.expect("starting processes does not panic")?))
 }
 
-async fn cancel_on_error<E>(part: impl Future<Output = Result<(), E>>, stop: &CancellationToken) -> Result<(), E> {
+async fn end_on_error<E>(part: impl Future<Output = Result<(), E>>, ending: &Ending) -> Result<(), E> {
     let result = part.await;
     if result.is_err() {
-        stop.cancel();
+        ending.end();
     }
     result
 }

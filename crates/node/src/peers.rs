@@ -133,11 +133,13 @@ impl Peers {
     }
 
     /// The address of the node that a client's update for this round should go to; `None`: this one. Clients are spread
-    /// over the round's nodes by their names, so that each is always sent to the same one. Nodes that are quiet are left
-    /// out.
+    /// over the round's nodes by their names, so that each is always sent to the same one. Nodes that are quiet or drain are
+    /// left out.
     pub fn gateway(&self, round: &Round, client: Option<&ClientId>) -> Option<String> {
-        let mut live: HashMap<NodeId, NodeBeat> = self.fleet.live().into_iter().map(|beat| (beat.node, beat)).collect();
-        let places: Vec<&Place> = round.places.iter().filter(|place| live.contains_key(&place.node)).collect();
+        let beats = self.fleet.live();
+        let of = |node: NodeId| beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at]);
+        let takes_work = |node: NodeId| of(node).is_some_and(|beat| !beat.draining);
+        let places: Vec<&Place> = round.places.iter().filter(|place| takes_work(place.node)).collect();
         let chosen = match client {
             Some(client) => {
                 let digest = blake3::hash(client.as_str().as_bytes());
@@ -156,8 +158,11 @@ impl Peers {
             // Whoever does not say who it is may as well stay.
             None => places.iter().find(|place| place.node == self.node).or(places.first()).copied(),
         };
-        let node = chosen.map(|place| place.node).filter(|node| *node != self.node)?;
-        live.remove(&node).map(|beat| beat.url)
+        // A round that is nowhere in particular is anywhere else than on a node that drains.
+        let is_draining = of(self.node).is_some_and(|beat| beat.draining);
+        let elsewhere = || beats.iter().map(|beat| beat.node).find(|node| is_draining && takes_work(*node));
+        let node = chosen.map(|place| place.node).or_else(elsewhere).filter(|node| *node != self.node)?;
+        of(node).map(|beat| beat.url.clone())
     }
 
     /// Whether another node was heard lately.
@@ -168,7 +173,7 @@ impl Peers {
     /// Other nodes that were heard lately, and before them `first`, if it is another and not lost: it may have been quiet
     /// for a moment and still be the only one that has what is wanted.
     fn others(&self, first: NodeId) -> Vec<NodeBeat> {
-        let mut others = self.fleet.live();
+        let mut others = self.fleet.live().to_vec();
         others.retain(|beat| beat.node != self.node && beat.node != first);
         others.splice(0..0, self.fleet.node(first).filter(|beat| beat.node != self.node));
         others

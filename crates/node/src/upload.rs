@@ -70,6 +70,9 @@ impl Upload {
     /// The head does not hold together or does not fit; there is no room; it came too slowly or not at all.
     pub async fn begin(context: &Arc<Context>, submission: Submission, body: &mut Body) -> Result<Self, Problem> {
         let kept = Kept::new(context, &submission);
+        if context.holdings.is_closed() {
+            return Err(Problem::new(Code::NotReady, "this node is about to end: send the update to another one"));
+        }
         let limit = submission.spec.limits.update_bytes;
         body.check_length(limit)?;
         let model = model_layout(context, &submission).await?;

@@ -36,6 +36,6 @@ pub use tensors::{
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
-    CheckIn, EvaluationView, FunctionView, JobState, JobView, ModelView, NodeView, Page, Receipt, ReceiptState,
-    RoundNodeView, RoundState, RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
+    CheckIn, EvaluationView, FunctionView, JobState, JobView, ModelView, NodeView, NodesView, Page, Receipt,
+    ReceiptState, RoundNodeView, RoundState, RoundView, RouteView, RunnerView, RunnersView, Task, TaskKind,
 };

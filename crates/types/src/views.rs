@@ -188,6 +188,19 @@ pub struct NodeView {
     pub draining: bool,
 }
 
+/// The nodes that were heard lately.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NodesView {
+    /// The nodes, by name in the log.
+    pub items: Vec<NodeView>,
+    /// Nodes that the open rounds want, as the coordinator that decides says; absent while none does.
+    #[serde(default)]
+    pub wanted: Option<u64>,
+    /// Always absent: all nodes come at once.
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
 /// A job as callers see it.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct JobView {

@@ -5,6 +5,7 @@ use catchment_tests::{Bus, Job, Server, on_both_buses, read, until};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use std::{fs, io};
 
 /// A file system of four megabytes, unmounted on drop.
@@ -47,19 +48,21 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Submits until there is room in the log for not even the smallest record.
+/// Submits until there is room in the log for not even the smallest record, and none comes back: folding goes on meanwhile.
 async fn use_up(job: &Job) {
     let long = format!("{{\"{}\":1}}", "x".repeat(4000));
-    for (kind, metrics) in [("long", long.as_str()), ("short", "{}")] {
-        let mut k = 0;
-        while job
-            .submit_with(1, &format!("{kind}{k}"), "", &[("catchment-metrics", metrics)], &update(0.0))
-            .await
-            .status
-            == 202
-        {
-            k += 1;
-            assert!(k < 4096, "the log never fills");
+    for (kind, metrics, refusals) in [("long", long.as_str(), 1), ("short", "{}", 5)] {
+        let (mut k, mut refused) = (0, 0);
+        while refused < refusals {
+            let headers = [("catchment-metrics", metrics)];
+            let answer = job.submit_with(1, &format!("{kind}{k}"), "", &headers, &update(0.0)).await;
+            if answer.status == 202 {
+                (k, refused) = (k + 1, 0);
+                assert!(k < 4096, "the log never fills");
+            } else {
+                refused += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 }

@@ -26,8 +26,16 @@ fn refusal(settings: &[&str]) -> String {
 #[test]
 fn an_unreachable_nats_is_named() {
     let url = format!("nats://127.0.0.1:{}", free_port());
-    let said = refusal(&["--nats", &url]);
+    let said = refusal(&["--nats", &url, "--nats-wait", "0s"]);
     assert!(said.contains(&url) && said.contains("nats-server"), "{said}");
+    assert!(!said.contains("waiting"), "{said}");
+}
+
+#[test]
+fn an_unreachable_nats_is_waited_for_in_vain() {
+    let url = format!("nats://127.0.0.1:{}", free_port());
+    let said = refusal(&["--nats", &url, "--nats-wait", "1s"]);
+    assert!(said.contains("waiting for NATS") && said.contains("nats-server"), "{said}");
 }
 
 #[test]

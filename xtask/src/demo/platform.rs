@@ -51,7 +51,7 @@ impl Platform {
         let mut platform = Self::empty(dir);
         let nats = platform.start_nats()?;
         for number in 1..=2 {
-            let command = ["coordinator", "--nats", &nats].map(str::to_owned);
+            let command = ["coordinator", "--nats", &nats, "--listen", "127.0.0.1:0"].map(str::to_owned);
             let name = format!("coordinator-{number}");
             let program = Program::start(&name, &release_binary("catchment")?, command, dir)?;
             program.ready_line(READY_TIME)?;

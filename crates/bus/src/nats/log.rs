@@ -22,8 +22,9 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::task::AbortHandle;
 
+use super::patience::Patience;
 use super::snapshots::Snapshots;
-use super::{NatsConfig, RETRY_DELAY, is_connected, publish, with_sources};
+use super::{NatsConfig, is_connected, publish, with_sources};
 use crate::growth::Growth;
 use crate::memory::{check_sequence, check_size};
 use crate::{BusError, EventLog, LogError, Snapshot};
@@ -63,7 +64,7 @@ impl NatsLog {
         context.set_timeout(config.request_timeout);
         let wanted = wanted(config);
         let failed = |reason: String| BusError::Stream { url: url.to_owned(), stream: wanted.name.clone(), reason };
-        let stream = make(&context, &wanted, config.connect_timeout).await.map_err(failed)?;
+        let stream = make(&context, &wanted, url, config.connect_timeout).await.map_err(failed)?;
         let found = &stream.cached_info().config;
         if let Some(reason) = unsuitable(&wanted, found) {
             return Err(failed(reason));
@@ -216,19 +217,18 @@ pub(super) fn kept(config: &NatsConfig, name: &str, subject: String, description
 }
 
 /// A server that has just started may need a moment until JetStream answers.
-async fn make(context: &Context, wanted: &Config, patience: Duration) -> Result<Stream, String> {
-    let mut reason = "JetStream does not answer".to_owned();
-    let attempts = async {
-        loop {
-            match context.get_or_create_stream(wanted.clone()).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) if is_final(&error) => return Err(advise(&error)),
-                Err(error) => reason = advise(&error),
-            }
-            tokio::time::sleep(RETRY_DELAY).await;
+async fn make(context: &Context, wanted: &Config, url: &str, patience: Duration) -> Result<Stream, String> {
+    let mut patience = Patience::new(patience);
+    loop {
+        let reason = match context.get_or_create_stream(wanted.clone()).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if is_final(&error) => return Err(advise(&error)),
+            Err(error) => advise(&error),
+        };
+        if !patience.pause(url, &reason).await {
+            return Err(reason);
         }
-    };
-    tokio::time::timeout(patience, attempts).await.unwrap_or(Err(reason))
+    }
 }
 
 /// What a cluster says until enough of its servers have met.

@@ -11,6 +11,7 @@
 
 mod events;
 mod log;
+mod patience;
 mod security;
 mod snapshots;
 
@@ -19,11 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, PublishErrorKind, ServerAddr, Subject};
+use async_nats::{
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, PublishErrorKind, ServerAddr, Subject,
+};
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
 
 use crate::{Bus, BusError};
+use patience::Patience;
 use security::Security;
 
 /// How to reach a NATS server and what to call things there.
@@ -46,7 +51,7 @@ pub struct NatsConfig {
     pub prefix: String,
     /// Copies of each record in a NATS cluster, 1 to 5. Used when the stream is made.
     pub replicas: usize,
-    /// How long [`Bus::nats`] tries to connect and to find JetStream before it gives up.
+    /// How long [`Bus::nats`] tries to connect and to find JetStream before it gives up. It tries once at least.
     pub connect_timeout: Duration,
     /// How long an append, a read or any other call waits for the server's answer.
     pub request_timeout: Duration,
@@ -89,8 +94,11 @@ impl std::fmt::Debug for NatsConfig {
 /// A dead peer is noticed after two of these without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Between two attempts to connect.
+/// Between two attempts to restore a connection.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
+
+/// How long one attempt may take with one server.
+const ATTEMPT_TIME: Duration = Duration::from_secs(2);
 
 /// A full outgoing queue holds a publisher up for this long at most.
 const PUBLISH_WAIT: Duration = Duration::from_millis(250);
@@ -155,7 +163,7 @@ pub(crate) async fn open(config: NatsConfig) -> Result<Bus, BusError> {
     let target = parse(&config.url)?;
     let security = Security::read(&config, target.user.is_some()).await?;
     let url = target.shown.clone();
-    let client = connect(target, &config, &security).await?;
+    let client = connect(&target, &config, &security).await?;
     let version = client.server_info().version;
     if config.replicas > 1 && !keeps_what_it_confirmed(&version) {
         tracing::warn!(
@@ -179,7 +187,7 @@ fn options(target: &Target, config: &NatsConfig, security: &Security) -> Result<
     let url = target.shown.clone();
     let options = ConnectOptions::new()
         .name("catchment")
-        .connection_timeout(config.connect_timeout.min(Duration::from_secs(2)))
+        .connection_timeout(ATTEMPT_TIME)
         .request_timeout(Some(config.request_timeout))
         .ping_interval(PING_INTERVAL)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
@@ -201,36 +209,34 @@ fn options(target: &Target, config: &NatsConfig, security: &Security) -> Result<
 }
 
 /// Tries until the timeout: a server may be starting beside this process.
-async fn connect(target: Target, config: &NatsConfig, security: &Security) -> Result<Client, BusError> {
-    let mut reason = "no answer".to_owned();
-    let attempts = async {
-        loop {
-            match options(&target, config, security)?.connect(target.addresses.as_slice()).await {
-                Ok(client) => return Ok(client),
-                Err(error) => match error.kind() {
-                    ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                        return Err(security.refused());
-                    }
-                    kind => {
-                        let text = with_sources(&error);
-                        if let Some(advice) = security::advise(&text) {
-                            return Err(format!("{text}: {advice}"));
-                        }
-                        if kind == ConnectErrorKind::Tls {
-                            return Err(text);
-                        }
-                        reason = text;
-                    }
-                },
-            }
-            tokio::time::sleep(RETRY_DELAY).await;
+async fn connect(target: &Target, config: &NatsConfig, security: &Security) -> Result<Client, BusError> {
+    let failed = |reason: String| BusError::Connect { url: target.shown.clone(), reason };
+    let mut patience = Patience::new(config.connect_timeout);
+    loop {
+        let options = options(target, config, security).map_err(failed)?;
+        let time = ATTEMPT_TIME * u32::try_from(target.addresses.len()).unwrap_or(u32::MAX);
+        let reason = match timeout(time, options.connect(target.addresses.as_slice())).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => passing(&error, security).map_err(failed)?,
+            Err(_) => "no answer".to_owned(),
+        };
+        if !patience.pause(&target.shown, &reason).await {
+            return Err(failed(format!("{reason}; start one (nats-server -js) or correct the URL")));
         }
-    };
-    let connected = tokio::time::timeout(config.connect_timeout, attempts).await;
-    let advice = "start one (nats-server -js) or correct the URL";
-    connected
-        .unwrap_or_else(|_| Err(format!("{reason}; {advice}")))
-        .map_err(|reason| BusError::Connect { url: target.shown, reason })
+    }
+}
+
+/// Why an attempt failed that another one may cure; an error for the others.
+fn passing(error: &ConnectError, security: &Security) -> Result<String, String> {
+    let text = with_sources(error);
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => Err(security.refused()),
+        kind => match security::advise(&text) {
+            Some(advice) => Err(format!("{text}: {advice}")),
+            None if kind == ConnectErrorKind::Tls => Err(text),
+            None => Ok(text),
+        },
+    }
 }
 
 /// An error and what is behind it, once each.

@@ -22,6 +22,8 @@ struct Held {
     leaves: HashMap<LeafKey, Leaf>,
     /// Updates being received or parked, by round.
     uploads: HashMap<(JobUid, u64), u64>,
+    /// Whether no more are to be taken.
+    is_closed: bool,
 }
 
 /// Slabs and accumulators of active rounds.
@@ -45,6 +47,22 @@ impl Holdings {
         if let Some(held) = self.lock().slabs.get_mut(&slab) {
             (held.round, held.is_confirmed) = (round, true);
         }
+    }
+
+    /// Whether updates are on their way, or wait for the log.
+    pub fn is_busy(&self) -> bool {
+        let held = self.lock();
+        !held.uploads.is_empty() || held.slabs.values().any(|slab| !slab.is_confirmed)
+    }
+
+    /// Takes no more updates: the node is about to end.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+    }
+
+    /// Whether no more updates are taken.
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
     }
 
     /// Notes that an update of this round is on its way: its accumulators stay until it is there, refused or given up.

@@ -16,7 +16,7 @@ use catchment_ledger::Round;
 use catchment_planner::{Config, Levels, Member, Merge, levels};
 use catchment_types::{Digest, NodeId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -52,13 +52,14 @@ impl Branch {
 /// The shape of the work between the nodes of a round, whose top is this one.
 pub fn shape(worker: &Worker, number: u64) -> Levels {
     let context = &worker.context;
-    let beats: HashMap<NodeId, _> = context.peers.fleet.live().into_iter().map(|beat| (beat.node, beat)).collect();
-    let mut zones: Vec<&str> = beats.values().map(|beat| beat.zone.as_str()).collect();
+    let beats = context.peers.fleet.live();
+    let of = |node: NodeId| beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at]);
+    let mut zones: Vec<&str> = beats.iter().map(|beat| beat.zone.as_str()).collect();
     zones.sort_unstable();
     zones.dedup();
     let member = |node: NodeId, updates: u64| {
         // One that is quiet for a moment is taken to be like this one.
-        let beat = beats.get(&node).or(beats.get(&context.node));
+        let beat = of(node).or(of(context.node));
         Member {
             node,
             updates,

@@ -13,10 +13,12 @@ mod lent;
 pub use answer::FileBody;
 pub use lent::{Home, Lent};
 
+use crate::context::Ending;
 use axum::Router;
 use bytes::BytesMut;
 use catchment_ingest::{Way, classify};
 use catchment_types::Clock;
+use http::{HeaderValue, header};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -40,35 +42,35 @@ const READ_BYTES: usize = 512 << 10;
 /// How long a client may go on sending what nobody reads, before its connection is cut and it may miss its answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// Serves one connection until it ends; once `stop` is cancelled, until its open request is answered.
+/// Serves one connection until it ends; once the node is `ending`, until its open request is answered.
 ///
 /// # Errors
 /// A connection that broke; there is nobody left to tell.
-pub async fn serve(
-    mut socket: TcpStream,
-    router: Router,
-    clock: Arc<dyn Clock>,
-    stop: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(mut socket: TcpStream, router: Router, clock: Arc<dyn Clock>, ending: Ending) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let mut ahead = BytesMut::new();
+    // Who connects to a node that drains knows no other yet, and is served once.
+    let mut ends = &ending.stop;
     loop {
-        let Some(way) = next_request(&mut socket, &mut ahead, &stop).await? else { return Ok(()) };
+        let Some(way) = next_request(&mut socket, &mut ahead, ends).await? else { return Ok(()) };
+        ends = &ending.drain;
         match way {
             Way::Direct { request, body_bytes, expects } => {
                 let incoming = Incoming::new(socket, ahead, body_bytes, expects);
-                let done = direct(&router, *request, incoming, clock.as_ref(), &stop).await?;
+                let done = direct(&router, *request, incoming, clock.as_ref(), ends).await?;
                 let Some(done) = done else { return Ok(()) };
                 (socket, ahead) = done;
             }
             Way::Hyper { request_bytes: Some(request_bytes) } => {
                 let gate = gate::Gate::new(socket, ahead, request_bytes);
-                let Some(done) = through_hyper(&router, gate).await? else { return Ok(()) };
+                let Some(done) = through_hyper(&router, gate, ends).await? else { return Ok(()) };
                 (socket, ahead) = done;
             }
-            Way::Hyper { request_bytes: None } => return rest_through_hyper(&router, socket, ahead, &stop).await,
+            Way::Hyper { request_bytes: None } => {
+                return rest_through_hyper(&router, socket, ahead, &ending.stop).await;
+            }
         }
-        if stop.is_cancelled() {
+        if ends.is_cancelled() {
             return Ok(());
         }
     }
@@ -102,7 +104,14 @@ async fn next_request(
                 return Ok(Some(way));
             }
             seen = ahead.len().saturating_sub(3);
-            if ahead.len() >= HEAD_BYTES_MAX || socket.read_buf(ahead).await? == 0 {
+            let is_idle = ahead.is_empty();
+            let taken = tokio::select! {
+                taken = socket.read_buf(ahead), if ahead.len() < HEAD_BYTES_MAX => taken?,
+                // A new socket may call itself readable before anything has come.
+                () = stop.cancelled(), if is_idle => return Ok(None),
+                else => 0,
+            };
+            if taken == 0 {
                 let is_over = ahead.is_empty();
                 return Ok((!is_over).then_some(Way::Hyper { request_bytes: None }));
             }
@@ -139,12 +148,22 @@ async fn direct(
 }
 
 /// Serves one request, all of whose bytes the gate lets through, and takes the socket back.
-async fn through_hyper(router: &Router, gate: gate::Gate) -> io::Result<Option<(TcpStream, BytesMut)>> {
+async fn through_hyper(
+    router: &Router,
+    gate: gate::Gate,
+    stop: &CancellationToken,
+) -> io::Result<Option<(TcpStream, BytesMut)>> {
     let answered = gate.answered();
     let router = router.clone();
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let (answer, answered) = (router.clone().oneshot(request), answered.clone());
-        async move { answer.await.map(|response| answered.watch(response)) }
+        async move {
+            let mut response = answer.await.map(|response| answered.watch(response))?;
+            if stop.is_cancelled() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let connection = builder().serve_connection(TokioIo::new(gate), service);
     let parts = connection.without_shutdown().await.map_err(io::Error::other)?;

@@ -19,7 +19,9 @@ pub async fn healthz() -> &'static str {
 /// Whether updates can be accepted now.
 #[utoipa::path(get, path = "/readyz", tag = "system", responses((status = 200), (status = 503, body = Problem)))]
 pub async fn readyz(State(context): State<Arc<Context>>) -> Result<&'static str, Failure> {
-    if context.ledger.is_reachable() && context.bus.events.is_connected() {
+    if context.ending.drain.is_cancelled() {
+        Err(Problem::new(Code::NotReady, "the node is about to end: others take its work").into())
+    } else if context.ledger.is_reachable() && context.bus.events.is_connected() {
         Ok("ready\n")
     } else {
         Err(Problem::new(Code::NotReady, "the event bus cannot be reached").into())

@@ -1,0 +1,81 @@
+//! A coordinator as a process of its own (`coordinator`), and how one is named wherever it runs.
+
+use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
+use crate::signals::end_on_signal;
+use crate::system::{SystemClock, SystemEntropy};
+use anyhow::{Context as _, Result, bail};
+use catchment_coordinator::{Coordinator, Metrics, Scale, Shown};
+use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Speak};
+use catchment_ledger::Ledger;
+use catchment_node::{Ending, gateway};
+use catchment_types::{Clock, Entropy};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Connections of operators served at one time; more wait.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Run a coordinator of a cluster: it opens and closes rounds, and gives up nodes that are lost. Of several, one decides
+/// and the others stand by.
+#[derive(Debug, clap::Args)]
+pub struct CoordinatorRole {
+    /// Address to serve /healthz, /readyz, /metrics and /v1/nodes on; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:7071", env = "CATCHMENT_COORDINATOR_LISTEN")]
+    listen: SocketAddr,
+    /// The cluster's NATS server (JetStream).
+    #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
+    nats: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    scale: ScaleArgs,
+}
+
+impl CoordinatorRole {
+    /// Runs until SIGINT or SIGTERM.
+    pub async fn run(self) -> Result<()> {
+        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
+        let address = listener.local_addr()?;
+        let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), SystemEntropy);
+        let pace = self.cluster.pace()?;
+        let mut coordinator = named(self.scale.scale(), &entropy);
+        coordinator.metrics = coordinator.metrics.of_version(env!("CARGO_PKG_VERSION"));
+        let (shown, ending) = (Shown::new(coordinator.metrics.clone()), Ending::default());
+        let server = {
+            let (router, clock, ending) = (shown.clone().router(), clock.clone(), ending.clone());
+            let serve = async move { gateway::serve(router, listener, CONNECTIONS_MAX, clock, &ending).await };
+            AbortOnDropHandle::new(tokio::spawn(serve))
+        };
+        let bus = self.cluster.connect(&self.nats).await?;
+        let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+        let said = coordinator.clone();
+        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
+        let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;
+        shown.begin(ledger.clone(), fleet.clone());
+        tokio::spawn(end_on_signal(ending.clone()));
+        tracing::info!(%address, bus = without_secrets(&self.nats), "ready");
+        println!("catchment coordinator is up: http://{address}");
+        tokio::select! {
+            () = catchment_coordinator::run(ledger, fleet, clock, coordinator) => {
+                bail!("the coordinator has stopped; the log says why")
+            }
+            // It holds nothing, so it has nothing to drain.
+            () = ending.drain.cancelled() => {}
+        }
+        ending.end();
+        server.await.context("serve operators")
+    }
+}
+
+/// A coordinator with a name of its own.
+pub fn named(scale: Scale, entropy: &dyn Entropy) -> Coordinator {
+    let id = u64::from_le_bytes(*entropy.bytes16().first_chunk().expect("sixteen bytes have eight"));
+    Coordinator { id, metrics: Metrics::new(), scale }
+}
+
+/// What a coordinator says of itself.
+pub fn beat(coordinator: &Coordinator) -> CoordinatorBeat {
+    CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted() }
+}
