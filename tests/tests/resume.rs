@@ -205,6 +205,13 @@ on_both_buses! {
         raw.send(b"3\r\nabc\r\n0\r\n\r\n").await;
         let problem = raw.answer().await.expect("an answer").problem(400, "bad_request");
         assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("Content-Length")), "{problem}");
+        // Refused before its body was read: nothing more can come on that connection, and the client is told.
+        let mut raw = Raw::connect(server.address()).await;
+        let headers = [("upload-offset", at.as_str()), ("content-encoding", "gzip"), ("content-length", "100000")];
+        raw.send(request_head_of("PATCH", &path, &headers).as_bytes()).await;
+        let answer = raw.answer().await.expect("an answer");
+        answer.problem(415, "unsupported_encoding");
+        assert_eq!(answer.header("connection"), "close");
         job.api.call("PATCH", "/v1/jobs/nosuch/rounds/1/updates/c", &[("upload-offset", "1")], None).await.problem(404, "not_found");
         assert_eq!(head(&job, "/v1/jobs/nosuch/rounds/1/updates/c").await.status, 404);
         assert_eq!(head(&job, &job.update_path(7, "c", "")).await.status, 404);

@@ -9,6 +9,7 @@
 mod answer;
 mod gate;
 mod lent;
+mod unread;
 
 pub use answer::FileBody;
 pub use lent::{Home, Lent};
@@ -21,7 +22,6 @@ use catchment_types::Clock;
 use http::{HeaderValue, header};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use lent::Incoming;
 use std::io;
 use std::sync::Arc;
@@ -156,7 +156,7 @@ async fn through_hyper(
     let answered = gate.answered();
     let router = router.clone();
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let (answer, answered) = (router.clone().oneshot(request), answered.clone());
+        let (answer, answered) = (unread::answer(router.clone(), request), answered.clone());
         async move {
             let mut response = answer.await.map(|response| answered.watch(response))?;
             if stop.is_cancelled() {
@@ -183,7 +183,8 @@ async fn rest_through_hyper(
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let io = TokioIo::new(gate::Gate::open(socket, ahead));
-    let connection = builder().serve_connection(io, TowerToHyperService::new(router.clone()));
+    let service = service_fn(|request| unread::answer(router.clone(), request));
+    let connection = builder().serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
