@@ -120,18 +120,18 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
         seen: HashMap::new(),
     };
     let mut waiting = dispatcher.sweep();
-    loop {
+    let ended = loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => break Ok(()),
             event = events.next() => match event {
                 Some(event) => match Descriptor::from_bytes(&event.payload) {
                     Ok(descriptor) => { dispatcher.wake(descriptor.job); waiting = true; }
                     Err(error) => tracing::warn!(%error, subject = event.subject, "read descriptor"),
                 },
-                None => return Err(BusError::Ended),
+                None => break Err(BusError::Ended),
             },
             changed = changes.changed() => {
-                if changed.is_err() { break }
+                if changed.is_err() { break Ok(()) }
                 dispatcher.follow();
             }
             () = pieces.pieces.came.notified() => pieces.pieces.waiting().into_iter().for_each(|uid| dispatcher.wake(uid)),
@@ -142,12 +142,14 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
             () = tokio::time::sleep(SWEEP), if waiting => waiting = dispatcher.sweep(),
             () = tokio::time::sleep(TRIM), if dispatcher.may_trim(waiting) => dispatcher.trim(),
         }
-    }
+    };
     dispatcher.wakers.clear();
     let rest = async { while dispatcher.tasks.join_next().await.is_some() {} };
     tokio::time::timeout(STOP_TIME, rest).await.ok();
+    drop(dispatcher);
+    // Pieces hold memory, and memory this context.
     pieces.pieces.clear();
-    Ok(())
+    ended
 }
 
 struct Dispatcher {

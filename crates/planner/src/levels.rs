@@ -115,7 +115,7 @@ fn slices(members: &[Member]) -> Vec<Slice> {
 /// one that every node keeps room for. Two at the least, or there would be no tree.
 fn fan_in(partial: u64, member: &Member, config: &Config) -> usize {
     let by_link = (member.link_bytes_per_s * config.merge_s / partial as f64).max(0.0) as u64;
-    let by_memory = 1 + member.free_bytes / partial;
+    let by_memory = (member.free_bytes / partial).saturating_add(1);
     usize::try_from(by_link.min(by_memory)).unwrap_or(usize::MAX).max(2)
 }
 

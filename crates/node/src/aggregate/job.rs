@@ -1,12 +1,13 @@
 //! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
 
+use super::finish;
 use super::lanes::{Lanes, Level};
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
+use super::pieces::Taken;
 use super::ranges::{Range, cut};
 use super::scratch::ScratchSlab;
 use super::sizing::Sizing;
 use super::worker::Worker;
-use super::{finish, pieces};
 use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::peers::models::ensure;
@@ -129,13 +130,15 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                 Err(_) => return,
             }
         }
+        // Who only helps does not fail the job.
+        let is_help = matches!(work, Work::Pieces);
         let step = async {
             if aggregation.is_none() {
                 // The function is compiled now, and its class known: look again.
                 aggregation = Some(JobAggregation::begin(&context, uid).await.inspect_err(|error| {
                     // Whoever ordered something does without.
-                    while let Some((name, _)) = context.pieces.take(uid) {
-                        context.pieces.done(name, Err(error.to_string()));
+                    while let Some(taken) = Taken::next(&context, uid) {
+                        taken.refuse(&error.to_string());
                     }
                 })?);
                 return Ok(());
@@ -147,7 +150,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         };
         match step.await {
             Ok(()) => {}
-            Err(StepError::Job(reason)) => fail(&context, uid, reason).await,
+            Err(StepError::Job(reason)) if !is_help => fail(&context, uid, reason).await,
             Err(StepError::Missing { round, receipt }) => {
                 // Somebody removed it: the client is asked again.
                 tracing::error!(job = %uid, round, %receipt, "an update is lost: its slab is missing");
@@ -156,7 +159,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            Err(StepError::Again(reason)) => {
+            Err(StepError::Again(reason) | StepError::Job(reason)) => {
                 tracing::warn!(job = %uid, %reason, "aggregate; trying again");
                 tokio::time::sleep(RETRY).await;
             }
@@ -217,10 +220,9 @@ impl JobAggregation {
         match work {
             Work::Nothing => Ok(()),
             Work::Pieces => {
-                while let Some((name, order)) = self.worker.context.pieces.take(self.worker.uid) {
-                    let span = tracing::info_span!("piece", job = %self.worker.spec.name, round = order.round);
-                    let made = pieces::make(&self.worker, &order).instrument(span).await;
-                    self.worker.context.pieces.done(name, made.map_err(|error| error.to_string()));
+                while let Some(taken) = Taken::next(&self.worker.context, self.worker.uid) {
+                    let span = tracing::info_span!("piece", job = %self.worker.spec.name);
+                    taken.make(&self.worker).instrument(span).await?;
                 }
                 Ok(())
             }

@@ -66,6 +66,9 @@ impl Worker {
 
     /// Merges partials into a fresh one, sixteen at a time.
     pub fn merge(&self, level: Level, partials: &[Partial]) -> Result<Partial, StepError> {
+        if partials.is_empty() {
+            return Err(StepError::Again("there is nothing to merge".to_owned()));
+        }
         let block_bytes = block_bytes(self.model.layout.elements());
         let batches = partials.len().div_ceil(BATCH_MAX) as u64;
         let memory = self.scratch(batches.min(2) * block_bytes)?;

@@ -96,7 +96,7 @@ pub enum Ordered {
 pub fn piece(context: &Context, name: Digest) -> Result<Stretch, Problem> {
     let made = context.pieces.get(name).ok_or_else(|| not_now("the piece is not made"))?;
     let file = file_of(made.memory.accumulator.fd()).map_err(crate::submit::internal)?;
-    Ok(Stretch { file, begin: made.offset, end: made.offset + made.bytes, etag: made.etag })
+    Ok(Stretch::new(file, made.offset, made.offset + made.bytes, made.etag).keeping(made))
 }
 
 /// A leaf's partial with exactly this contribution set.
@@ -191,12 +191,12 @@ async fn stretch(
     let failed = |error: io::Error| crate::submit::internal(error);
     let file = file.map_err(failed)?;
     if let Some(etag) = context.digests.get(key) {
-        return Ok(Stretch { file, begin, end: begin + bytes, etag });
+        return Ok(Stretch::new(file, begin, begin + bytes, etag));
     }
     let digested = tokio::task::spawn_blocking(move || digest(&file, begin, bytes).map(|etag| (file, etag)));
     let (file, etag) = digested.await.map_err(io::Error::other).map_err(failed)?.map_err(failed)?;
     context.digests.put(key, etag);
-    Ok(Stretch { file, begin, end: begin + bytes, etag })
+    Ok(Stretch::new(file, begin, begin + bytes, etag))
 }
 
 /// Reads at offsets of its own: all descriptors of a slab share one position, and several requests may digest at a time.

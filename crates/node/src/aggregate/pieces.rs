@@ -10,6 +10,7 @@ use super::scratch::Scratch;
 use super::tree::Branch;
 use super::worker::Worker;
 use super::{slices, tree};
+use crate::context::Context;
 use catchment_ledger::{Ledger, Round, State};
 use catchment_types::{Digest, JobUid, NodeId};
 use serde::{Deserialize, Serialize};
@@ -111,8 +112,63 @@ struct Entry {
     progress: watch::Sender<Progress>,
 }
 
-/// Makes what was ordered.
-pub async fn make(worker: &Arc<Worker>, order: &Order) -> Result<Made, StepError> {
+/// An order that is being made. One that is dropped before it is done has failed.
+pub struct Taken {
+    context: Arc<Context>,
+    name: Digest,
+    order: Order,
+}
+
+impl Taken {
+    /// One of a job's orders that nobody has begun.
+    pub fn next(context: &Arc<Context>, uid: JobUid) -> Option<Self> {
+        let ordered = context.pieces.lock();
+        let waits = |entry: &Entry| entry.order.uid == uid && matches!(*entry.progress.borrow(), Progress::Waiting);
+        let (name, entry) = ordered.iter().find(|(_, entry)| waits(entry))?;
+        entry.progress.send_replace(Progress::Begun);
+        Some(Self { context: context.clone(), name: *name, order: entry.order.clone() })
+    }
+
+    /// Makes what was ordered; whoever ordered it is told what came of it.
+    ///
+    /// # Errors
+    /// An update is missing; everything else concerns nobody but who ordered.
+    pub async fn make(self, worker: &Arc<Worker>) -> Result<(), StepError> {
+        let fits = || {
+            let fits = self.context.ledger.read(|state| self.order.fits(state, self.context.node));
+            fits.then_some(()).ok_or_else(|| StepError::Again("the round has changed".to_owned()))
+        };
+        let made = async {
+            fits()?;
+            let made = make(worker, &self.order).await?;
+            fits().map(|()| made)
+        };
+        match made.await {
+            Ok(made) => self.context.pieces.end(self.name, Progress::Made(Arc::new(made))),
+            Err(error) => {
+                tracing::debug!(round = self.order.round, %error, "a piece was not made");
+                self.context.pieces.end(self.name, Progress::Failed(error.to_string()));
+                if matches!(error, StepError::Missing { .. }) {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whoever ordered it that it is not made.
+    pub fn refuse(self, why: &str) {
+        self.context.pieces.end(self.name, Progress::Failed(why.to_owned()));
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.context.pieces.end(self.name, Progress::Failed("it was left half made".to_owned()));
+    }
+}
+
+async fn make(worker: &Arc<Worker>, order: &Order) -> Result<Made, StepError> {
     let (memory, offset, bytes) = match &order.piece {
         Piece::Partial(branch) => {
             let Partial::Merged { memory, block, block_bytes } =
@@ -181,23 +237,24 @@ impl Pieces {
         waiting.map(|entry| entry.order.uid).collect()
     }
 
-    /// Takes one of them of this job, to be made and [`Pieces::done`].
-    pub fn take(&self, uid: JobUid) -> Option<(Digest, Order)> {
-        let ordered = self.lock();
-        let waits = |entry: &Entry| entry.order.uid == uid && matches!(*entry.progress.borrow(), Progress::Waiting);
-        let (name, entry) = ordered.iter().find(|(_, entry)| waits(entry))?;
-        entry.progress.send_replace(Progress::Begun);
-        Some((*name, entry.order.clone()))
+    /// Notes what came of an order that somebody had begun with.
+    fn end(&self, name: Digest, progress: Progress) {
+        if let Some(entry) = self.lock().get(&name)
+            && matches!(*entry.progress.borrow(), Progress::Begun)
+        {
+            entry.progress.send_replace(progress);
+        }
     }
 
-    /// Notes what came of an order.
-    pub fn done(&self, name: Digest, made: Result<Made, String>) {
-        if let Some(entry) = self.lock().get(&name) {
-            entry.progress.send_replace(match made {
-                Ok(made) => Progress::Made(Arc::new(made)),
-                Err(why) => Progress::Failed(why),
-            });
-        }
+    /// Gives a piece up for its memory. Returns whether there was one.
+    pub fn give_way(&self) -> bool {
+        let given = {
+            let ordered = self.lock();
+            let mut made = ordered.values().filter(|entry| matches!(*entry.progress.borrow(), Progress::Made(_)));
+            made.next()
+                .map(|entry| entry.progress.send_replace(Progress::Failed("it gave way to other work".to_owned())))
+        };
+        given.is_some()
     }
 
     /// Forgets what belongs to rounds that are over, or have changed since.

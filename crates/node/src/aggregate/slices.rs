@@ -57,7 +57,7 @@ pub async fn piece(worker: &Arc<Worker>, round: u64, begin: u64, end: u64) -> Re
     let facts = Facts::read(worker, round).ok_or_else(|| again("the round is not closed here"))?;
     let ranges = ranges(worker, begin, end);
     let ends_at = worker.ranges[..ranges.end].last().map(|last| last.base + last.elements);
-    if worker.ranges.get(ranges.start).map(|first| first.base) != Some(begin) || ends_at != Some(end) {
+    if begin >= end || worker.ranges.get(ranges.start).map(|first| first.base) != Some(begin) || ends_at != Some(end) {
         return Err(again("this node cuts the model elsewhere"));
     }
     let (context, facts) = (&worker.context, Arc::new(facts));

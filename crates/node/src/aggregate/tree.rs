@@ -177,7 +177,7 @@ fn own_leaves(worker: &Worker, number: u64) -> Result<Vec<Leaf>, StepError> {
 fn read<T>(worker: &Worker, number: u64, look: impl FnOnce(&Round) -> T) -> Result<T, StepError> {
     let looked = worker.context.ledger.read(|state| {
         let round = state.job(worker.uid)?.active_round().filter(|round| round.number == number)?;
-        Some(look(round))
+        round.is_ready().then(|| look(round))
     });
-    looked.ok_or_else(|| StepError::Again("the round is over".to_owned()))
+    looked.ok_or_else(|| StepError::Again("the round is over, or takes updates again".to_owned()))
 }

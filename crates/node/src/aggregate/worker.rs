@@ -79,11 +79,11 @@ impl Worker {
         Ok(Scratch::new(self.context.clone(), accumulator))
     }
 
-    /// Takes memory, for which uploads that broke off give way.
+    /// Takes memory, for which pieces that others ordered give way, and then uploads that broke off.
     pub fn grant<T>(&self, take: impl Fn(&SlabStore) -> Result<T, SlabError>) -> Result<T, SlabError> {
         loop {
             match take(&self.context.store) {
-                Err(SlabError::NoRoom { .. }) if self.context.parking.give_way() => {}
+                Err(SlabError::NoRoom { .. }) if self.context.pieces.give_way() || self.context.parking.give_way() => {}
                 other => return other,
             }
         }

@@ -11,7 +11,7 @@ mod gate;
 mod lent;
 mod unread;
 
-pub use answer::FileBody;
+pub use answer::{FileBody, Kept};
 pub use lent::{Home, Lent};
 
 use crate::context::Ending;

@@ -184,7 +184,7 @@ pub async fn get(
         .models
         .file(uid, commit.version, commit.etag)
         .map_err(|error| Failure::internal("read the model", error))?;
-    let mut response = Stretch { file, begin: 0, end: commit.bytes, etag: commit.etag }.answer(&headers);
+    let mut response = Stretch::new(file, 0, commit.bytes, commit.etag).answer(&headers);
     response.headers_mut().insert("catchment-model-version", commit.version.into());
     Ok(response)
 }

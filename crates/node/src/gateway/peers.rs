@@ -42,7 +42,7 @@ async fn model(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) 
     let (uid, version, etag): (JobUid, u64, Digest) = (at.part("uid")?, at.number("version")?, at.part("etag")?);
     let file = context.models.file(uid, version, etag).map_err(|error| missing(&error))?;
     let end = file.metadata().map_err(|error| missing(&error))?.len();
-    Ok(Stretch { file, begin: 0, end, etag }.answer(&headers))
+    Ok(Stretch::new(file, 0, end, etag).answer(&headers))
 }
 
 /// Who has a model.

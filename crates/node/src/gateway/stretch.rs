@@ -1,27 +1,40 @@
 //! A stretch of a file as an answer, sent by the kernel.
 
-use super::connection::FileBody;
+use super::connection::{FileBody, Kept};
 use axum::Extension;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use catchment_types::Digest;
+use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 
 /// Bytes `begin` to `end` of a file, which has them for good.
 pub struct Stretch {
     /// The file.
-    pub file: File,
+    file: File,
     /// The first byte.
-    pub begin: u64,
+    begin: u64,
     /// The byte after the last.
-    pub end: u64,
+    end: u64,
     /// The digest of these bytes.
-    pub etag: Digest,
+    etag: Digest,
+    /// What keeps them as they are while they are being sent.
+    kept: Kept,
 }
 
 impl Stretch {
+    /// A stretch of a file that stays as it is by itself.
+    pub fn new(file: File, begin: u64, end: u64, etag: Digest) -> Self {
+        Self { file, begin, end, etag, kept: None }
+    }
+
+    /// One that stays as it is for as long as `kept` does.
+    pub fn keeping(self, kept: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { kept: Some(kept), ..self }
+    }
+
     /// The answer to a request with these headers: `Range`, `If-Range` and `If-None-Match` are honoured.
     pub fn answer(self, headers: &HeaderMap) -> Response {
         let (etag, bytes) = (format!("\"{}\"", self.etag), self.end - self.begin);
@@ -40,7 +53,8 @@ impl Stretch {
             Some(None) | None => None,
         };
         let (begin, end) = range.unwrap_or((0, bytes));
-        let sent = FileBody { file: Arc::new(self.file), begin: self.begin + begin, end: self.begin + end };
+        let sent =
+            FileBody { file: Arc::new(self.file), begin: self.begin + begin, end: self.begin + end, _kept: self.kept };
         let body = Body::from_stream(sent.clone().stream());
         let length = [
             (header::CONTENT_LENGTH, (end - begin).to_string()),

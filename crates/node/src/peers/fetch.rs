@@ -6,12 +6,14 @@ use catchment_fleet::NodeBeat;
 use catchment_types::{Digest, NodeId};
 use http::header;
 use reqwest::{Response, StatusCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Attempts in a row that bring nothing, after which another node counts as out of reach.
 const ATTEMPTS: u32 = 4;
 /// Before the second; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long another node may take to make a piece. After that it is no help.
+const ORDER_TIME: Duration = Duration::from_secs(120);
 /// Names the digest of a whole stream, as its ETag.
 const ETAG_LENGTH: usize = 66;
 
@@ -118,9 +120,13 @@ impl Peers {
     /// As [`Peers::fetch`].
     pub async fn order(&self, node: NodeId, order: &Order) -> Result<(), FetchError> {
         let (path, body) = (Wanted::Piece(order.name()).path(), order.encode());
-        let mut attempt = 0;
+        let (mut attempt, begun) = (0, Instant::now());
         loop {
             let beat = self.fleet.node(node).ok_or(FetchError::Unknown(node))?;
+            if begun.elapsed() > ORDER_TIME {
+                let (name, url) = (beat.name.clone(), beat.url.clone());
+                return Err(FetchError::Unreachable { name, url, why: format!("not done after {ORDER_TIME:?}") });
+            }
             let sent = self.http.put(format!("{}{path}", beat.url)).bearer_auth(&beat.pass).body(body.clone());
             match sent.send().await {
                 Ok(answer) if answer.status() == StatusCode::ACCEPTED => attempt = 0,

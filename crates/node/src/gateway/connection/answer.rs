@@ -5,6 +5,7 @@ use bytes::Bytes;
 use catchment_types::TimeMs;
 use futures::Stream;
 use http::{HeaderValue, header};
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -31,7 +32,12 @@ pub struct FileBody {
     pub begin: u64,
     /// Byte after the last.
     pub end: u64,
+    /// What keeps the bytes as they are meanwhile.
+    pub _kept: Kept,
 }
+
+/// Something that is kept for as long as bytes of it are being sent.
+pub type Kept = Option<Arc<dyn Any + Send + Sync>>;
 
 impl FileBody {
     /// The same, read piece by piece.
