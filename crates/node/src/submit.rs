@@ -330,7 +330,12 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
     };
     let task = tokio::spawn(task.in_current_span());
     match tokio::time::timeout(context.config.accept_wait, task).await {
-        Err(_) => Err(log_unavailable()),
+        // It may still be stored: then the same bytes, sent again, find their receipt.
+        Err(_) => Err(Problem::new(
+            Code::LogUnavailable,
+            "the event log does not answer, so it is not known whether the update will be accepted; send it again, the same \
+             bytes are counted once",
+        )),
         Ok(Err(error)) => Err(internal(error)),
         Ok(Ok(Err(LedgerError::Refused(why)))) => {
             Err(Problem::new(Code::LogUnavailable, format!("the event log refused to store the update: {why}")))

@@ -80,7 +80,7 @@ impl Client {
 
     /// One attempt. Without a definite answer the next look at the round leads here again.
     async fn submit(&mut self, round: u64) {
-        self.unsure.insert(round);
+        let is_first = self.unsure.insert(round);
         let (path, body) = (self.sent.path(&self.job, round, self.number), self.sent.body(round, self.number));
         let Ok(answer) = self.gateway().try_call("PUT", &path, &[], Some(body)).await else { return };
         match answer.status {
@@ -88,7 +88,10 @@ impl Client {
                 let receipt = answer.json()["receipt"].clone();
                 self.sent.note(round, self.number, &receipt);
                 self.newest = Some((round, receipt.as_str().expect("a name").to_owned()));
-                self.unsure.remove(&round);
+                // An attempt that was never answered may still be accepted, should this receipt be lost.
+                if is_first {
+                    self.unsure.remove(&round);
+                }
             }
             // Too late here and now. Who knows what an earlier attempt came to, or whether the round opens again.
             410 => {}
