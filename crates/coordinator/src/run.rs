@@ -3,7 +3,7 @@
 use crate::decide::{Nodes, decide};
 use crate::metrics::Metrics;
 use crate::wanted::{Scale, Wanted};
-use catchment_fleet::{Fleet, NodeBeat};
+use catchment_fleet::{Fleet, NodeBeat, Zones};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
 use catchment_types::{Clock, Record};
@@ -88,15 +88,13 @@ fn show_wanted(metrics: &Metrics, fleet: &Fleet, wanted: Option<u64>, leads: boo
 
 /// Nodes that take work, as the planner sees them.
 pub fn planned(beats: &[NodeBeat]) -> Vec<Node> {
-    let mut zones: Vec<&str> = beats.iter().map(|beat| beat.zone.as_str()).collect();
-    zones.sort_unstable();
-    zones.dedup();
+    let zones = Zones::of(beats);
     let node = |beat: &NodeBeat| Node {
         node: beat.node,
         cores: beat.cores.into(),
         memory_bytes: beat.memory_bytes,
         link_bytes_per_s: beat.link_bytes_per_s,
-        zone: zones.binary_search(&beat.zone.as_str()).expect("collected just now") as u32,
+        zone: zones.number(beat),
     };
     beats.iter().filter(|beat| !beat.draining).map(node).collect()
 }

@@ -120,17 +120,7 @@ mod tests {
     fn open(state: &mut State, job: u8) {
         let spec = format!(r#"{{"name":"job-{job}","function":"median","goal":16,"over_provision":1.0}}"#);
         apply(state, Record::JobCreated { uid: uid(job), spec, at_ms: 0 });
-        let model = ModelCommit {
-            version: 0,
-            etag: Digest::from_bytes([7; 32]),
-            bytes: 64,
-            node: NodeId(1),
-            function: None,
-            contributors: 0,
-            contribution: None,
-            gathered: false,
-            metrics: BTreeMap::new(),
-        };
+        let model = ModelCommit::initial(Digest::from_bytes([7; 32]), 64, NodeId(1));
         let needs = Footprint { update_bytes: 512 * MIB, partial_bytes: 1024 * MIB, ..Footprint::default() };
         apply(state, Record::ModelPut { uid: uid(job), model, needs, at_ms: 0 });
         let opened = Record::RoundOpened { uid: uid(job), round: 1, deadline_ms: None, places: Vec::new(), at_ms: 0 };

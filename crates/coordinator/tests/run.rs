@@ -24,17 +24,7 @@ impl Clock for Virtual {
 
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
-const INITIAL: ModelCommit = ModelCommit {
-    version: 0,
-    etag: Digest::from_bytes([7; 32]),
-    bytes: 64,
-    node: NodeId(1),
-    function: None,
-    contributors: 0,
-    contribution: None,
-    gathered: false,
-    metrics: BTreeMap::new(),
-};
+const INITIAL: ModelCommit = ModelCommit::initial(Digest::from_bytes([7; 32]), 64, NodeId(1));
 
 fn uid(job: u8) -> JobUid {
     JobUid::from_bytes([job; 16])

@@ -65,6 +65,29 @@ impl From<&NodeBeat> for NodeView {
     }
 }
 
+/// What a node says of itself, in a list by name.
+pub fn beat_of(beats: &[NodeBeat], node: NodeId) -> Option<&NodeBeat> {
+    beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at])
+}
+
+/// Where nodes stand, as numbers: the same for nodes of one zone.
+pub struct Zones<'a>(Vec<&'a str>);
+
+impl<'a> Zones<'a> {
+    /// The zones of these nodes.
+    pub fn of(beats: &'a [NodeBeat]) -> Self {
+        let mut zones: Vec<&str> = beats.iter().map(|beat| beat.zone.as_str()).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        Self(zones)
+    }
+
+    /// The number of the zone of one of them.
+    pub fn number(&self, beat: &NodeBeat) -> u32 {
+        self.0.partition_point(|zone| *zone < beat.zone.as_str()) as u32
+    }
+}
+
 /// A coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CoordinatorBeat {

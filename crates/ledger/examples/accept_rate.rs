@@ -79,17 +79,7 @@ async fn measure(count: u64, clients: u64) {
 
 fn begin() -> [Record; 3] {
     let spec = r#"{"name":"a","function":"fedavg","goal":100000000,"deadline":null}"#.to_owned();
-    let model = ModelCommit {
-        version: 0,
-        etag: Digest::from_bytes([0; 32]),
-        bytes: 64,
-        node: NodeId(1),
-        function: None,
-        contributors: 0,
-        contribution: None,
-        gathered: false,
-        metrics: BTreeMap::new(),
-    };
+    let model = ModelCommit::initial(Digest::from_bytes([0; 32]), 64, NodeId(1));
     [
         Record::JobCreated { uid: JOB, spec, at_ms: 0 },
         Record::ModelPut { uid: JOB, model, needs: Default::default(), at_ms: 0 },

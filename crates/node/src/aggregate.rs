@@ -255,7 +255,7 @@ impl Dispatcher {
         let node = self.context.node;
         let gathers = |spec: &JobSpec| self.context.functions.gathers(&spec.function);
         let of_round = |state: &State| !matches!(job::next_work(state, uid, node, gathers), job::Work::Nothing);
-        self.context.ledger.read(of_round) || self.context.pieces.waiting().contains(&uid)
+        self.context.ledger.read(of_round) || self.context.pieces.waits_for(uid)
     }
 
     /// Wakes every job that has work. Returns whether any has.

@@ -56,7 +56,7 @@ async fn emptied(context: &Context) -> &'static str {
         if !others_take_over(context) {
             return "no other node is there";
         }
-        if is_empty(context) && closed(context).await {
+        if is_empty(context) && closed(context) {
             return "nothing is held here";
         }
         let changed = tokio::select! {
@@ -71,7 +71,7 @@ async fn emptied(context: &Context) -> &'static str {
 }
 
 /// Takes no more updates, so that none can slip in between a last look and the end. Returns whether none has.
-async fn closed(context: &Context) -> bool {
+fn closed(context: &Context) -> bool {
     context.holdings.close();
     // Whoever holds something now did so before it was closed.
     is_empty(context)

@@ -10,7 +10,7 @@ pub mod models;
 pub use fetch::{FetchError, Head, Sink, hex};
 
 use crate::aggregate::Range;
-use catchment_fleet::{Fleet, NodeBeat};
+use catchment_fleet::{Fleet, NodeBeat, beat_of};
 use catchment_ledger::Round;
 use catchment_types::{ClientId, Digest, JobUid, NodeId, Place, ReceiptId};
 use std::collections::HashMap;
@@ -137,7 +137,7 @@ impl Peers {
     /// left out.
     pub fn gateway(&self, round: &Round, client: Option<&ClientId>) -> Option<String> {
         let beats = self.fleet.live();
-        let of = |node: NodeId| beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at]);
+        let of = |node: NodeId| beat_of(&beats, node);
         let takes_work = |node: NodeId| of(node).is_some_and(|beat| !beat.draining);
         let places: Vec<&Place> = round.places.iter().filter(|place| takes_work(place.node)).collect();
         let chosen = match client {

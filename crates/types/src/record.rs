@@ -149,6 +149,23 @@ pub struct ModelCommit {
     pub metrics: BTreeMap<String, f64>,
 }
 
+impl ModelCommit {
+    /// The initial model: made by no function, from no update.
+    pub const fn initial(etag: Digest, bytes: u64, node: NodeId) -> Self {
+        Self {
+            version: 0,
+            etag,
+            bytes,
+            node,
+            function: None,
+            contributors: 0,
+            contribution: None,
+            gathered: false,
+            metrics: BTreeMap::new(),
+        }
+    }
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Record {

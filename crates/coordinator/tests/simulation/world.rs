@@ -219,17 +219,7 @@ impl World {
         let uid = JobUid::from_bytes([number; 16]);
         let outcome = self.append(Record::JobCreated { uid, spec, at_ms: self.now_ms });
         if outcome == Outcome::Done {
-            let model = ModelCommit {
-                version: 0,
-                etag: blake3_of(number),
-                bytes: 64,
-                node: self.nodes[0].id,
-                function: None,
-                contributors: 0,
-                contribution: None,
-                gathered: false,
-                metrics: BTreeMap::new(),
-            };
+            let model = ModelCommit::initial(blake3_of(number), 64, self.nodes[0].id);
             self.after(
                 0..=500,
                 Event::Append(Record::ModelPut { uid, model, needs: Default::default(), at_ms: self.now_ms }),

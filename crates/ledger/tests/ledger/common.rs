@@ -49,17 +49,7 @@ pub fn accept(uid: JobUid, round: u64, number: u64, body: u8) -> Accept {
 }
 
 pub fn initial_model() -> ModelCommit {
-    ModelCommit {
-        version: 0,
-        etag: digest(200),
-        bytes: 64,
-        node: NodeId(1),
-        function: None,
-        contributors: 0,
-        contribution: None,
-        gathered: false,
-        metrics: BTreeMap::new(),
-    }
+    ModelCommit::initial(digest(200), 64, NodeId(1))
 }
 
 /// The commit that the node would propose for `round` now.

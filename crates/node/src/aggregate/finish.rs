@@ -59,7 +59,7 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
     } else if let Some(out) = slices::whole(worker, &facts).await? {
         worker.working(move |worker| worker.keep(&out, &known)).await?
     } else {
-        let inputs = inputs(worker, &facts).await?;
+        let inputs = remote::inputs(worker, &facts, None).await?;
         worker.working(move |worker| worker.make_gathered(&inputs, &known)).await?
     };
     match made {
@@ -74,19 +74,6 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
             Ok(())
         }
     }
-}
-
-/// Every update of the round, in this node's memory.
-async fn inputs(worker: &Arc<Worker>, facts: &Facts) -> Result<Vec<Input>, StepError> {
-    let mut inputs = Vec::new();
-    for update in &facts.gathered {
-        let is_here = update.accept.node == worker.context.node;
-        inputs.push(match is_here {
-            true => Input::find(&worker.context, update, worker.spec.mode)?,
-            false => remote::update(worker, update).await?,
-        });
-    }
-    Ok(inputs)
 }
 
 /// What came of a round.
@@ -199,8 +186,7 @@ impl Worker {
         previous: Option<&ScratchSlab>,
         facts: &Facts,
     ) -> Result<Vec<(Update, FunctionError)>, StepError> {
-        let gather =
-            Gather { worker: self, total_weight: facts.total_weight, seed: self.seed(facts.round), previous, out };
+        let gather = Gather::new(self, facts, previous, out);
         let error = match gather.run(inputs) {
             Ok(()) => return Ok(Vec::new()),
             Err(error) => error,

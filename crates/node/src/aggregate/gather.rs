@@ -4,7 +4,7 @@
 //! simply gathered again. Updates go in the order of their clients' names, which no arrival and no restart changes.
 //! Work is cut by coordinate, or by tensor where updates have no coordinates, and spread over the job's instances.
 
-use super::finish::function_dtype;
+use super::finish::{Facts, function_dtype};
 use super::job::{Input, rule};
 use super::lanes::Level;
 use super::ranges::Range;
@@ -26,15 +26,22 @@ const PAGE_BYTES: u64 = 4096;
 /// What the calls of one round have in common.
 pub struct Gather<'a> {
     /// Who works.
-    pub worker: &'a Worker,
+    worker: &'a Worker,
     /// The sum of the round's weights.
-    pub total_weight: f64,
+    total_weight: f64,
     /// Its seed.
-    pub seed: u64,
+    seed: u64,
     /// The model before it, when the function reads it.
-    pub previous: Option<&'a ScratchSlab>,
+    previous: Option<&'a ScratchSlab>,
     /// Where the model goes, in canonical layout.
-    pub out: &'a Scratch,
+    out: &'a Scratch,
+}
+
+impl<'a> Gather<'a> {
+    /// Of a round, with the model before it when the function reads it. The new one goes to `out`, in canonical layout.
+    pub fn new(worker: &'a Worker, facts: &Facts, previous: Option<&'a ScratchSlab>, out: &'a Scratch) -> Self {
+        Self { worker, total_weight: facts.total_weight, seed: worker.seed(facts.round), previous, out }
+    }
 }
 
 impl Gather<'_> {

@@ -121,7 +121,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             count_queue(&context, state, uid);
             next_work(state, uid, context.node, gathers)
         });
-        if context.pieces.waiting().contains(&uid) {
+        if context.pieces.waits_for(uid) {
             work = Work::Pieces;
         }
         if matches!(work, Work::Nothing) {

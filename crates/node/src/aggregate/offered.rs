@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::gateway::stretch::Stretch;
 use crate::peers::Excerpt;
 use catchment_ledger::{Phase, State, Update};
+use catchment_runtime::Window;
 use catchment_types::{Code, Digest, JobUid, Mode, Problem, ReceiptId, ReceiptState};
 use std::collections::HashMap;
 use std::fs::File;
@@ -141,10 +142,7 @@ fn check_partial(
 pub async fn update(context: &Arc<Context>, receipt: ReceiptId) -> Result<(Stretch, Vec<u8>), Problem> {
     let input = input(context, receipt).await?;
     let window = input.whole().map_err(|error| not_now(&error.to_string()))?;
-    let key = blake3::hash(receipt.as_bytes()).into();
-    let meta = input.noted().to_vec();
-    let sent = stretch(context, file_of(window.file), window.offset_bytes, window.len_bytes, key).await?;
-    Ok((sent, meta))
+    of_input(context, &input, window, blake3::hash(receipt.as_bytes()).into()).await
 }
 
 /// Some elements of it, and what is noted of its slab.
@@ -161,10 +159,17 @@ pub async fn excerpt(
     let window = input.elements(segment as usize, first, elements);
     let window = window.ok_or_else(|| not_now("the update does not have so many elements"))?;
     let window = window.map_err(|error| not_now(&error.to_string()))?;
-    let key = blake3::hash(format!("{receipt} {excerpt}").as_bytes()).into();
-    let meta = input.noted().to_vec();
+    of_input(context, &input, window, blake3::hash(format!("{receipt} {excerpt}").as_bytes()).into()).await
+}
+
+async fn of_input(
+    context: &Arc<Context>,
+    input: &Input,
+    window: Window<BorrowedFd<'_>>,
+    key: Digest,
+) -> Result<(Stretch, Vec<u8>), Problem> {
     let sent = stretch(context, file_of(window.file), window.offset_bytes, window.len_bytes, key).await?;
-    Ok((sent, meta))
+    Ok((sent, input.noted().to_vec()))
 }
 
 async fn input(context: &Context, receipt: ReceiptId) -> Result<Input, Problem> {

@@ -112,6 +112,12 @@ struct Entry {
     progress: watch::Sender<Progress>,
 }
 
+impl Entry {
+    fn waits_for(&self, uid: JobUid) -> bool {
+        self.order.uid == uid && matches!(*self.progress.borrow(), Progress::Waiting)
+    }
+}
+
 /// An order that is being made. One that is dropped before it is done has failed.
 pub struct Taken {
     context: Arc<Context>,
@@ -123,8 +129,7 @@ impl Taken {
     /// One of a job's orders that nobody has begun.
     pub fn next(context: &Arc<Context>, uid: JobUid) -> Option<Self> {
         let ordered = context.pieces.lock();
-        let waits = |entry: &Entry| entry.order.uid == uid && matches!(*entry.progress.borrow(), Progress::Waiting);
-        let (name, entry) = ordered.iter().find(|(_, entry)| waits(entry))?;
+        let (name, entry) = ordered.iter().find(|(_, entry)| entry.waits_for(uid))?;
         entry.progress.send_replace(Progress::Begun);
         Some(Self { context: context.clone(), name: *name, order: entry.order.clone() })
     }
@@ -235,6 +240,11 @@ impl Pieces {
         let ordered = self.lock();
         let waiting = ordered.values().filter(|entry| matches!(*entry.progress.borrow(), Progress::Waiting));
         waiting.map(|entry| entry.order.uid).collect()
+    }
+
+    /// Whether one of them is of this job.
+    pub fn waits_for(&self, uid: JobUid) -> bool {
+        self.lock().values().any(|entry| entry.waits_for(uid))
     }
 
     /// Notes what came of an order that somebody had begun with.

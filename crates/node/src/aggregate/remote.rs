@@ -1,5 +1,6 @@
 //! What is taken from other nodes: partials of their leaves or branches, updates whole or in excerpts, slices of a model.
 
+use super::finish::Facts;
 use super::job::{Input, StepError};
 use super::leaf::block_bytes;
 use super::pieces::Order;
@@ -14,6 +15,7 @@ use catchment_types::{Digest, NodeId, Section};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Where stretches of an update's segments begin in its copy: no two share a page.
 const PAGE_BYTES: u64 = 4096;
@@ -135,9 +137,10 @@ pub async fn partial(worker: &Worker, round: u64, remote: &RemoteLeaf) -> Result
     into_block(worker, node, &Wanted::Partial { uid: worker.uid, round, leaf, contribution }).await
 }
 
-/// Fetches a branch's partial, which another node has made.
-pub async fn branch(worker: &Worker, node: NodeId, name: Digest) -> Result<Scratch, StepError> {
-    into_block(worker, node, &Wanted::Piece(name)).await
+/// Fetches a branch's partial, which another node makes.
+pub async fn branch(worker: &Worker, ordered: Ordered) -> Result<Scratch, StepError> {
+    let node = ordered.node;
+    into_block(worker, node, &ordered.made().await?).await
 }
 
 async fn into_block(worker: &Worker, node: NodeId, wanted: &Wanted) -> Result<Scratch, StepError> {
@@ -147,17 +150,10 @@ async fn into_block(worker: &Worker, node: NodeId, wanted: &Wanted) -> Result<Sc
     Ok(memory)
 }
 
-/// Fetches a piece that another node has made to a place in memory of this one. `kind`: what metrics call it.
-pub async fn piece(
-    worker: &Worker,
-    node: NodeId,
-    name: Digest,
-    memory: &Scratch,
-    offset: u64,
-    bytes: u64,
-    kind: &str,
-) -> Result<(), StepError> {
-    into(worker, node, &Wanted::Piece(name), memory, offset, bytes, kind).await
+/// Fetches a slice of the model, which another node makes, to its place in memory of this one.
+pub async fn slice(worker: &Worker, ordered: Ordered, out: &Scratch, offset: u64, bytes: u64) -> Result<(), StepError> {
+    let node = ordered.node;
+    into(worker, node, &ordered.made().await?, out, offset, bytes, "slice").await
 }
 
 async fn into(
@@ -176,8 +172,21 @@ async fn into(
     Ok(())
 }
 
+/// Every update of a round that is made of all of them, or what each has in `part`: ranges that follow one another.
+pub async fn inputs(worker: &Arc<Worker>, facts: &Facts, part: Option<&[Range]>) -> Result<Vec<Input>, StepError> {
+    let mut inputs = Vec::new();
+    for found in &facts.gathered {
+        inputs.push(match part {
+            _ if found.accept.node == worker.context.node => Input::find(&worker.context, found, worker.spec.mode)?,
+            Some(ranges) => excerpt(worker, found, ranges).await?,
+            None => update(worker, found).await?,
+        });
+    }
+    Ok(inputs)
+}
+
 /// Fetches an update of another node.
-pub async fn update(worker: &Arc<Worker>, update: &Update) -> Result<Input, StepError> {
+async fn update(worker: &Arc<Worker>, update: &Update) -> Result<Input, StepError> {
     let bytes_max = worker.model.update_bytes_max(&worker.spec).max(worker.model.own.slab_bytes) + (64 << 10);
     let mut sink = ToSlab { worker: worker.clone(), bytes_max, filled: 0, slab: None, meta: Vec::new() };
     fetch(worker, update.accept.node, &Wanted::Update(update.receipt), &mut sink).await?;
@@ -188,7 +197,7 @@ pub async fn update(worker: &Arc<Worker>, update: &Update) -> Result<Input, Step
 }
 
 /// Fetches what an update of another node has in these ranges, which follow one another.
-pub async fn excerpt(worker: &Worker, update: &Update, ranges: &[Range]) -> Result<Input, StepError> {
+async fn excerpt(worker: &Worker, update: &Update, ranges: &[Range]) -> Result<Input, StepError> {
     let excerpts: Vec<Excerpt> = ranges.chunk_by(|a, b| a.segment == b.segment).map(Excerpt::of).collect();
     let mut sink = ToExcerpts { worker, excerpts: &excerpts, current: 0, at: 0, copy: None };
     for (current, excerpt) in excerpts.iter().enumerate() {
@@ -205,10 +214,27 @@ pub async fn excerpt(worker: &Worker, update: &Update, ranges: &[Range]) -> Resu
     Input::copied(worker, slab.freeze(&noted)?, firsts, update)
 }
 
-/// Has another node make a piece. Gives the name that it is fetched by.
-pub async fn order(worker: &Worker, node: NodeId, order: &Order) -> Result<Digest, StepError> {
-    unless_changed(worker, worker.context.peers.order(node, order)).await?;
-    Ok(order.name())
+/// Has another node make a piece, from now on.
+pub fn order(worker: &Arc<Worker>, node: NodeId, order: Order) -> Ordered {
+    let (worker, name) = (worker.clone(), order.name());
+    let making = async move { unless_changed(&worker, worker.context.peers.order(node, &order)).await };
+    Ordered { node, name, making: AbortOnDropHandle::new(tokio::spawn(making)) }
+}
+
+/// A piece that was ordered; nobody waits for it any more once this is dropped.
+pub struct Ordered {
+    /// Who makes it.
+    pub node: NodeId,
+    name: Digest,
+    making: AbortOnDropHandle<Result<(), StepError>>,
+}
+
+impl Ordered {
+    /// Waits until it is made. Gives what it is fetched by.
+    async fn made(self) -> Result<Wanted, StepError> {
+        self.making.await.map_err(|error| StepError::Again(error.to_string()))??;
+        Ok(Wanted::Piece(self.name))
+    }
 }
 
 async fn fetch(worker: &Worker, node: NodeId, wanted: &Wanted, sink: &mut dyn Sink) -> Result<(), StepError> {

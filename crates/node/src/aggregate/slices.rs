@@ -6,20 +6,20 @@
 
 use super::finish::Facts;
 use super::gather::{Gather, all, is_failure};
-use super::job::{Input, StepError};
+use super::job::StepError;
 use super::pieces::{Order, Piece};
+use super::remote::{self, Ordered};
 use super::scratch::Scratch;
+use super::tree;
 use super::worker::Worker;
-use super::{remote, tree};
 use crate::peers::models::ensure;
 use catchment_planner::Levels;
-use catchment_types::{Digest, NodeId};
+use catchment_types::NodeId;
 use std::ops::Range;
 use std::sync::Arc;
-use tokio_util::task::AbortOnDropHandle;
 
-/// A node, ranges of the model, and the order for them, when it is another node's.
-type Slice = (NodeId, Range<usize>, Option<AbortOnDropHandle<Result<Digest, StepError>>>);
+/// Ranges of the model, and the order for them when another node makes them.
+type Slice = (Range<usize>, Option<Ordered>);
 
 /// The model in canonical layout. `None`: it is not made in slices, or the function failed on one: then it is made of all
 /// updates at once, which tells the culprits.
@@ -32,16 +32,16 @@ pub async fn whole(worker: &Arc<Worker>, facts: &Arc<Facts>) -> Result<Option<Sc
         let ranges = ranges(worker, at(slice.begin), at(slice.end));
         if !ranges.is_empty() {
             let ordered = (slice.node != worker.context.node).then(|| order(worker, facts, slice.node, &ranges));
-            slices.push((slice.node, ranges, ordered));
+            slices.push((ranges, ordered));
         }
     }
     if slices.len() < 2 {
         return Ok(None);
     }
     let out = Arc::new(worker.scratch(worker.model.own.slab_bytes)?);
-    for (node, ranges, ordered) in slices {
+    for (ranges, ordered) in slices {
         let came = match ordered {
-            Some(ordered) => slice_of(worker, node, &ranges, ordered, &out).await,
+            Some(ordered) => slice_of(worker, &ranges, ordered, &out).await,
             None => false,
         };
         if !came && !make(worker, facts, ranges, &out).await? {
@@ -84,33 +84,17 @@ fn stretch(worker: &Worker, ranges: &Range<usize>) -> (u64, u64) {
     (begin, last + bytes - begin)
 }
 
-fn order(
-    worker: &Arc<Worker>,
-    facts: &Facts,
-    node: NodeId,
-    ranges: &Range<usize>,
-) -> AbortOnDropHandle<Result<Digest, StepError>> {
+fn order(worker: &Arc<Worker>, facts: &Facts, node: NodeId, ranges: &Range<usize>) -> Ordered {
     let (first, last) = (worker.ranges[ranges.start], worker.ranges[ranges.end - 1]);
     let piece = Piece::Slice { begin: first.base, end: last.base + last.elements };
-    let order = Order { uid: worker.uid, round: facts.round, contribution: facts.contribution, piece };
-    let worker = worker.clone();
-    AbortOnDropHandle::new(tokio::spawn(async move { remote::order(&worker, node, &order).await }))
+    remote::order(worker, node, Order { uid: worker.uid, round: facts.round, contribution: facts.contribution, piece })
 }
 
-/// Takes a slice that another node has made. Returns whether it came.
-async fn slice_of(
-    worker: &Worker,
-    node: NodeId,
-    ranges: &Range<usize>,
-    ordered: AbortOnDropHandle<Result<Digest, StepError>>,
-    out: &Scratch,
-) -> bool {
-    let (offset, bytes) = stretch(worker, ranges);
-    let came = async {
-        let name = ordered.await.map_err(|error| StepError::Again(error.to_string()))??;
-        remote::piece(worker, node, name, out, offset, bytes, "slice").await
-    };
-    came.await.inspect_err(|error| tracing::warn!(%node, %error, "a slice did not come; making it here")).is_ok()
+/// Takes a slice that another node makes. Returns whether it came.
+async fn slice_of(worker: &Worker, ranges: &Range<usize>, ordered: Ordered, out: &Scratch) -> bool {
+    let (node, (offset, bytes)) = (ordered.node, stretch(worker, ranges));
+    let came = remote::slice(worker, ordered, out, offset, bytes).await;
+    came.inspect_err(|error| tracing::warn!(%node, %error, "a slice did not come; making it here")).is_ok()
 }
 
 /// Makes some ranges of the model. Returns whether the function managed.
@@ -120,18 +104,11 @@ async fn make(
     ranges: Range<usize>,
     out: &Arc<Scratch>,
 ) -> Result<bool, StepError> {
-    let mut inputs = Vec::new();
-    for update in &facts.gathered {
-        inputs.push(match update.accept.node == worker.context.node {
-            true => Input::find(&worker.context, update, worker.spec.mode)?,
-            false => remote::excerpt(worker, update, &worker.ranges[ranges.clone()]).await?,
-        });
-    }
+    let inputs = remote::inputs(worker, facts, Some(&worker.ranges[ranges.clone()])).await?;
     let (facts, out) = (facts.clone(), out.clone());
     let work = move |worker: &Worker| {
         let previous = worker.previous(&facts.previous)?;
-        let (seed, total_weight) = (worker.seed(facts.round), facts.total_weight);
-        let gather = Gather { worker, total_weight, seed, previous: previous.as_ref(), out: &out };
+        let gather = Gather::new(worker, &facts, previous.as_ref(), &out);
         match gather.combine(&all(&inputs), &ranges.collect::<Vec<_>>()) {
             Ok(()) => Ok(true),
             Err(error) if is_failure(&error) => Ok(false),

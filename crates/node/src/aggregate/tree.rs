@@ -9,16 +9,16 @@ use super::lanes::Level;
 use super::leaf::{Leaf, LeafKey, block_bytes};
 use super::merge::Partial;
 use super::pieces::{Order, Piece, contribution};
-use super::remote::{self, RemoteLeaf};
+use super::remote::{self, Ordered, RemoteLeaf};
 use super::scratch::Scratch;
 use super::worker::Worker;
+use catchment_fleet::{Zones, beat_of};
 use catchment_ledger::Round;
 use catchment_planner::{Config, Levels, Member, Merge, levels};
-use catchment_types::{Digest, NodeId};
+use catchment_types::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio_util::task::AbortOnDropHandle;
 
 /// A node, and those whose partials come to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,17 +53,14 @@ impl Branch {
 pub fn shape(worker: &Worker, number: u64) -> Levels {
     let context = &worker.context;
     let beats = context.peers.fleet.live();
-    let of = |node: NodeId| beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at]);
-    let mut zones: Vec<&str> = beats.iter().map(|beat| beat.zone.as_str()).collect();
-    zones.sort_unstable();
-    zones.dedup();
+    let zones = Zones::of(&beats);
     let member = |node: NodeId, updates: u64| {
         // One that is quiet for a moment is taken to be like this one.
-        let beat = of(node).or(of(context.node));
+        let beat = beat_of(&beats, node).or(beat_of(&beats, context.node));
         Member {
             node,
             updates,
-            zone: beat.map_or(0, |beat| zones.partition_point(|zone| *zone < beat.zone.as_str()) as u32),
+            zone: beat.map_or(0, |beat| zones.number(beat)),
             link_bytes_per_s: beat.map_or(f64::INFINITY, |beat| beat.link_bytes_per_s),
             free_bytes: beat.map_or(u64::MAX, |beat| beat.memory_free_bytes),
         }
@@ -94,12 +91,11 @@ pub async fn whole(worker: &Arc<Worker>, facts: &Facts) -> Result<Partial, StepE
 }
 
 /// What comes from below.
-struct Way<'a> {
-    below: &'a Branch,
+struct Way {
     /// Every leaf of the branch.
     leaves: Vec<RemoteLeaf>,
     /// Its partial, when its node merges it.
-    ordered: Option<AbortOnDropHandle<Result<Digest, StepError>>>,
+    ordered: Option<Ordered>,
 }
 
 /// Merges this node's leaves, and then, one after the other, what comes from other nodes: each takes memory only while it
@@ -109,9 +105,9 @@ pub async fn merge(worker: &Arc<Worker>, number: u64, branch: &Branch, level: Le
     let ways = branch.from.iter().map(|below| way(worker, number, below)).collect::<Result<Vec<_>, _>>()?;
     let own = own_leaves(worker, number)?;
     let mut merged = worker.working(move |worker| worker.climb(&own)).await?;
-    for Way { below, leaves, ordered } in ways {
+    for Way { leaves, ordered } in ways {
         let came = match ordered {
-            Some(ordered) => branch_of(worker, below.node, ordered).await,
+            Some(ordered) => branch_of(worker, ordered).await,
             None => None,
         };
         if let Some(memory) = came {
@@ -126,32 +122,28 @@ pub async fn merge(worker: &Arc<Worker>, number: u64, branch: &Branch, level: Le
     Ok(merged)
 }
 
-fn way<'a>(worker: &Arc<Worker>, number: u64, below: &'a Branch) -> Result<Way<'a>, StepError> {
+fn way(worker: &Arc<Worker>, number: u64, below: &Branch) -> Result<Way, StepError> {
     let nodes: BTreeSet<NodeId> = below.nodes().into_iter().collect();
+    // A node that merges nothing has leaves and no more.
+    let is_middle = !below.from.is_empty();
     let (leaves, contribution) = read(worker, number, |round| {
         let held = round.contributors().map(|update| (update.accept.node, update.leaf));
         let held: BTreeSet<_> = held.filter(|(node, _)| nodes.contains(node)).collect();
         let leaf = |(node, leaf)| RemoteLeaf { node, leaf, contribution: round.contribution_of(node, leaf) };
-        (held.into_iter().map(leaf).collect(), contribution(round, &nodes))
+        (held.into_iter().map(leaf).collect(), is_middle.then(|| contribution(round, &nodes)))
     })?;
-    let order = Order { uid: worker.uid, round: number, contribution, piece: Piece::Partial(below.clone()) };
-    let (worker, node) = (worker.clone(), below.node);
-    let ordered = (!below.from.is_empty())
-        .then(|| AbortOnDropHandle::new(tokio::spawn(async move { remote::order(&worker, node, &order).await })));
-    Ok(Way { below, leaves, ordered })
+    let ordered = contribution.map(|contribution| {
+        let piece = Piece::Partial(below.clone());
+        remote::order(worker, below.node, Order { uid: worker.uid, round: number, contribution, piece })
+    });
+    Ok(Way { leaves, ordered })
 }
 
 /// A branch's partial from the middle that was asked for it. `None`: it is put together here.
-async fn branch_of(
-    worker: &Worker,
-    middle: NodeId,
-    ordered: AbortOnDropHandle<Result<Digest, StepError>>,
-) -> Option<Scratch> {
-    let came = async {
-        let name = ordered.await.map_err(|error| StepError::Again(error.to_string()))??;
-        remote::branch(worker, middle, name).await
-    };
-    came.await.inspect_err(|error| tracing::warn!(%middle, %error, "a middle did not merge; merging here")).ok()
+async fn branch_of(worker: &Worker, ordered: Ordered) -> Option<Scratch> {
+    let middle = ordered.node;
+    let came = remote::branch(worker, ordered).await;
+    came.inspect_err(|error| tracing::warn!(%middle, %error, "a middle did not merge; merging here")).ok()
 }
 
 async fn add(worker: &Arc<Worker>, level: Level, merged: Partial, memory: Scratch) -> Result<Partial, StepError> {

@@ -18,7 +18,6 @@ use axum::response::Response;
 use catchment_ingest::Scatter;
 use catchment_types::{Code, Footprint, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Stores the initial model and opens the first round.
@@ -126,23 +125,12 @@ async fn receive(
     }
     scatter.finish(scratch.bytes_mut())?;
     let (etag, bytes) = context.models.keep(draft, uid, 0).map_err(disk)?;
-    let metrics = BTreeMap::new();
     let needs = Footprint {
         class: layout.takes.class(),
         update_bytes: layout.update_bytes_max(spec),
         partial_bytes: layout.layout.elements() * 8,
     };
-    let commit = ModelCommit {
-        version: 0,
-        etag,
-        bytes,
-        node: context.node,
-        function: None,
-        contributors: 0,
-        contribution: None,
-        gathered: false,
-        metrics,
-    };
+    let commit = ModelCommit::initial(etag, bytes, context.node);
     Ok((commit, needs))
 }
 
