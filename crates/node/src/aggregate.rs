@@ -222,7 +222,7 @@ impl Dispatcher {
         ready.into_iter().for_each(|uid| self.wake(uid));
         for uid in &gone {
             let Some(job) = self.seen.remove(uid) else { continue };
-            self.context.metrics.forget([job.namespace.as_str(), job.name.as_str()]);
+            self.context.metrics.forget(|named| named == [job.namespace.as_str(), job.name.as_str()]);
             self.context.forget_job(*uid);
         }
         if changed.is_empty() && gone.is_empty() {

@@ -227,9 +227,8 @@ impl Metrics {
         self.updates_rejected.with_label_values(&[namespace, job, code.as_str()]).inc();
     }
 
-    /// Forgets a deleted job's series.
-    pub fn forget(&self, [namespace, job]: [&str; 2]) {
-        let of_job = [("namespace", namespace), ("job", job)];
+    /// Forgets the series of jobs, given by namespace and name, that are gone.
+    pub fn forget(&self, is_gone: impl Fn([&str; 2]) -> bool) {
         for counter in [
             &self.updates_received,
             &self.update_bytes,
@@ -241,18 +240,18 @@ impl Metrics {
             &self.descriptor_payload,
             &self.peer_bytes,
         ] {
-            remove(counter, of_job);
+            remove(counter, &is_gone);
         }
-        remove(&self.function_cpu, of_job);
+        remove(&self.function_cpu, &is_gone);
         for histogram in [&self.order_wait, &self.round_duration, &self.aggregation, &self.accept_to_commit] {
-            remove(histogram, of_job);
+            remove(histogram, &is_gone);
         }
         for gauge in [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.instances] {
-            remove(gauge, of_job);
+            remove(gauge, &is_gone);
         }
-        remove(&self.job_metric, of_job);
+        remove(&self.job_metric, &is_gone);
         let mut names = self.job_metric_names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.remove(&[namespace.to_owned(), job.to_owned()]);
+        names.retain(|[namespace, job], _| !is_gone([namespace, job]));
     }
 
     /// Seconds of CPU that functions took for each byte of updates; 0 before the first. Both are sums since the start, so
@@ -286,13 +285,13 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
     collector
 }
 
-/// Removes every series of a vector that has these labels among its own.
-fn remove<T: MetricVecBuilder>(vector: &MetricVec<T>, wanted: [(&str, &str); 2]) {
+/// Removes every series of a vector whose job is gone.
+fn remove<T: MetricVecBuilder>(vector: &MetricVec<T>, is_gone: impl Fn([&str; 2]) -> bool) {
     for family in vector.collect() {
         for metric in family.get_metric() {
             let labels: HashMap<&str, &str> =
                 metric.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
-            if wanted.iter().all(|(name, value)| labels.get(name) == Some(value)) {
+            if is_gone(JOB.map(|name| labels.get(name).copied().unwrap_or_default())) {
                 vector.remove(&labels).ok();
             }
         }

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use catchment_proxy::Lack;
 use catchment_types::{Code, FunctionView, JobUid, Page, Problem};
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 /// Whether the process is alive.
@@ -48,11 +49,15 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let parked = context.parking.counts();
     // Under the ledger's lock, so that no job is deleted and forgotten meanwhile.
     context.ledger.read(|state| {
+        let mut jobs = HashSet::new();
         for job in state.jobs() {
             let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
             let count = parked.get(&job.uid).copied().unwrap_or_default();
             context.metrics.uploads_parked.with_label_values(&labels).set(count);
+            jobs.insert(labels);
         }
+        // Work that was under way may have counted after its job was deleted. Refusals of unknown jobs have no names.
+        context.metrics.forget(|named| named != ["", ""] && !jobs.contains(&named));
     });
     let _one = context.metrics.scrape.lock().unwrap_or_else(PoisonError::into_inner);
     gauge_runners(&context);

@@ -6,6 +6,13 @@ use crate::models::Draft;
 use catchment_types::{Code, Digest, JobUid, ModelCommit, NodeId, Problem};
 use std::io;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long somebody who needs a model waits for it: a node that has just come hears the others, and learns who has what,
+/// within a heartbeat or two.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Before the first look after one in vain; then twice as long each time.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Nodes beside this one that have a model before it is published, where there are so many.
 const COPIES: usize = 1;
@@ -27,7 +34,7 @@ impl Sink for ToDraft {
 /// Fetches a version's file if this node lacks it.
 ///
 /// # Errors
-/// `not_ready` when no node gives it now.
+/// `not_ready` when no node gives it in time.
 pub async fn ensure(context: &Context, uid: JobUid, commit: &ModelCommit) -> Result<(), Problem> {
     ensure_from(context, uid, commit.version, commit.etag, commit.node).await
 }
@@ -43,17 +50,33 @@ pub async fn ensure_from(
     if context.models.has(uid, version, etag) {
         return Ok(());
     }
-    let peers = &context.peers;
+    let (peers, until) = (&context.peers, Instant::now() + PATIENCE);
     let one = peers.fetching.lock().await.entry((uid, version)).or_default().clone();
     let guard = one.lock().await;
-    let result =
-        if context.models.has(uid, version, etag) { Ok(()) } else { fetch(context, uid, version, etag, node).await };
+    let mut pause = PAUSE;
+    let result = loop {
+        if context.models.has(uid, version, etag) {
+            break Ok(());
+        }
+        match fetch(context, uid, version, etag, node).await {
+            Err(_) if !peers.fleet.is_alone() && Instant::now() + pause < until => sleep(pause).await,
+            Err(last) => {
+                tracing::warn!(job = %uid, version, %last, "fetch a model");
+                let detail =
+                    format!("this node does not have model version {version}, and cannot fetch it now: {last}");
+                break Err(Problem::new(Code::NotReady, detail));
+            }
+            Ok(()) => break Ok(()),
+        }
+        pause *= 2;
+    };
     drop(guard);
     peers.fetching.lock().await.remove(&(uid, version));
     result
 }
 
-async fn fetch(context: &Context, uid: JobUid, version: u64, etag: Digest, node: NodeId) -> Result<(), Problem> {
+/// Asks every other node once; says what the last of them said.
+async fn fetch(context: &Context, uid: JobUid, version: u64, etag: Digest, node: NodeId) -> Result<(), String> {
     let wanted = Wanted::Model { uid, version, etag };
     let mut last = "no other node is heard".to_owned();
     for beat in context.peers.others(node) {
@@ -65,9 +88,7 @@ async fn fetch(context: &Context, uid: JobUid, version: u64, etag: Digest, node:
             Err(error) => last = error.to_string(),
         }
     }
-    tracing::warn!(job = %uid, version, %last, "fetch a model");
-    let detail = format!("this node does not have model version {version} yet, and cannot fetch it now: {last}");
-    Err(Problem::new(Code::NotReady, detail))
+    Err(last)
 }
 
 async fn fetch_from(
