@@ -57,19 +57,26 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     if let Err(why) = way::permitted() {
         writeln!(tables, "The kernel's way is missing here: {why}\n")?;
     }
-    let places = [("Node and runner on one core", &cores[..1]), ("On two cores", &cores[..])];
-    for (title, cores) in places.into_iter().filter(|(_, cores)| cores.len() <= places[1].1.len()) {
-        way::pin(cores)?;
-        let columns = measured(arguments.rounds);
+    let (first, second) = (&cores[..1], &cores[1..]);
+    // What is started inherits the cores of who starts it.
+    let places = [
+        ("Node and runner on one core", first, first),
+        ("Node on one core, runner (and broker) on another", second, first),
+        ("On two cores, wherever the scheduler puts them", &cores[..], &cores[..]),
+    ];
+    for (title, runners, node) in &places[..if second.is_empty() { 1 } else { places.len() }] {
+        let columns = measured(arguments.rounds, runners, node);
         rustix::thread::sched_setaffinity(None, &before)?;
         table(&mut tables, title, arguments.rounds, &columns?);
     }
     Ok(tables)
 }
 
-fn measured(rounds: usize) -> Result<Vec<Column>> {
+fn measured(rounds: usize, runners: &[usize], node: &[usize]) -> Result<Vec<Column>> {
+    way::pin(runners)?;
     let mut kernel = way::permitted().is_ok().then(|| Station::new(Way::Kernel)).transpose()?;
     let mut others = [Station::new(Way::Socket)?, Station::new(Way::Broker)?];
+    way::pin(node)?;
     let names = kernel.iter().flat_map(|_| ["kernel", "kernel, metered"]).chain(["Unix socket", "broker"]);
     let mut columns: Vec<Column> = names.map(|name| Column { name, rounds: Vec::new() }).collect();
     // The first round only warms up.
