@@ -6,7 +6,7 @@ use crate::error::ClientError;
 use crate::job::{JobClient, JobInfo};
 use crate::pacer::{Pacer, SystemPacer};
 use bytes::Bytes;
-use catchment_types::{CheckIn, ClientId, FunctionView, Name, Page, Receipt, ReceiptId, Task, TaskKind};
+use catchment_types::{CheckIn, ClientId, FunctionView, Name, NodesView, Page, Receipt, ReceiptId, Task, TaskKind};
 use reqwest::{Method, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -185,6 +185,11 @@ impl Client {
     pub async fn functions(&self) -> Result<Vec<FunctionView>, ClientError> {
         let page: Page<FunctionView> = self.json(&Call::new(Method::GET, &["v1", "functions"]), Repeat::Safe).await?;
         Ok(page.items)
+    }
+
+    /// The nodes of the server's cluster that were heard lately, and how many are wanted.
+    pub async fn nodes(&self) -> Result<NodesView, ClientError> {
+        self.json(&Call::new(Method::GET, &["v1", "nodes"]), Repeat::Safe).await
     }
 
     /// One function.

@@ -57,6 +57,11 @@ impl JobClient {
         Self { client, namespace, name }
     }
 
+    /// Whom it calls.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The job's namespace.
     pub fn namespace(&self) -> &Name {
         &self.namespace

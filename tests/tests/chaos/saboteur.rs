@@ -47,6 +47,15 @@ pub struct Tempo {
 }
 
 impl Tempo {
+    /// A few blows, one of them long perhaps.
+    pub const SHORT: Self = Self {
+        heartbeat: Duration::from_millis(100),
+        node_timeout: Duration::from_millis(1000),
+        blows: 4,
+        pause: (50, 600),
+        short: (50, 500),
+        long: (1200, 2000),
+    };
     pub const QUICK: Self = Self {
         heartbeat: Duration::from_millis(150),
         node_timeout: Duration::from_millis(1500),

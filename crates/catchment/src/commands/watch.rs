@@ -78,6 +78,10 @@ pub async fn follow(calls: &JobClient, mut job: JobInfo, after: u64, output: &Ou
     let mut change = Box::pin(wait(calls, job.round.revision));
     loop {
         tell_of_models(calls, &job, &mut rounds, &mut *view).await?;
+        if view.shows_cluster() {
+            // Nothing worth ending for: a server of before may not know.
+            calls.client().nodes().await.iter().for_each(|nodes| view.cluster(nodes));
+        }
         view.round(&job, last_round.as_ref() != Some(&job.round))?;
         last_round = Some(job.round.clone());
         if job.state.is_over() {

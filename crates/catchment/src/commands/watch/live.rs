@@ -7,7 +7,7 @@ use crate::system::SystemClock;
 use crate::text;
 use anyhow::{Context as _, Result};
 use catchment_client::JobInfo;
-use catchment_types::{Clock as _, JobState, RoundNodeView, RoundState, RoundView};
+use catchment_types::{Clock as _, JobState, NodesView, RoundNodeView, RoundState, RoundView};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A few lines that are drawn again as the job goes on. They vanish when this is dropped.
@@ -16,6 +16,7 @@ pub struct Live {
     state: ProgressBar,
     rounds: ProgressBar,
     updates: ProgressBar,
+    cluster: ProgressBar,
     nodes: ProgressBar,
 }
 
@@ -30,8 +31,9 @@ impl Live {
         let state = line("{wide_msg}");
         let rounds = line("rounds  [{bar:40.cyan}] {pos}/{len}");
         let updates = line("updates [{bar:40.green}] {pos}/{len} received, {msg} folded");
+        let cluster = line("{msg}");
         let nodes = line("{msg}");
-        Self { screen, state, rounds, updates, nodes }
+        Self { screen, state, rounds, updates, cluster, nodes }
     }
 
     fn line(&self, line: &str) -> Result<()> {
@@ -52,6 +54,14 @@ impl View for Live {
         Ok(())
     }
 
+    fn cluster(&mut self, nodes: &NodesView) {
+        self.cluster.set_message(cluster_line(nodes));
+    }
+
+    fn shows_cluster(&self) -> bool {
+        true
+    }
+
     fn model(&mut self, model: &Published) -> Result<()> {
         self.line(&model_line(model))
     }
@@ -61,7 +71,8 @@ impl View for Live {
     }
 
     fn end(&mut self, job: &JobInfo) -> Result<()> {
-        [&self.state, &self.rounds, &self.updates, &self.nodes].into_iter().for_each(ProgressBar::finish_and_clear);
+        let lines = [&self.state, &self.rounds, &self.updates, &self.cluster, &self.nodes];
+        lines.into_iter().for_each(ProgressBar::finish_and_clear);
         output::write(&end_line(job))
     }
 }
@@ -84,6 +95,20 @@ fn state_line(job: &JobInfo, now_ms: u64) -> String {
         line += &format!(", {} left", text::duration(left_ms));
     }
     line
+}
+
+/// `nodes   3, of which 1 is draining; 4 wanted`. Nothing for a node that is alone and enough.
+fn cluster_line(nodes: &NodesView) -> String {
+    if nodes.items.len().max(nodes.wanted.unwrap_or(0) as usize) < 2 {
+        return String::new();
+    }
+    let draining = match nodes.items.iter().filter(|node| node.draining).count() {
+        0 => String::new(),
+        1 => ", of which 1 is draining".to_owned(),
+        count => format!(", of which {count} are draining"),
+    };
+    let wanted = nodes.wanted.map(|count| format!("; {count} wanted")).unwrap_or_default();
+    format!("nodes   {}{draining}{wanted}", nodes.items.len())
 }
 
 /// The round as the tree that it is put together in: the top, and under it the other nodes. Nothing for one node alone.
@@ -118,6 +143,7 @@ fn rounds_ended(job: &JobInfo) -> u64 {
 mod tests {
     use super::*;
     use crate::text::tests::example;
+    use catchment_types::NodeView;
 
     #[test]
     fn a_round_on_many_nodes_is_shown_as_a_tree() {
@@ -136,6 +162,28 @@ mod tests {
         let expected = "top    a: 3 of 4 received, 1 folded, 4.5 MB\n ├─ 0000000000000002: 2 of 3 received, 1 folded, \
                         3.0 MB\n └─ c: 1 of 2 received, 1 folded, 1.5 MB";
         assert_eq!(tree(&job.round), expected);
+    }
+
+    #[test]
+    fn a_cluster_is_counted() {
+        let node = |draining| NodeView {
+            node: "00".repeat(8),
+            name: "a".to_owned(),
+            url: "http://a".to_owned(),
+            zone: String::new(),
+            cores: 1,
+            memory_bytes: 1,
+            memory_free_bytes: 1,
+            draining,
+        };
+        let line = |draining: &[bool], wanted| {
+            let items = draining.iter().copied().map(node).collect();
+            cluster_line(&NodesView { items, wanted, cursor: None })
+        };
+        assert_eq!(line(&[false], Some(1)), "");
+        assert_eq!(line(&[false], Some(2)), "nodes   1; 2 wanted");
+        assert_eq!(line(&[false, true, false], Some(4)), "nodes   3, of which 1 is draining; 4 wanted");
+        assert_eq!(line(&[true, true], None), "nodes   2, of which 2 are draining");
     }
 
     #[test]

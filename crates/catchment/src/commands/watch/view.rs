@@ -5,7 +5,7 @@ use crate::output;
 use crate::text;
 use anyhow::{Context as _, Result};
 use catchment_client::{JobClient, JobInfo};
-use catchment_types::Name;
+use catchment_types::{Name, NodesView};
 use serde::Serialize;
 use serde_json::json;
 
@@ -13,6 +13,12 @@ use serde_json::json;
 pub trait View {
     /// The round as it is now; called at every look, with `changed` when it differs from the last.
     fn round(&mut self, job: &JobInfo, changed: bool) -> Result<()>;
+    /// The cluster as it is now; called at every look where [`shows_cluster`](Self::shows_cluster).
+    fn cluster(&mut self, _nodes: &NodesView) {}
+    /// Whether the cluster is shown, so that it has to be asked for.
+    fn shows_cluster(&self) -> bool {
+        false
+    }
     /// A model was published.
     fn model(&mut self, model: &Published) -> Result<()>;
     /// So many rounds ended without a model.
