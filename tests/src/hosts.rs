@@ -9,10 +9,29 @@ use std::process::Command;
 
 /// Subnets to choose from: 198.18.0.0/24 to 198.19.255.0/24.
 const SUBNETS: u32 = 512;
-/// What a spoiled link does, where the kernel has netem.
-const NETEM: [&str; 9] = ["netem", "delay", "15ms", "10ms", "loss", "3%", "reorder", "10%", "50%"];
-/// The same without netem: a link so narrow that packets queue up and are dropped.
-const NARROW: [&str; 7] = ["tbf", "rate", "12mbit", "burst", "8k", "limit", "16k"];
+/// Ways to spoil a link, the best that the kernel has: what each is called, and its calls of `tc`.
+const SPOILT: [(&str, &[&str]); 3] = [
+    ("netem", &["qdisc replace dev LINK root netem delay 15ms 10ms loss 3% reorder 10% 50%"]),
+    // The same of what most kernels have: packets draw a class. One keeps nothing; one is narrow, so that packets queue up
+    // in it for up to some ten milliseconds, and those of the first overtake them.
+    (
+        "classes",
+        &[
+            "qdisc replace dev LINK root handle 1: htb default 10",
+            "class add dev LINK parent 1: classid 1:10 htb rate 100mbit quantum 1514",
+            "class add dev LINK parent 1: classid 1:11 htb rate 3mbit quantum 1514",
+            "class add dev LINK parent 1: classid 1:12 htb rate 1mbit quantum 1514",
+            "qdisc add dev LINK parent 1:11 pfifo limit 12",
+            "qdisc add dev LINK parent 1:12 bfifo limit 1",
+            "filter add dev LINK parent 1: bpf bytecode DRAW",
+        ],
+    ),
+    // So narrow that packets queue up and are dropped.
+    ("narrow", &["qdisc replace dev LINK root tbf rate 12mbit burst 8k limit 16k"]),
+];
+/// Of a hundred packets 60 go to class 1:10, 37 to 1:11, 3 to 1:12. In classic BPF: a random number modulo 100; at least 40,
+/// at least 3, or less.
+const DRAW: &str = "7,32 0 0 4294963256,148 0 0 100,53 0 1 40,6 0 0 65552,53 0 1 3,6 0 0 65553,6 0 0 65554";
 
 /// A bridge in the root namespace. The test itself is reachable on it, too.
 pub struct Network {
@@ -96,8 +115,7 @@ impl Host {
     /// Makes its link whole, as it was at first.
     pub fn heal(&self) {
         ip(&["link", "set", &self.link, "up"]).expect("heal a link");
-        tc(&["qdisc", "del", "dev", &self.link, "root"]).ok();
-        ip(&["netns", "exec", &self.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"]).ok();
+        self.clear();
     }
 
     /// Lets only so much out of its link, such as `80mbit`.
@@ -113,19 +131,33 @@ impl Host {
         text.trim().parse().expect("a number")
     }
 
-    /// Makes its link a bad one, both ways: loss, delay and other orders; where the kernel has no netem, loss and delay
-    /// by a narrow link. Says which.
+    /// Makes its link a bad one, both ways: packets are lost, delayed, and overtaken by others; or, where the kernel has too
+    /// little for that, lost and delayed. Says how.
     pub fn spoil(&self) -> &'static str {
-        let qdisc = |how: &[&str]| -> Result<String, String> {
-            tc(&[&["qdisc", "replace", "dev", &self.link, "root"], how].concat())?;
-            let inside = ["netns", "exec", &self.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root"];
-            ip(&[&inside, how].concat())
+        let way = SPOILT.into_iter().find(|(_, calls)| {
+            self.clear();
+            calls.iter().all(|call| self.shape(call).is_ok())
+        });
+        way.expect("spoil a link").0
+    }
+
+    /// Calls `tc` for both ends of its link.
+    fn shape(&self, call: &str) -> Result<(), String> {
+        let arguments = |link| {
+            let word = move |word| match word {
+                "LINK" => link,
+                "DRAW" => DRAW,
+                word => word,
+            };
+            call.split(' ').map(word).collect::<Vec<&str>>()
         };
-        if qdisc(&NETEM).is_ok() {
-            return "netem";
-        }
-        qdisc(&NARROW).expect("spoil a link");
-        "narrow"
+        tc(&arguments(&self.link))?;
+        ip(&[&["netns", "exec", &self.namespace, "tc"][..], &arguments("eth0")].concat())?;
+        Ok(())
+    }
+
+    fn clear(&self) {
+        self.shape("qdisc del dev LINK root").ok();
     }
 }
 
@@ -189,5 +221,53 @@ fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
         Ok(text(&output.stdout))
     } else {
         Err(format!("{program} {}: {said}", arguments.join(" ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    const SENT: usize = 400;
+
+    /// Has a host send numbers, one a packet, twenty at a time; gives those that come, in the order in which they come.
+    fn received(network: &Network, host: &Host) -> Vec<usize> {
+        let to = address(network.number, 1);
+        let socket = UdpSocket::bind((to, 0)).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+        let port = socket.local_addr().expect("an address").port();
+        let send = "printf '%400d' $i >&3; [ $((i % 20)) != 0 ] || sleep 0.01";
+        let script = format!("exec 3> /dev/udp/{to}/{port}; for ((i = 1; i <= {SENT}; i++)); do {send}; done");
+        let mut sender = host.command(Path::new("bash")).args(["-c", &script]).spawn().expect("bash");
+        let (mut bytes, mut numbers) = ([0; 400], Vec::new());
+        while let Ok(length) = socket.recv(&mut bytes) {
+            let text = std::str::from_utf8(&bytes[..length]).expect("a number");
+            numbers.push(text.trim().parse().expect("a number"));
+        }
+        sender.wait().expect("bash ends");
+        numbers
+    }
+
+    #[test]
+    fn a_spoiled_link_loses_packets_and_mixes_them_up() {
+        let (network, host) = match Network::make().and_then(|mut network| {
+            let host = network.host("spoiled")?;
+            Ok((network, host))
+        }) {
+            Ok(made) => made,
+            Err(why) => return eprintln!("SKIPPED: a link that is spoiled: {}", why.trim()),
+        };
+        let in_order: Vec<usize> = (1..=SENT).collect();
+        assert_eq!(received(&network, &host), in_order, "a link is a good one at first");
+        let how = host.spoil();
+        let through = received(&network, &host);
+        let overtaken = through.windows(2).filter(|pair| pair[0] > pair[1]).count();
+        eprintln!("{how}: {} of {SENT} came, {overtaken} after a later one", through.len());
+        assert!((SENT / 4..SENT).contains(&through.len()), "{how}: {} of {SENT} came", through.len());
+        assert!(how == "narrow" || overtaken > 0, "{how}: every packet came in its place");
+        host.heal();
+        assert_eq!(received(&network, &host), in_order, "a link that was healed is a good one");
     }
 }
