@@ -1,8 +1,8 @@
 //! What nodes make of a round together: partials that meet at middles, models made in slices, and updates that one node
 //! needs all of. It is what one node makes.
 
-use catchment_tests::{Bus, Cluster, ExactMean, Reference, Sent, Server, Setup, Tensor, file, read, run};
-use serde_json::json;
+use catchment_tests::{Bus, Cluster, ExactMean, Job, Reference, Sent, Server, Setup, Tensor, file, read, run, until};
+use serde_json::{Value, json};
 
 const EXACT: ExactMean = ExactMean { bound: 64.0, weight_max: 16.0, updates_max: 100 };
 const WIDE: usize = 40_000;
@@ -16,6 +16,21 @@ fn exact_body(round: u64, client: u64) -> Vec<u8> {
     file(&[Tensor::f32("w", &[WIDE], &(0..WIDE).map(|i| 40.0 * value(i)).collect::<Vec<_>>())])
 }
 
+/// Who merges what whom has: the middle what the other node of its zone has, the top what the middle has.
+const TREE: [(&str, Option<&str>); 3] = [("node-0", None), ("node-1", Some("node-0")), ("node-2", Some("node-1"))];
+
+/// The nodes of a round, and who merges what each has, by name.
+async fn merged_by(job: &Job) -> Vec<(String, Option<String>)> {
+    let nodes = job.call("GET", "/round").await.expect(200).json()["nodes"].clone();
+    let nodes: Vec<Value> = nodes.as_array().expect("a list").clone();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let name = |id: &Value| text(&nodes.iter().find(|node| node["node"] == *id)?["name"]);
+    let mut merged: Vec<_> =
+        nodes.iter().filter_map(|node| Some((text(&node["name"])?, name(&node["into"])))).collect();
+    merged.sort();
+    merged
+}
+
 /// Two nodes of a zone: what they hold comes to the top, which stands elsewhere, as one partial.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partials_of_a_zone_meet_there() {
@@ -26,11 +41,15 @@ async fn partials_of_a_zone_meet_there() {
         let job = cluster.nodes[0].api().begin("zones", spec, &exact_body(0, 0)).await;
         let jobs = cluster.through(&job);
         let before = cluster.peer_bytes("partial").await;
+        let tree = TREE.map(|(node, into)| (node.to_owned(), into.map(str::to_owned)));
         for round in 1..=3 {
             for client in 0..9 {
                 // Five updates in the north, and in the south three and one.
-                let gateway = [0, 0, 1, 0, 1, 0, 1, 0, 2][client];
+                let gateway = [0, 0, 1, 0, 2, 0, 1, 0, 1][client];
                 jobs[gateway].open_round(round).await;
+                if (round, client) == (1, 8) {
+                    until("the tree is shown", async || (merged_by(&jobs[0]).await == tree).then_some(())).await;
+                }
                 sent.accepted(&jobs[gateway], round, client as u64).await;
             }
         }
@@ -41,6 +60,7 @@ async fn partials_of_a_zone_meet_there() {
         assert!(PARTIAL_BYTES.contains(&came[0]), "the top takes one partial a round: {came:?}");
         assert!(PARTIAL_BYTES.contains(&came[1]), "the middle takes the other: {came:?}");
         assert_eq!(came[2], 0.0);
+        assert!(cluster.nodes[0].process.log().contains("share the work between nodes"), "what is planned is said");
         cluster.holds_no_slabs().await;
     })
     .await;

@@ -180,6 +180,7 @@ impl Round {
                 node: node.to_string(),
                 name: None,
                 top: self.top() == Some(node),
+                into: None,
                 planned: self.places.iter().find(|place| place.node == node).map_or(0, |place| place.updates),
                 received: share.updates,
                 folded: share.folded,

@@ -20,6 +20,7 @@ mod parking;
 mod peers;
 mod requests;
 mod resume;
+mod shape;
 mod slab_meta;
 mod small;
 mod subjects;

@@ -62,6 +62,15 @@ impl Levels {
         }
     }
 
+    /// The same with so many merges or slices at most: what a line of a log can hold.
+    pub fn first(&self, count: usize) -> Self {
+        match self {
+            Self::One => Self::One,
+            Self::Tree(merges) => Self::Tree(merges.iter().take(count).cloned().collect()),
+            Self::Slices(slices) => Self::Slices(slices.iter().take(count).copied().collect()),
+        }
+    }
+
     /// The shape in a word.
     pub fn name(&self) -> &'static str {
         match self {

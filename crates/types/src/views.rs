@@ -157,6 +157,9 @@ pub struct RoundNodeView {
     pub name: Option<String>,
     /// Whether it makes the model, as far as can be said now: it holds the most bytes.
     pub top: bool,
+    /// The node that merges what this one has, as far as can be said now; absent for the top, and while it has nothing.
+    #[serde(default)]
+    pub into: Option<String>,
     /// Updates that the plan sends there.
     pub planned: u64,
     /// Updates that it holds.

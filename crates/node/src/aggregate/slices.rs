@@ -24,7 +24,7 @@ type Slice = (Range<usize>, Option<Ordered>);
 /// The model in canonical layout. `None`: it is not made in slices, or the function failed on one: then it is made of all
 /// updates at once, which tells the culprits.
 pub async fn whole(worker: &Arc<Worker>, facts: &Arc<Facts>) -> Result<Option<Scratch>, StepError> {
-    let Levels::Slices(planned) = tree::shape(worker, facts.round) else { return Ok(None) };
+    let Levels::Slices(planned) = tree::plan(worker, facts.round) else { return Ok(None) };
     let elements = u128::from(worker.model.layout.elements());
     let mut slices: Vec<Slice> = Vec::new();
     for slice in planned {

@@ -12,9 +12,9 @@ use super::pieces::{Order, Piece, contribution};
 use super::remote::{self, Ordered, RemoteLeaf};
 use super::scratch::Scratch;
 use super::worker::Worker;
-use catchment_fleet::{Zones, beat_of};
+use crate::shape::shape;
 use catchment_ledger::Round;
-use catchment_planner::{Config, Levels, Member, Merge, levels};
+use catchment_planner::{Config, Levels, Merge};
 use catchment_types::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -49,44 +49,33 @@ impl Branch {
     }
 }
 
-/// The shape of the work between the nodes of a round, whose top is this one.
-pub fn shape(worker: &Worker, number: u64) -> Levels {
+/// The shape of the work between the nodes of a round, whose top is this one. Says what is planned.
+pub fn plan(worker: &Worker, number: u64) -> Levels {
     let context = &worker.context;
     let beats = context.peers.fleet.live();
-    let zones = Zones::of(&beats);
-    let member = |node: NodeId, updates: u64| {
-        // One that is quiet for a moment is taken to be like this one.
-        let beat = beat_of(&beats, node).or(beat_of(&beats, context.node));
-        Member {
-            node,
-            updates,
-            zone: beat.map_or(0, |beat| zones.number(beat)),
-            link_bytes_per_s: beat.map_or(f64::INFINITY, |beat| beat.link_bytes_per_s),
-            free_bytes: beat.map_or(u64::MAX, |beat| beat.memory_free_bytes),
-        }
-    };
-    context.ledger.read(|state| {
-        let job = state.job(worker.uid);
-        let Some((job, round)) = job.and_then(|job| Some((job, job.round_numbered(number)?))) else {
-            return Levels::One;
-        };
-        let mut members: Vec<Member> = round.shares().map(|(node, share)| member(node, share.updates)).collect();
-        members.sort_by_key(|member| (member.node != context.node, std::cmp::Reverse(member.updates), member.node));
-        levels(job.needs.class.into(), job.needs.partial_bytes, &members, &Config::default())
-    })
+    let planned = context.ledger.read(|state| {
+        let job = state.job(worker.uid)?;
+        Some(shape(&beats, job, job.round_numbered(number)?, context.node))
+    });
+    let planned = planned.unwrap_or(Levels::One);
+    if planned != Levels::One {
+        let (levels, height) = (planned.name(), planned.height());
+        let why = serde_json::to_string(&planned.first(Config::default().explained)).unwrap_or_default();
+        tracing::info!(job = %worker.spec.name, round = number, levels, height, why, "share the work between nodes");
+    }
+    planned
 }
 
 /// The partial of a whole round, whose top is this node.
 pub async fn whole(worker: &Arc<Worker>, facts: &Facts) -> Result<Partial, StepError> {
     let node = worker.context.node;
-    let branch = match shape(worker, facts.round) {
+    let branch = match plan(worker, facts.round) {
         Levels::Tree(merges) => Branch::new(node, &merges),
         Levels::One | Levels::Slices(_) => Branch { node, from: Vec::new() },
     };
     let planned: BTreeSet<NodeId> = branch.nodes().into_iter().collect();
     let branch =
         if planned == facts.holders { branch } else { Branch::flat(facts.holders.iter().copied().collect(), node) };
-    tracing::debug!(round = facts.round, ?branch, "merge");
     merge(worker, facts.round, &branch, Level::Top).await
 }
 

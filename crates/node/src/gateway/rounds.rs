@@ -5,11 +5,16 @@ use super::problem::Failure;
 use super::text::Text;
 use crate::context::Context;
 use crate::desk::check_in;
+use crate::shape::shape;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use catchment_ledger::Job;
-use catchment_types::{CheckIn, ClientId, Code, DurationText, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind};
+use catchment_planner::Levels;
+use catchment_types::{
+    CheckIn, ClientId, Code, DurationText, NodeId, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind,
+};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,9 +73,16 @@ pub async fn round(
 pub fn seen_from_here(context: &Context, job: &Job, mut view: RoundView) -> RoundView {
     view.gateway = job.active_round().and_then(|round| context.peers.gateway(round, None));
     let live = context.peers.fleet.live();
+    let names: HashMap<String, &str> = live.iter().map(|beat| (beat.node.to_string(), beat.name.as_str())).collect();
+    let merges = match job.active_round().and_then(|round| Some(shape(&live, job, round, round.top()?))) {
+        Some(Levels::Tree(merges)) => merges,
+        _ => Vec::new(),
+    };
+    let into: HashMap<String, NodeId> =
+        merges.iter().flat_map(|merge| merge.from.iter().map(|from| (from.to_string(), merge.into))).collect();
     for node in &mut view.nodes {
-        let beat = live.iter().find(|beat| beat.node.to_string() == node.node);
-        node.name = beat.map(|beat| beat.name.clone());
+        node.name = names.get(&node.node).map(|name| (*name).to_owned());
+        node.into = into.get(&node.node).map(NodeId::to_string);
     }
     view
 }

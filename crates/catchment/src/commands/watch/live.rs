@@ -111,23 +111,36 @@ fn cluster_line(nodes: &NodesView) -> String {
     format!("nodes   {}{draining}{wanted}", nodes.items.len())
 }
 
-/// The round as the tree that it is put together in: the top, and under it the other nodes. Nothing for one node alone.
+/// The round as the tree that it is put together in: the top, and under each node those whose partials it merges. Nothing
+/// for one node alone.
 fn tree(round: &RoundView) -> String {
-    if round.nodes.len() < 2 {
+    let Some((top, others)) = round.nodes.split_first().filter(|(_, others)| !others.is_empty()) else {
         return String::new();
-    }
-    let line = |(i, node): (usize, &RoundNodeView)| {
-        let branch = match i {
-            0 => "top    ",
-            i if i + 1 == round.nodes.len() => " └─ ",
-            _ => " ├─ ",
-        };
-        let name = node.name.as_deref().unwrap_or(&node.node);
-        let planned = if node.planned > 0 { format!(" of {}", node.planned) } else { String::new() };
-        let megabytes = node.bytes as f64 / 1e6;
-        format!("{branch}{name}: {}{planned} received, {} folded, {megabytes:.1} MB", node.received, node.folded)
     };
-    round.nodes.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+    let is_in = |node: &str| others.iter().any(|other| other.node == node);
+    // What goes nowhere, or to nobody who is here, goes to the top.
+    let (first, below): (Vec<_>, Vec<_>) =
+        others.iter().partition(|node| node.into.as_deref().is_none_or(|into| !is_in(into)));
+    let mut lines = vec![format!("top    {}", node_line(top))];
+    branches(&mut lines, &first, &below, " ");
+    lines.join("\n")
+}
+
+/// A line for each of `nodes`, and under it those of `below` that it merges.
+fn branches(lines: &mut Vec<String>, nodes: &[&RoundNodeView], below: &[&RoundNodeView], indent: &str) {
+    for (i, node) in nodes.iter().enumerate() {
+        let (branch, further) = if i + 1 == nodes.len() { ("└─", "   ") } else { ("├─", "│  ") };
+        lines.push(format!("{indent}{branch} {}", node_line(node)));
+        let merged: Vec<_> = below.iter().copied().filter(|other| other.into.as_ref() == Some(&node.node)).collect();
+        branches(lines, &merged, below, &format!("{indent}{further}"));
+    }
+}
+
+/// `node-1: 3 of 4 received, 1 folded, 4.5 MB`.
+fn node_line(node: &RoundNodeView) -> String {
+    let name = node.name.as_deref().unwrap_or(&node.node);
+    let planned = if node.planned > 0 { format!(" of {}", node.planned) } else { String::new() };
+    format!("{name}: {}{planned} received, {} folded, {:.1} MB", node.received, node.folded, node.bytes as f64 / 1e6)
 }
 
 fn rounds_ended(job: &JobInfo) -> u64 {
@@ -149,18 +162,25 @@ mod tests {
     fn a_round_on_many_nodes_is_shown_as_a_tree() {
         let mut job = example();
         assert_eq!(tree(&job.round), "");
-        let node = |name: &str, received| RoundNodeView {
+        let node = |name: &str, received: u64, into: Option<u64>| RoundNodeView {
             node: format!("{received:016x}"),
             name: (!name.is_empty()).then(|| name.to_owned()),
             top: false,
+            into: into.map(|into| format!("{into:016x}")),
             planned: received + 1,
             received,
             folded: 1,
             bytes: received * 1_500_000,
         };
-        job.round.nodes = vec![node("a", 3), node("", 2), node("c", 1)];
-        let expected = "top    a: 3 of 4 received, 1 folded, 4.5 MB\n ├─ 0000000000000002: 2 of 3 received, 1 folded, \
-                        3.0 MB\n └─ c: 1 of 2 received, 1 folded, 1.5 MB";
+        let top = Some(9);
+        job.round.nodes = vec![node("a", 9, None), node("b", 8, top), node("c", 3, Some(8)), node("", 2, Some(3))];
+        job.round.nodes.extend([node("e", 1, Some(8)), node("f", 0, None)]);
+        let expected = "top    a: 9 of 10 received, 1 folded, 13.5 MB
+ ├─ b: 8 of 9 received, 1 folded, 12.0 MB
+ │  ├─ c: 3 of 4 received, 1 folded, 4.5 MB
+ │  │  └─ 0000000000000002: 2 of 3 received, 1 folded, 3.0 MB
+ │  └─ e: 1 of 2 received, 1 folded, 1.5 MB
+ └─ f: 0 of 1 received, 1 folded, 0.0 MB";
         assert_eq!(tree(&job.round), expected);
     }
 
