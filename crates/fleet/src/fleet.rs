@@ -244,8 +244,7 @@ mod tests {
 
     fn node(id: u64) -> Speak {
         Arc::new(move || {
-            let beat =
-                serde_json::json!({ "member": "node", "node": id, "name": "n", "url": "http://h:1", "pass": "p" });
+            let beat = serde_json::json!({ "member": "node", "node": NodeId(id), "name": "n", "url": "http://h:1", "pass": "p" });
             vec![serde_json::from_value(beat).unwrap()]
         })
     }

@@ -148,7 +148,8 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn node(id: u64) -> Beat {
-        let beat = serde_json::json!({ "member": "node", "node": id, "name": "n", "url": "http://h:1", "pass": "p" });
+        let beat =
+            serde_json::json!({ "member": "node", "node": NodeId(id), "name": "n", "url": "http://h:1", "pass": "p" });
         serde_json::from_value(beat).unwrap()
     }
 

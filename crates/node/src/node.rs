@@ -254,7 +254,7 @@ impl Context {
 fn node_id(data_dir: &Path, entropy: &dyn Entropy) -> std::io::Result<NodeId> {
     let path = data_dir.join("node-id");
     match std::fs::read_to_string(&path) {
-        Ok(text) => u64::from_str_radix(text.trim(), 16).map(NodeId).map_err(|_| {
+        Ok(text) => text.trim().parse().map_err(|_| {
             let message = format!("{} does not hold 16 hexadecimal digits; put it back from a backup", path.display());
             std::io::Error::new(std::io::ErrorKind::InvalidData, message)
         }),

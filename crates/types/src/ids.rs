@@ -94,6 +94,33 @@ impl Name {
     }
 }
 
+/// What is a number or bytes to machines, and its text in logs and JSON.
+macro_rules! text_for_people {
+    ($name:ident) => {
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                } else {
+                    Deserialize::deserialize(deserializer).map(Self)
+                }
+            }
+        }
+    };
+}
+
 macro_rules! binary_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -118,12 +145,6 @@ macro_rules! binary_id {
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{self}")
-            }
-        }
-
         impl FromStr for $name {
             type Err = BadId;
             fn from_str(text: &str) -> Result<Self, BadId> {
@@ -139,25 +160,7 @@ macro_rules! binary_id {
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                if serializer.is_human_readable() {
-                    serializer.collect_str(self)
-                } else {
-                    self.0.serialize(serializer)
-                }
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                if deserializer.is_human_readable() {
-                    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-                } else {
-                    Deserialize::deserialize(deserializer).map(Self)
-                }
-            }
-        }
+        text_for_people!($name);
     };
 }
 
@@ -233,12 +236,6 @@ impl fmt::Display for Digest {
     }
 }
 
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
 impl FromStr for Digest {
     type Err = BadId;
     fn from_str(text: &str) -> Result<Self, BadId> {
@@ -248,21 +245,28 @@ impl FromStr for Digest {
     }
 }
 
-impl Serialize for Digest {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+text_for_people!(Digest);
+
+/// Names the process that holds a slab: its node's name, fixed by the node's data directory. 16 hexadecimal digits in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-        } else {
-            Deserialize::deserialize(deserializer).map(Self)
-        }
+impl FromStr for NodeId {
+    type Err = BadId;
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| digits);
+        number.map(Self).ok_or_else(|| BadId::new("node id", text, "16 hexadecimal digits"))
     }
 }
+
+text_for_people!(NodeId);
 
 /// What a caller may do. Enforced once credentials are on; named from the start so that no later release has to
 /// guess which role a call needed.
@@ -290,6 +294,17 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.b", "a_b", &"x".repeat(64), "é", "a/b"] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_a_text_for_people_and_a_number_for_machines() {
+        let node = NodeId(0x2f);
+        assert_eq!(serde_json::to_string(&node).unwrap(), "\"000000000000002f\"");
+        assert_eq!(serde_json::from_str::<NodeId>("\"000000000000002f\"").unwrap(), node);
+        assert_eq!(format!("{node} {node:?}"), "000000000000002f 000000000000002f");
+        for bad in ["", "2f", "+00000000000002f", "00000000000000002f", "000000000000002g"] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
         }
     }
 

@@ -20,10 +20,10 @@ mod views;
 pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
 pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
-pub use ids::{BadId, ClientId, Digest, JobUid, Name, ReceiptId, Role, TaskId};
+pub use ids::{BadId, ClientId, Digest, JobUid, Name, NodeId, ReceiptId, Role, TaskId};
 pub use problem::{Code, FieldError, Problem};
 pub use record::{
-    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, NodeId, Place, Record,
+    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, Place, Record,
 };
 pub use slab_id::SlabId;
 pub use spec::{

@@ -3,19 +3,9 @@
 //! A job's state is a fold over these, so a record says what happened and not what follows from it. Kept free of
 //! serde features that a compact binary form cannot carry (untagged, flatten, skipped fields).
 
-use crate::{ClientId, Digest, JobUid, ReceiptId, SlabId, SpecPatch, TimeMs};
+use crate::{ClientId, Digest, JobUid, NodeId, ReceiptId, SlabId, SpecPatch, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Names the process that holds a slab: its node's name, fixed by the node's data directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeId(pub u64);
-
-impl std::fmt::Display for NodeId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// One update that a gateway has frozen and now reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use catchment_types::{Code, Digest, JobUid, NodeId, Problem};
+use catchment_types::{BadId, Code, Digest, JobUid, NodeId, Problem};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -56,9 +56,9 @@ async fn keep_model(
     at: At,
     Query(from): Query<From>,
 ) -> Result<StatusCode, Failure> {
-    let node = u64::from_str_radix(&from.from, 16)
-        .map_err(|_| Problem::new(Code::BadRequest, "from: not a node's name in hexadecimal digits"))?;
-    ensure_from(&context, at.part("uid")?, at.number("version")?, at.part("etag")?, NodeId(node)).await?;
+    let bad = |error: BadId| Problem::new(Code::BadRequest, format!("from: {error}"));
+    let node: NodeId = from.from.parse().map_err(bad)?;
+    ensure_from(&context, at.part("uid")?, at.number("version")?, at.part("etag")?, node).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
