@@ -244,7 +244,9 @@ mod tests {
 
     fn node(id: u64) -> Speak {
         Arc::new(move || {
-            let beat = serde_json::json!({ "member": "node", "node": NodeId(id), "name": "n", "url": "http://h:1", "pass": "p" });
+            let (member, node) = ("node", NodeId(id));
+            let beat =
+                serde_json::json!({ "member": member, "node": node, "name": "n", "url": "http://h:1", "pass": "p" });
             vec![serde_json::from_value(beat).unwrap()]
         })
     }
