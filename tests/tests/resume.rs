@@ -7,7 +7,7 @@ use catchment_tests::{
 };
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -478,31 +478,34 @@ on_both_buses! {
 
 /// Hands connections on to `server` and counts what clients send. The first that sends more than `cut` bytes ends there.
 async fn breaking(listener: TcpListener, server: String, cut: usize, sent: Arc<AtomicU64>) {
-    let mut breaks = true;
+    let breaks = Arc::new(AtomicBool::new(true));
     loop {
         let (client, _) = listener.accept().await.expect("accept");
         let upstream = TcpStream::connect(&server).await.expect("connect to the server");
-        let (mut from, mut to) = client.into_split();
-        let (mut back, mut out) = upstream.into_split();
-        let answers = tokio::spawn(async move { tokio::io::copy(&mut back, &mut to).await });
-        let (mut buffer, mut here) = (vec![0; 64 << 10], 0);
-        let mut hand_on = async || {
-            loop {
-                let room = if breaks { buffer.len().min(cut - here) } else { buffer.len() };
-                if room == 0 {
-                    breaks = false;
-                    return;
-                }
-                match from.read(&mut buffer[..room]).await {
-                    Ok(taken) if taken > 0 && out.write_all(&buffer[..taken]).await.is_ok() => {
-                        here += taken;
-                        sent.fetch_add(taken as u64, Ordering::Relaxed);
-                    }
-                    _ => return,
-                }
-            }
-        };
-        hand_on().await;
-        answers.abort();
+        // A client may open another connection before it has ended the one before.
+        tokio::spawn(hand_on(client, upstream, cut, breaks.clone(), sent.clone()));
     }
+}
+
+async fn hand_on(client: TcpStream, upstream: TcpStream, cut: usize, breaks: Arc<AtomicBool>, sent: Arc<AtomicU64>) {
+    let (mut from, mut to) = client.into_split();
+    let (mut back, mut out) = upstream.into_split();
+    let answers = tokio::spawn(async move { tokio::io::copy(&mut back, &mut to).await });
+    let (mut buffer, mut here) = (vec![0; 64 << 10], 0);
+    loop {
+        let left = if breaks.load(Ordering::Relaxed) { cut - here } else { usize::MAX };
+        if left == 0 {
+            breaks.store(false, Ordering::Relaxed);
+            break;
+        }
+        let room = buffer.len().min(left);
+        match from.read(&mut buffer[..room]).await {
+            Ok(taken) if taken > 0 && out.write_all(&buffer[..taken]).await.is_ok() => {
+                here += taken;
+                sent.fetch_add(taken as u64, Ordering::Relaxed);
+            }
+            _ => break,
+        }
+    }
+    answers.abort();
 }
