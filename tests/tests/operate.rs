@@ -203,9 +203,10 @@ async fn coordinators_say_how_they_are() {
             means().accepted(&job, 1, client).await;
         }
         job.in_state("completed").await;
-        until("one of them decides", async || {
-            let leads = async |api: &Api| api.metrics().await.sum("catchment_coordinator_leads", &[]);
-            (leads(&coordinators[0]).await + leads(&coordinators[1]).await == 1.0).then_some(())
+        until("the one that decides says so, and the other does not", async || {
+            let leads = async |i: usize| coordinators[i].metrics().await.sum("catchment_coordinator_leads", &[]);
+            let leader = cluster.leader().await;
+            ((leads(leader).await, leads(1 - leader).await) == (1.0, 0.0)).then_some(())
         })
         .await;
         let mut opened = 0.0;

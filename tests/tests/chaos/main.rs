@@ -218,8 +218,7 @@ async fn nothing_is_lost_or_counted_twice_in_a_storm() {
     eprintln!("{seeds} storms: {rounds} rounds, {lost} updates lost and said to be");
     if seeds >= MANY {
         assert!(lost > 0, "no update was ever lost: the storms were none");
-    }
-    if wanted.is_some_and(|seeds| seeds >= MANY) {
-        assert!(rounds >= 5 * seeds, "only {rounds} rounds: the storms hit nothing");
+        // Short storms have few rounds but those after them.
+        assert!(wanted.is_none() || rounds >= 5 * seeds, "only {rounds} rounds: the storms hit nothing");
     }
 }

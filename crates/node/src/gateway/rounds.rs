@@ -8,6 +8,7 @@ use crate::desk::check_in;
 use crate::shape::shape;
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use catchment_fleet::beat_of;
 use catchment_ledger::Job;
 use catchment_planner::Levels;
 use catchment_types::{
@@ -73,16 +74,18 @@ pub async fn round(
 pub fn seen_from_here(context: &Context, job: &Job, mut view: RoundView) -> RoundView {
     view.gateway = job.active_round().and_then(|round| context.peers.gateway(round, None));
     let live = context.peers.fleet.live();
-    let names: HashMap<String, &str> = live.iter().map(|beat| (beat.node.to_string(), beat.name.as_str())).collect();
-    let merges = match job.active_round().and_then(|round| Some(shape(&live, job, round, round.top()?))) {
+    // A node alone merges with nobody.
+    let round = job.active_round().filter(|_| view.nodes.len() > 1);
+    let merges = match round.and_then(|round| Some(shape(&live, job, round, round.top()?))) {
         Some(Levels::Tree(merges)) => merges,
         _ => Vec::new(),
     };
-    let into: HashMap<String, NodeId> =
-        merges.iter().flat_map(|merge| merge.from.iter().map(|from| (from.to_string(), merge.into))).collect();
+    let into: HashMap<NodeId, NodeId> =
+        merges.iter().flat_map(|merge| merge.from.iter().map(|from| (*from, merge.into))).collect();
     for node in &mut view.nodes {
-        node.name = names.get(&node.node).map(|name| (*name).to_owned());
-        node.into = into.get(&node.node).map(NodeId::to_string);
+        let Ok(id) = node.node.parse() else { continue };
+        node.name = beat_of(&live, id).map(|beat| beat.name.clone());
+        node.into = into.get(&id).map(NodeId::to_string);
     }
     view
 }
