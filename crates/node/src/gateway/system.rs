@@ -8,7 +8,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use catchment_proxy::Lack;
 use catchment_types::{Code, FunctionView, JobUid, Page, Problem};
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 /// Whether the process is alive.
@@ -49,19 +48,23 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let parked = context.parking.counts();
     // Under the ledger's lock, so that no job is deleted and forgotten meanwhile.
     context.ledger.read(|state| {
-        let mut jobs = HashSet::new();
         for job in state.jobs() {
             let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
             let count = parked.get(&job.uid).copied().unwrap_or_default();
             context.metrics.uploads_parked.with_label_values(&labels).set(count);
-            jobs.insert(labels);
         }
-        // Work that was under way may have counted after its job was deleted. Refusals of unknown jobs have no names.
-        context.metrics.forget(|named| named != ["", ""] && !jobs.contains(&named));
     });
+    // Work that was under way may have counted after its job was deleted. Refusals of unknown jobs have no names.
+    context.metrics.forget(|named| named != ["", ""] && !is_job(&context, named));
     let _one = context.metrics.scrape.lock().unwrap_or_else(PoisonError::into_inner);
     gauge_runners(&context);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
+}
+
+/// Looked up one by one: the ledger is not kept from its work while all series are gone through.
+fn is_job(context: &Context, [namespace, job]: [&str; 2]) -> bool {
+    let named = namespace.parse().ok().zip(job.parse().ok());
+    named.is_some_and(|(namespace, job)| context.ledger.read(|state| state.job_named(&namespace, &job).is_some()))
 }
 
 fn gauge_runners(context: &Context) {
