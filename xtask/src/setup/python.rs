@@ -1,11 +1,11 @@
 //! The Python of tests: an environment of its own in the build folder, with what the list of packages names.
 
-use super::{Setup, pip, quiet};
+use super::{Setup, pip_install, quiet};
 use crate::apt;
 use crate::machine::{Machine, output};
 use crate::version::Version;
 use crate::workspace;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -40,9 +40,7 @@ pub fn environment(setup: &Setup) -> Result<PathBuf> {
 pub fn complete(python: &Path, list: &Path) -> Result<()> {
     let Err(lacks) = lacks(python, list) else { return Ok(()) };
     println!("installing Python packages of {}: {lacks}", list.display());
-    if let Err(reason) = quiet(pip(python).arg("--requirement").arg(list)) {
-        bail!("{reason}\nOnce the package index can be reached, this is enough:\n  make setup");
-    }
+    pip_install(python, &["--requirement".as_ref(), list.as_os_str()])?;
     self::lacks(python, list).map_err(|lacks| anyhow!("pip is done, and still: {lacks}"))
 }
 

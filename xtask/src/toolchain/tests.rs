@@ -91,7 +91,7 @@ fn an_old_linker_of_the_system_is_refused() {
     assert!(refusals(&fake)[2].as_deref().is_some_and(|refused| refused.contains("no rust-lld")));
     fake.program("wasm-ld", "echo 'Debian LLD 14.0.6 (compatible with GNU linkers)'");
     assert!(refusals(&fake)[2].as_deref().is_some_and(|refused| refused.contains("wasm-ld is too old")));
-    fake.program("wasm-ld", "echo 'LLD 22.1.8 (compatible with GNU linkers)'");
+    fake.program("wasm-ld-22", "echo 'Debian LLD 22.1.8 (compatible with GNU linkers)'");
     assert_eq!(refusals(&fake)[2], None);
 }
 
