@@ -3,22 +3,34 @@
 
 CARGO  ?= cargo
 TARGET := $(if $(CARGO_TARGET_DIR),$(abspath $(CARGO_TARGET_DIR)),$(CURDIR)/target)
-XTASK  := $(CARGO) run --quiet --release --package xtask --
-# What the binaries carry: wasm functions, and kernel programs where this machine can build them.
+# Chosen from the whole workspace, not as a package, so that what it depends on is compiled once for it and for the rest.
+XTASK  := $(CARGO) run --quiet --release --bin xtask --
+# What the programs carry: wasm functions, and kernel programs where this machine can build them.
 EMBED  := CATCHMENT_EMBED_FUNCTIONS=$(TARGET)/functions CATCHMENT_EMBED_EBPF=$(TARGET)/ebpf
 BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help build demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
+.PHONY: help setup doctor carried build benches demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build the release binaries, functions and kernel programs embedded, into $(TARGET)/release
+setup: ## Find or install all that the other targets need, and say what was found
+	$(XTASK) setup --all
+
+doctor: ## Say what is there, in which version, and what would be taken; installs nothing
+	$(XTASK) doctor
+
+carried:
 	$(XTASK) functions --install
 	$(XTASK) ebpf --install --optional
-	$(EMBED) $(CARGO) build --release --workspace --bins
+
+build: carried ## Build the two programs, functions and kernel programs embedded, into $(TARGET)/release
+	$(EMBED) $(CARGO) build --release --bin catchment --bin catchment-worker
+
+benches: build
+	$(EMBED) $(CARGO) build --release --bin catchment-benches
 
 demo: build ## Ten real clients train one model on handwritten digits (BUS=nats: over a real NATS server)
 	$(XTASK) demo --bus $(BUS)
@@ -36,21 +48,21 @@ test-runners: build ## The end-to-end tests with two runner processes in every s
 	$(EMBED) $(XTASK) test --runners 2
 
 chaos: build ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
-	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --package catchment-tests --test chaos -- --nocapture
+	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --test chaos -- --nocapture
 
-lint: ## Formatting, clippy, and dependency rules where cargo-deny is installed
+lint: ## Formatting, clippy, and licences, bans and sources of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path ebpf/Cargo.toml
 	$(EMBED) $(CARGO) clippy --release --workspace --all-targets -- --deny warnings
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
+	$(XTASK) deny
 
 fuzz: ## Run every fuzz target for SECONDS (default 10) each
 	$(XTASK) fuzz --seconds $(SECONDS)
 
-bench: build ## Measured claims, as Markdown tables (PEERS=python-with-flwr: Flower beside; SVG=file: charts)
+bench: benches ## Measured claims, as Markdown tables (PEERS=python-with-flwr: Flower beside; SVG=file: charts)
 	$(TARGET)/release/catchment-benches all $(if $(PEERS),--peers $(PEERS)) $(if $(SVG),--svg $(SVG))
 
-large: build ## A model with a tensor of more than 4 GiB, for real (20 GB of memory, 15 GB of disk, some minutes)
+large: benches ## A model with a tensor of more than 4 GiB, for real (20 GB of memory, 15 GB of disk, some minutes)
 	$(TARGET)/release/catchment-benches large
 
 docs: build ## Regenerate committed files (docs/openapi.json)

@@ -2,7 +2,7 @@
 
 use crate::programs::{root, target_dir};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A Python with the packages of `tests/python/requirements.txt`.
@@ -11,7 +11,7 @@ pub struct Python {
 }
 
 impl Python {
-    /// `CATCHMENT_PYTHON`, else a virtual environment among the build's tools, made when it is not there.
+    /// `CATCHMENT_PYTHON`, else a virtual environment among the build's tools, made or completed when it lacks something.
     ///
     /// # Panics
     /// When it cannot be made, with what pip said.
@@ -21,17 +21,15 @@ impl Python {
         }
         let tools = target_dir().join("tools");
         fs::create_dir_all(&tools).expect("make the folder for tools");
-        // One test at a time makes it.
-        let lock = File::create(tools.join("venv.lock")).expect("make a lock");
+        // One at a time makes it; `xtask` takes the same lock.
+        let lock = File::create(tools.join("lock")).expect("make a lock");
         lock.lock().expect("lock");
         let (venv, requirements) = (tools.join("venv"), requirements());
         let program = venv.join("bin/python");
-        let stamp = venv.join("requirements.txt");
-        let wanted = fs::read(&requirements).expect("read requirements.txt");
-        if fs::read(&stamp).ok() != Some(wanted.clone()) {
+        let ready = Command::new(&program).arg("-I").arg(script("installed.py")).arg(&requirements).output();
+        if !ready.is_ok_and(|output| output.status.success()) {
             run(Command::new("python3").arg("-m").arg("venv").arg(&venv));
             run(Command::new(&program).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements));
-            fs::write(&stamp, wanted).expect("note what is installed");
         }
         Self { program }
     }
@@ -49,12 +47,16 @@ impl Python {
     /// # Panics
     /// When it fails, with what it said.
     pub fn script(&self, name: &str, arguments: &[&str]) -> String {
-        run(Command::new(&self.program).arg(root().join("tests/python").join(name)).args(arguments))
+        run(Command::new(&self.program).arg(script(name)).args(arguments))
     }
 }
 
+fn script(name: &str) -> PathBuf {
+    root().join("tests/python").join(name)
+}
+
 fn requirements() -> PathBuf {
-    Path::new(root()).join("tests/python/requirements.txt")
+    script("requirements.txt")
 }
 
 fn run(command: &mut Command) -> String {

@@ -5,14 +5,15 @@
 
 mod toolchain;
 
+use crate::machine::Machine;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use toolchain::{Linker, TARGET, Toolchain};
+use toolchain::Linker;
 
-pub use toolchain::doctor;
+pub use toolchain::{TARGET, Toolchain, apt_line};
 
 /// The programs, as `ebpf/Cargo.toml` names them.
 const PROGRAMS: [&str; 2] = ["meter", "route"];
@@ -22,7 +23,7 @@ pub struct Arguments {
     /// Where the objects go [default: ebpf/ in the build folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Install a toolchain when there is none (apt-get, as root); also when the variable CI is set
+    /// Install a toolchain when there is none or all are too old (apt-get, as root); also when the variable CI is set
     #[arg(long)]
     install: bool,
     /// Go on without the objects when they cannot be built
@@ -34,7 +35,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| workspace::target_dir().join("ebpf"));
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
-    match find(arguments).and_then(|toolchain| build(&toolchain, &out)) {
+    let install = arguments.install || std::env::var_os("CI").is_some();
+    let toolchain = Toolchain::find_or_install(&Machine::this(), install);
+    match toolchain.and_then(|toolchain| build(&toolchain, &out)) {
         Err(error) if arguments.optional => {
             // Those that were built from older sources must not be taken for these.
             for program in PROGRAMS {
@@ -44,16 +47,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         result => result,
-    }
-}
-
-fn find(arguments: &Arguments) -> Result<Toolchain> {
-    match Toolchain::find() {
-        Err(none) if arguments.install || std::env::var_os("CI").is_some() => {
-            crate::toolchain::install(toolchain::APT_LINE).with_context(|| none.to_string())?;
-            Toolchain::find()
-        }
-        found => found,
     }
 }
 
@@ -70,7 +63,7 @@ fn build(toolchain: &Toolchain, out: &Path) -> Result<()> {
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     let status = cargo.status().context("run cargo")?;
     if !status.success() {
-        bail!("building the kernel programs with {} failed", toolchain.describe());
+        bail!("building the kernel programs with {toolchain} failed");
     }
     for program in PROGRAMS {
         let built = target_dir.join(TARGET).join("release").join(program);

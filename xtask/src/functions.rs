@@ -1,6 +1,7 @@
 //! `xtask functions`: every crate under `functions/` as a wasm module.
 
-use crate::toolchain::{self, Toolchain, WASM_TARGET};
+use crate::machine::Machine;
+use crate::toolchain::{Toolchain, WASM_TARGET};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -21,7 +22,7 @@ pub struct Arguments {
     /// Where the modules go [default: functions/ in the build folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Install a toolchain when there is none (apt-get, as root); also when the variable CI is set
+    /// Install a toolchain when there is none or all are too old (apt-get, as root); also when the variable CI is set
     #[arg(long)]
     install: bool,
 }
@@ -36,13 +37,8 @@ struct Function {
 
 /// Builds the modules and says where they are.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let toolchain = match Toolchain::find() {
-        Err(_) if arguments.install || std::env::var_os("CI").is_some() => {
-            toolchain::install(toolchain::APT_LINE)?;
-            Toolchain::find()?
-        }
-        found => found?,
-    };
+    let install = arguments.install || std::env::var_os("CI").is_some();
+    let toolchain = Toolchain::find_or_install(&Machine::this(), install)?;
     let functions = functions()?;
     let target_dir = workspace::target_dir();
     let wasm_dir = target_dir.join("wasm");
@@ -85,7 +81,7 @@ fn build(toolchain: &Toolchain, functions: &[Function], wasm_dir: &Path) -> Resu
     }
     let status = cargo.status().context("run cargo")?;
     if !status.success() {
-        bail!("building the functions with {} failed", toolchain.describe());
+        bail!("building the functions with {toolchain} failed");
     }
     Ok(())
 }

@@ -4,14 +4,21 @@
 //! the plain workspace build must not depend on any of it. So it happens here, on request.
 #![forbid(unsafe_code)]
 
+mod apt;
+mod compiler;
 mod demo;
+mod deny;
 mod doctor;
 mod ebpf;
+#[cfg(test)]
+mod fakes;
 mod functions;
 mod fuzz;
+mod machine;
 mod setup;
 mod test;
 mod toolchain;
+mod version;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -30,15 +37,17 @@ enum Task {
     Functions(functions::Arguments),
     /// Build the kernel programs under ebpf/
     Ebpf(ebpf::Arguments),
-    /// Find or install what the tests need: a NATS server, and Python with safetensors
-    Setup,
+    /// Find or install what the tests need: cargo-nextest, a NATS server, and Python with the packages they import
+    Setup(setup::Arguments),
     /// Train one model with ten client processes and show what came of it
     Demo(demo::Arguments),
     /// Run every test of the workspace
     Test(test::Arguments),
+    /// Check licences, bans and sources of all dependencies
+    Deny,
     /// Run every fuzz target for a while
     Fuzz(fuzz::Arguments),
-    /// Say which toolchains this machine has and which one each build would take
+    /// Say which toolchains and tools this machine has, their versions, and what would be taken
     Doctor,
 }
 
@@ -46,11 +55,15 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Functions(arguments) => functions::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
-        Task::Setup => setup::run().map(drop),
+        Task::Setup(arguments) => setup::run(&arguments),
+        Task::Deny => deny::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
-        Task::Doctor => doctor::run(),
+        Task::Doctor => {
+            doctor::run();
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! Runs every test of the workspace, with everything they need beside them.
 
-use crate::{setup, workspace};
+use crate::setup::Setup;
+use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 
@@ -17,37 +18,27 @@ pub struct Arguments {
 
 /// Runs documentation tests, then everything else. The tests run what ships: the release profile.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let tools = setup::run()?;
-    let cargo = |of_cargo: &[&str]| {
-        let mut command = Command::new("cargo");
+    let setup = Setup::this();
+    let (nextest, nats_server, python) = (setup.cargo_nextest()?, setup.nats_server()?, setup.python()?);
+    let run = |mut command: Command, of_cargo: &[&str]| {
         command
             .args(of_cargo)
             .current_dir(workspace::root())
             .env("CATCHMENT_FUNCTIONS_DIR", workspace::target_dir().join("functions"))
             .env("CATCHMENT_BIN_DIR", workspace::target_dir().join("release"))
-            .env("CATCHMENT_PYTHON", &tools.python)
-            .env("NATS_SERVER", &tools.nats_server);
+            .env("CATCHMENT_PYTHON", &python)
+            .env("NATS_SERVER", &nats_server);
         if let Some(runners) = arguments.runners {
             command.env("CATCHMENT_RUNNERS", runners.to_string());
         }
         check(&mut command)
     };
-    let has_nextest = Command::new("cargo").args(["nextest", "--version"]).output();
-    let has_nextest = has_nextest.is_ok_and(|output| output.status.success());
-    if !has_nextest {
-        println!("cargo-nextest is not installed; running the tests with cargo test");
+    if arguments.runners.is_some() {
+        let wanted = ["nextest", "run", "--release", "--workspace", "--filterset", END_TO_END];
+        return run(Command::new(&nextest), &wanted);
     }
-    match (arguments.runners, has_nextest) {
-        (Some(_), true) => cargo(&["nextest", "run", "--release", "--workspace", "--filterset", END_TO_END]),
-        (Some(_), false) => cargo(&["test", "--release", "--package", "catchment-tests", "--tests"]),
-        (None, _) => {
-            cargo(&["test", "--release", "--workspace", "--doc", "--quiet"])?;
-            match has_nextest {
-                true => cargo(&["nextest", "run", "--release", "--workspace"]),
-                false => cargo(&["test", "--release", "--workspace", "--tests", "--bins", "--lib"]),
-            }
-        }
-    }
+    run(Command::new("cargo"), &["test", "--release", "--workspace", "--doc", "--quiet"])?;
+    run(Command::new(&nextest), &["nextest", "run", "--release", "--workspace"])
 }
 
 fn check(command: &mut Command) -> Result<()> {

@@ -4,98 +4,115 @@
 //! sources, or Debian's second toolchain, which ships them as a package; both build `core` and `alloc` along with the
 //! function. The first that works is taken, and when none does, the answer is the one command that changes it.
 
-use anyhow::{Context, Result, bail};
+use crate::apt;
+use crate::compiler::{Candidate, Compiler, Which, choose};
+use crate::machine::{Machine, output};
+use crate::version::Version;
+use anyhow::{Context, Result, anyhow};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The target of functions.
 pub const WASM_TARGET: &str = "wasm32-unknown-unknown";
 
 /// The packages that give a Debian machine all it needs.
-pub const APT_LINE: &str = "apt-get install -y --no-install-recommends rustc-web rust-web-src";
+pub const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 
-/// The distribution's compiler.
-pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// The first wasm-ld that knows all the arguments that functions are linked with (`--initial-heap`).
+const WASM_LD_WANTED: Version = Version(18, 0, 0);
 
 /// A toolchain that can build functions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Toolchain {
-    /// The current toolchain has the target's libraries.
-    Target,
-    /// A rustup nightly with the library's sources.
-    Nightly,
-    /// The distribution's compiler with the library's sources, and a linker for wasm.
-    Distribution {
-        /// The linker.
-        linker: PathBuf,
-    },
+pub struct Toolchain {
+    compiler: Compiler,
+    /// For a compiler that has none of its own.
+    linker: Option<PathBuf>,
 }
 
-/// A toolchain that may be there: its name, and the question whether it can be used.
-pub type Candidate = (&'static str, fn() -> Finding);
-
-/// Whether a toolchain can be used, or why not.
-pub type Finding = Result<Toolchain, String>;
-
 impl Toolchain {
-    /// The candidates in order of preference, each with the question whether it can be used.
-    pub const CANDIDATES: [Candidate; 3] = [
-        ("the current toolchain with the wasm32 target", current),
-        ("a nightly toolchain with rust-src", nightly),
-        ("the distribution's rustc with rust-src", distribution),
-    ];
-
-    /// The toolchain to build functions with.
-    pub fn find() -> Result<Self> {
-        let mut text = String::from("no toolchain on this machine can build for wasm32:");
-        for (name, ask) in Self::CANDIDATES {
-            match ask() {
-                Ok(found) => return Ok(found),
-                Err(reason) => text.push_str(&format!("\n  {name}: {reason}")),
-            }
-        }
-        bail!(
-            "{text}\nOne of these helps:\n  rustup target add {WASM_TARGET}\n  {APT_LINE}\n(--install runs the second \
-             for you)"
-        );
+    /// What there is, in order of preference.
+    pub fn candidates(machine: &Machine) -> Vec<Candidate<Self>> {
+        let with = |compiler: &Compiler, linker| Self { compiler: compiler.clone(), linker };
+        vec![
+            Candidate::ask(machine, "the current toolchain with the wasm32 target", Which::Current, |compiler| {
+                compiler.builds_for(WASM_TARGET).map(|()| with(compiler, None))
+            }),
+            Candidate::ask(machine, "a nightly toolchain with rust-src", Which::Nightly, |compiler| {
+                compiler.has_sources().map(|()| with(compiler, None))
+            }),
+            Candidate::ask(machine, "the distribution's rustc with rust-src", Which::Distribution, |compiler| {
+                compiler.has_sources()?;
+                Ok(with(compiler, Some(linker(machine, compiler)?)))
+            }),
+        ]
     }
 
-    /// One line for people.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Target => format!("the current toolchain ({})", version("rustc").unwrap_or_default()),
-            Self::Nightly => "the nightly toolchain, building core and alloc".to_string(),
-            Self::Distribution { .. } => {
-                format!("{DEBIAN_RUSTC} ({}), building core and alloc", version(DEBIAN_RUSTC).unwrap_or_default())
+    /// The toolchain to build functions with.
+    pub fn find(machine: &Machine) -> Result<Self> {
+        choose(Self::candidates(machine)).map_err(|reasons| {
+            anyhow!(
+                "no toolchain on this machine can build for wasm32:{reasons}\nOne of these helps:\n  rustup target add \
+                 {WASM_TARGET}\n  {}",
+                apt::line(&PACKAGES)
+            )
+        })
+    }
+
+    /// The same; when there is none, it is installed, or upgraded when it is too old.
+    pub fn find_or_install(machine: &Machine, install: bool) -> Result<Self> {
+        match Self::find(machine) {
+            Err(none) if install => {
+                apt::install(machine, &PACKAGES).with_context(|| none.to_string())?;
+                Self::find(machine)
             }
+            found => found,
         }
     }
 
     /// A `cargo build --target wasm32-unknown-unknown` with this toolchain, untouched by whatever the caller's
     /// environment says about the host's build.
     pub fn cargo_build(&self) -> Command {
-        let mut cargo = clean_cargo(*self == Self::Nightly);
+        let mut cargo = clean_cargo(self.compiler.which());
         cargo.args(["build", "--target", WASM_TARGET]);
-        match self {
-            Self::Target => {}
-            Self::Nightly => {
+        match self.compiler.which() {
+            Which::Current => {}
+            Which::Nightly => {
                 cargo.env("RUSTUP_TOOLCHAIN", "nightly").arg("-Zbuild-std=core,alloc");
             }
-            Self::Distribution { linker } => {
-                cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-                cargo.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker).arg("-Zbuild-std=core,alloc");
+            Which::Distribution => {
+                cargo.env("RUSTC", self.compiler.program()).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
             }
+        }
+        if let Some(linker) = &self.linker {
+            cargo.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
         }
         cargo
     }
 }
 
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.compiler)?;
+        if self.compiler.which() != Which::Current {
+            f.write_str(", building core and alloc")?;
+        }
+        if let Some(linker) = &self.linker {
+            write!(f, ", linking with {}", linker.display())?;
+        }
+        Ok(())
+    }
+}
+
 /// A cargo that is untouched by whatever the caller's environment says about the host's build.
-pub fn clean_cargo(rustup: bool) -> Command {
-    let mut cargo = match rustup {
-        true => Command::new("cargo"),
-        false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+pub fn clean_cargo(which: Which) -> Command {
+    let mut cargo = match which {
+        // Only rustup's own cargo can change to another toolchain.
+        Which::Nightly => Command::new("cargo"),
+        Which::Current | Which::Distribution => {
+            Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        }
     };
     for (name, _) in std::env::vars_os() {
         if concerns_the_host(&name) {
@@ -103,21 +120,6 @@ pub fn clean_cargo(rustup: bool) -> Command {
         }
     }
     cargo
-}
-
-/// Runs this `apt-get` line, when this process may.
-pub fn install(line: &str) -> Result<()> {
-    eprintln!("{line}");
-    let mut words = line.split(' ');
-    let status = Command::new(words.next().expect("a program"))
-        .args(words)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .status()
-        .context("run apt-get")?;
-    if !status.success() {
-        bail!("apt-get failed ({status}); it needs root and a package index (apt-get update)");
-    }
-    Ok(())
 }
 
 /// Variables of the outer build that would leak into the inner one.
@@ -139,83 +141,25 @@ fn concerns_the_host(name: &OsString) -> bool {
         || ["CARGO_TARGET_WASM32", "CARGO_TARGET_BPFEL"].iter().any(|p| name.starts_with(p))
 }
 
-fn current() -> Finding {
-    let libdir = output(Command::new("rustc").args(["--print", "target-libdir", "--target", WASM_TARGET]))?;
-    has_core(Path::new(&libdir)).then_some(Toolchain::Target).ok_or("its libraries are not installed".to_string())
-}
-
-fn nightly() -> Finding {
-    let sysroot = nightly_sysroot()?;
-    has_sources(Path::new(&sysroot)).then_some(Toolchain::Nightly).ok_or("it has no rust-src".to_string())
-}
-
-/// Where rustup's nightly lies, if there is one.
-pub fn nightly_sysroot() -> Result<String, String> {
-    let sysroot = output(Command::new("rustc").env("RUSTUP_TOOLCHAIN", "nightly").args(["--print", "sysroot"]))?;
-    sysroot.contains("nightly").then_some(sysroot).ok_or("none is installed".to_string())
-}
-
-fn distribution() -> Finding {
-    let sysroot = output(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]))?;
-    if !has_sources(Path::new(&sysroot)) {
-        return Err("it has no rust-src".to_string());
+/// A linker for wasm: the one that comes with rustup's toolchain or the compiler itself, or the system's.
+fn linker(machine: &Machine, compiler: &Compiler) -> Result<PathBuf, String> {
+    let current = Compiler::ask(machine, Which::Current).ok();
+    let sysroots = current.iter().chain([compiler]).map(|compiler| compiler.sysroot().join("lib/rustlib"));
+    let targets = sysroots.filter_map(|rustlib| rustlib.read_dir().ok()).flatten().flatten();
+    let bundled = targets.map(|target| target.path().join("bin/rust-lld")).find(|linker| linker.is_file());
+    if let Some(linker) = bundled {
+        return Ok(linker);
     }
-    let linker = linker(&sysroot).ok_or("there is no rust-lld, and no wasm-ld on the PATH")?;
-    Ok(Toolchain::Distribution { linker })
-}
-
-/// A linker for wasm: the one that comes with rustup's toolchain, or the system's.
-fn linker(distribution: &str) -> Option<PathBuf> {
-    let sysroots = [output(Command::new("rustc").args(["--print", "sysroot"])).ok(), Some(distribution.to_string())];
-    let targets = sysroots.into_iter().flatten().filter_map(|s| Path::new(&s).join("lib/rustlib").read_dir().ok());
-    let bundled = targets.flatten().flatten().map(|target| target.path().join("bin/rust-lld"));
-    bundled.filter(|linker| linker.is_file()).chain(on_path("wasm-ld")).next()
-}
-
-/// A program on the search path.
-pub fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|program| program.is_file())
-}
-
-/// Whether a folder of libraries has the core library.
-pub fn has_core(libdir: &Path) -> bool {
-    let Ok(entries) = std::fs::read_dir(libdir) else { return false };
-    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
-}
-
-/// Whether a toolchain has the library's sources.
-pub fn has_sources(sysroot: &Path) -> bool {
-    sysroot.join("lib/rustlib/src/rust/library/Cargo.toml").is_file()
-}
-
-/// What a compiler says about itself.
-pub fn version(rustc: &str) -> Option<String> {
-    output(Command::new(rustc).arg("--version")).ok()
-}
-
-/// What a command prints, or the first line of its complaint.
-pub fn output(command: &mut Command) -> Result<String, String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|e| format!("{program}: {e}"))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(text.lines().next().unwrap_or("failed").to_string());
+    let named = compiler.llvm().map(|llvm| format!("wasm-ld-{llvm}")).unwrap_or_default();
+    let linker = [&named, "wasm-ld"].into_iter().find_map(|name| machine.on_path(name));
+    let linker =
+        linker.ok_or_else(|| format!("there is no rust-lld, {named} or wasm-ld on the search path (package lld-*)"))?;
+    let says = output(Command::new(&linker).arg("--version"))?;
+    match Version::find(&says) {
+        Some(version) if version >= WASM_LD_WANTED => Ok(linker),
+        _ => Err(format!("{} is too old: it says `{says}`, and functions need {WASM_LD_WANTED}", linker.display())),
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hosts_flags_do_not_reach_the_function() {
-        for name in ["RUSTFLAGS", "CARGO_PROFILE_RELEASE_LTO", "CARGO_BUILD_TARGET", "RUSTC_WORKSPACE_WRAPPER"] {
-            assert!(concerns_the_host(&name.into()), "{name}");
-        }
-        for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "CARGO_TERM_COLOR", "CARGO_NET_OFFLINE"] {
-            assert!(!concerns_the_host(&name.into()), "{name}");
-        }
-    }
-}
+mod tests;

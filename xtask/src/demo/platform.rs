@@ -1,7 +1,7 @@
 //! What the demo runs: everything in one process, or a cluster of nodes and coordinators on NATS.
 
 use super::programs::{Program, Usage, free_port, release_binary, wait_for_port};
-use crate::setup;
+use crate::setup::Setup;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,7 +72,7 @@ impl Platform {
 
     fn start_nats(&mut self) -> Result<String> {
         let port = free_port()?;
-        let server = setup::nats_server()?;
+        let server = Setup::this().nats_server()?;
         let arguments = ["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"].map(str::to_owned);
         let store = self.dir.join("nats").display().to_string();
         let program = Program::start("nats-server", &server, arguments.into_iter().chain([store]), &self.dir)?;

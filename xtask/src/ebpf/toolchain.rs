@@ -2,26 +2,35 @@
 //!
 //! No stable toolchain of rustup's has libraries for this target, so it is a nightly with the library's sources, or
 //! Debian's second toolchain, which ships them compiled. Either needs something that makes kernel code of bitcode:
-//! `bpf-linker`, or LLVM's `llc` of the compiler's own version.
+//! LLVM's `llc`, or `bpf-linker`, neither older than the LLVM that wrote the bitcode.
 
-use crate::toolchain::{DEBIAN_RUSTC, clean_cargo, has_core, has_sources, nightly_sysroot, on_path, output, version};
-use anyhow::{Result, bail};
+use crate::apt;
+use crate::compiler::{Candidate, Compiler, Which, choose};
+use crate::machine::{Machine, output};
+use crate::toolchain::clean_cargo;
+use crate::version::Version;
+use anyhow::{Context, Result, anyhow};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The kernel's machine, on little-endian hosts.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The packages that give a Debian machine all it needs.
-pub const APT_LINE: &str = "apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev-bpf llvm-22";
+/// The packages that give a Debian machine a compiler. LLVM's tools come beside, of the version that the compiler has.
+const PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+
+/// The LLVM of the oldest compiler that will do.
+const LLVM_WANTED: u64 = 22;
+
+/// The first `bpf-linker` that reads the bitcode of an LLVM, newest first.
+const BPF_LINKERS: [(u64, Version); 2] = [(23, Version(0, 11, 0)), (22, Version(0, 10, 0))];
 
 /// A toolchain that can build kernel programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Toolchain {
-    /// A rustup nightly with the library's sources.
-    Nightly(Linker),
-    /// The distribution's compiler with the target's libraries.
-    Distribution(Linker),
+pub struct Toolchain {
+    compiler: Compiler,
+    linker: Linker,
 }
 
 /// What makes an object of bitcode.
@@ -38,111 +47,125 @@ pub enum Linker {
     },
 }
 
-type Candidate = (&'static str, fn() -> Result<Toolchain, String>);
-
 impl Toolchain {
-    const CANDIDATES: [Candidate; 2] = [
-        ("a nightly toolchain with rust-src", nightly),
-        ("the distribution's rustc with libraries for bpf", distribution),
-    ];
+    /// What there is, in order of preference.
+    pub fn candidates(machine: &Machine) -> Vec<Candidate<Self>> {
+        let with = |compiler: &Compiler| {
+            let linker = linker(machine, compiler)?;
+            Ok(Self { compiler: compiler.clone(), linker })
+        };
+        vec![
+            Candidate::ask(machine, "a nightly toolchain with rust-src", Which::Nightly, |compiler| {
+                compiler.has_sources().and_then(|()| with(compiler))
+            }),
+            Candidate::ask(
+                machine,
+                "the distribution's rustc with libraries for bpf",
+                Which::Distribution,
+                |compiler| compiler.builds_for(TARGET).and_then(|()| with(compiler)),
+            ),
+        ]
+    }
 
     /// The toolchain to build kernel programs with.
-    pub fn find() -> Result<Self> {
-        let mut text = String::from("no toolchain on this machine can build for the kernel:");
-        for (name, ask) in Self::CANDIDATES {
-            match ask() {
-                Ok(found) => return Ok(found),
-                Err(reason) => text.push_str(&format!("\n  {name}: {reason}")),
+    pub fn find(machine: &Machine) -> Result<Self> {
+        choose(Self::candidates(machine)).map_err(|reasons| {
+            anyhow!(
+                "no toolchain on this machine can build for the kernel:{reasons}\nOne of these helps:\n  rustup toolchain \
+                 install nightly --component rust-src && cargo install bpf-linker\n  {}",
+                apt_line(machine)
+            )
+        })
+    }
+
+    /// The same; when there is none, it is installed, or upgraded when it is too old.
+    pub fn find_or_install(machine: &Machine, install: bool) -> Result<Self> {
+        match Self::find(machine) {
+            Err(none) if install => {
+                apt::install(machine, &PACKAGES).with_context(|| none.to_string())?;
+                // Which LLVM is wanted, only the compiler says that has just come.
+                Self::find(machine).or_else(|_| {
+                    apt::install(machine, &[&llvm_package(machine)]).with_context(|| none.to_string())?;
+                    Self::find(machine)
+                })
             }
+            found => found,
         }
-        bail!(
-            "{text}\nOne of these helps:\n  rustup toolchain install nightly --component rust-src && cargo install bpf-linker\n  {APT_LINE}"
-        );
     }
 
     /// What makes its object.
     pub fn linker(&self) -> &Linker {
-        match self {
-            Self::Nightly(linker) | Self::Distribution(linker) => linker,
-        }
-    }
-
-    /// One line for people.
-    pub fn describe(&self) -> String {
-        let (Linker::Bpf(linker) | Linker::Compiler { llc: linker, .. }) = self.linker();
-        let compiler = match self {
-            Self::Nightly(_) => "the nightly toolchain, building core".to_string(),
-            Self::Distribution(_) => format!("{DEBIAN_RUSTC} ({})", version(DEBIAN_RUSTC).unwrap_or_default()),
-        };
-        format!("{compiler}, and {}", linker.display())
+        &self.linker
     }
 
     /// A `cargo build` for the kernel with this toolchain, untouched by what the environment says about the host's.
     pub fn cargo_build(&self) -> Command {
-        let mut cargo = clean_cargo(matches!(self, Self::Nightly(_)));
+        let mut cargo = clean_cargo(self.compiler.which());
         cargo.args(["build", "--target", TARGET]);
-        match self {
-            Self::Nightly(_) => cargo.env("RUSTUP_TOOLCHAIN", "nightly").arg("-Zbuild-std=core"),
-            Self::Distribution(_) => cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1"),
+        match self.compiler.which() {
+            Which::Nightly => cargo.env("RUSTUP_TOOLCHAIN", "nightly").arg("-Zbuild-std=core"),
+            _ => cargo.env("RUSTC", self.compiler.program()).env("RUSTC_BOOTSTRAP", "1"),
         };
         cargo
     }
 }
 
-/// Prints each candidate and the choice.
-pub fn doctor() {
-    println!("Kernel programs (eBPF), which are optional:");
-    for (name, ask) in Toolchain::CANDIDATES {
-        match ask() {
-            Ok(_) => println!("  yes  {name}"),
-            Err(reason) => println!("  no   {name}: {reason}"),
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Linker::Bpf(linker) | Linker::Compiler { llc: linker, .. }) = &self.linker;
+        let builds = if self.compiler.which() == Which::Nightly { ", building core" } else { "" };
+        write!(f, "{}{builds}, linking with {}", self.compiler, linker.display())
+    }
+}
+
+/// The one line for people.
+pub fn apt_line(machine: &Machine) -> String {
+    apt::line(&[PACKAGES[0], PACKAGES[1], &llvm_package(machine)])
+}
+
+fn llvm_package(machine: &Machine) -> String {
+    let compiler = Compiler::ask(machine, Which::Distribution).ok().filter(|compiler| compiler.recent().is_ok());
+    format!("llvm-{}", compiler.and_then(|compiler| compiler.llvm()).unwrap_or(LLVM_WANTED))
+}
+
+/// What reads this compiler's bitcode.
+fn linker(machine: &Machine, compiler: &Compiler) -> Result<Linker, String> {
+    let llvm = compiler.llvm().ok_or("it does not say which LLVM it has")?;
+    let mut reasons = Vec::new();
+    for suffix in [format!("-{llvm}"), String::new()] {
+        let found = (machine.on_path(&format!("llc{suffix}")), machine.on_path(&format!("llvm-strip{suffix}")));
+        let (Some(llc), Some(strip)) = found else { continue };
+        match says(&llc) {
+            Ok(version) if version >= Version(llvm, 0, 0) => return Ok(Linker::Compiler { llc, strip }),
+            Ok(version) => reasons.push(format!("{} is too old: it is {version}", llc.display())),
+            Err(reason) => reasons.push(reason),
         }
     }
-    match Toolchain::find() {
-        Ok(toolchain) => println!("  taken: {}", toolchain.describe()),
-        Err(_) => println!("  taken: none; this helps:\n    {APT_LINE}"),
+    if let Some(linker) = machine.on_path("bpf-linker") {
+        let wanted =
+            BPF_LINKERS.iter().find(|(first, _)| llvm >= *first).map_or(BPF_LINKERS[1].1, |(_, wanted)| *wanted);
+        match says(&linker) {
+            Ok(version) if version >= wanted => return Ok(Linker::Bpf(linker)),
+            Ok(version) => {
+                reasons.push(format!("{} is too old: it is {version}, not {wanted} or newer", linker.display()));
+            }
+            Err(reason) => reasons.push(reason),
+        }
     }
+    reasons.insert(
+        0,
+        format!(
+            "its bitcode is that of LLVM {llvm}, and there is no llc-{llvm} (package llvm-{llvm}) or bpf-linker for it"
+        ),
+    );
+    Err(reasons.join("; "))
 }
 
-fn nightly() -> Result<Toolchain, String> {
-    let sysroot = nightly_sysroot()?;
-    if !has_sources(Path::new(&sysroot)) {
-        return Err("it has no rust-src".to_string());
-    }
-    let details = output(Command::new("rustc").env("RUSTUP_TOOLCHAIN", "nightly").arg("-vV"))?;
-    linker(&details).map(Toolchain::Nightly)
-}
-
-fn distribution() -> Result<Toolchain, String> {
-    let libdir = output(Command::new(DEBIAN_RUSTC).args(["--print", "target-libdir", "--target", TARGET]))?;
-    if !has_core(Path::new(&libdir)) {
-        return Err("its libraries for bpf are not installed".to_string());
-    }
-    linker(&output(Command::new(DEBIAN_RUSTC).arg("-vV"))?).map(Toolchain::Distribution)
-}
-
-/// What reads the bitcode of the compiler that says this about itself.
-fn linker(details: &str) -> Result<Linker, String> {
-    let llvm = llvm_major(details).ok_or("it does not say which LLVM it has")?;
-    if let (Some(llc), Some(strip)) = (on_path(&format!("llc-{llvm}")), on_path(&format!("llvm-strip-{llvm}"))) {
-        return Ok(Linker::Compiler { llc, strip });
-    }
-    let missing = format!("there is neither llc-{llvm} (package llvm-{llvm}) nor bpf-linker");
-    on_path("bpf-linker").map(Linker::Bpf).ok_or(missing)
-}
-
-fn llvm_major(details: &str) -> Option<u32> {
-    let version = details.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
-    version.split('.').next()?.parse().ok()
+/// The version of a tool of LLVM's.
+fn says(program: &Path) -> Result<Version, String> {
+    let text = output(Command::new(program).arg("--version"))?;
+    Version::find(&text).ok_or_else(|| format!("{} does not say its version", program.display()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_compiler_says_which_llvm_it_has() {
-        assert_eq!(llvm_major("rustc 1.96.0\nhost: x\nLLVM version: 22.1.2\n"), Some(22));
-        assert_eq!(llvm_major("rustc 1.96.0"), None);
-    }
-}
+mod tests;
