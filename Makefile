@@ -11,7 +11,7 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help setup doctor carried build benches demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
+.PHONY: help setup doctor carried worker build benches demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,18 @@ doctor: ## Say what is there, in which version, and what would be taken; install
 	$(XTASK) doctor
 
 carried:
-	$(XTASK) functions --install
-	$(XTASK) ebpf --install --optional
+	$(TARGET)/release/xtask functions --install
+	$(TARGET)/release/xtask ebpf --install --optional
 
-build: carried ## Build the two programs, functions and kernel programs embedded, into $(TARGET)/release
-	$(EMBED) $(CARGO) build --release --bin catchment --bin catchment-worker
+worker:
+	$(CARGO) build --release --bin catchment-worker
+
+# What is carried is mostly waited for (packages, one function after the other), so the worker is built beside it. xtask is
+# built before both, because only one cargo at a time works in a build folder.
+build: ## Build the two programs, functions and kernel programs embedded, into $(TARGET)/release
+	$(CARGO) build --release --bin xtask
+	@$(MAKE) --no-print-directory --jobs=2 carried worker
+	$(EMBED) $(CARGO) build --release --bin catchment
 
 benches: build
 	$(EMBED) $(CARGO) build --release --bin catchment-benches
