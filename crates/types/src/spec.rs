@@ -79,13 +79,13 @@ pub struct JobLimits {
     pub memory_bytes: u64,
     /// Milliseconds one call into the function may take.
     pub cpu_ms: u64,
-    /// Largest weight of an update.
+    /// Largest weight of an update. Default 1e9, the number of samples that a client may claim to have.
     pub weight_max: f64,
 }
 
 impl Default for JobLimits {
     fn default() -> Self {
-        Self { update_bytes: 64 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e12 }
+        Self { update_bytes: 64 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e9 }
     }
 }
 

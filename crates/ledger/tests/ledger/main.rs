@@ -8,6 +8,7 @@ mod evaluation;
 mod faults;
 mod faulty;
 mod follow;
+mod given_up;
 mod life;
 #[allow(dead_code, reason = "the bus's own tests use the rest")]
 #[path = "../../../bus/tests/common/nats_server.rs"]
