@@ -42,27 +42,47 @@ impl Entropy for SystemEntropy {
 /// For tests of sudden death: the process ends, as by `kill -9`, right after the step of this name (`Flipped`) was done,
 /// or done so often (`Flipped:3`).
 pub const END_AT: &str = "CATCHMENT_END_AT";
+/// For tests of mistakes in the program: whoever has done that step panics.
+const PANIC_AT: &str = "CATCHMENT_PANIC_AT";
 
-struct EndAt {
+/// Something that happens once, when a step was done so often.
+struct At {
     step: Step,
     left: AtomicU64,
+    happens: fn(Step),
 }
 
-impl Steps for EndAt {
+impl At {
+    /// What a variable says, if it says anything.
+    fn said(variable: &str, happens: fn(Step)) -> Option<Self> {
+        let said = std::env::var(variable).ok()?;
+        let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
+        let step = Step::ALL.into_iter().find(|step| step.name() == name)?;
+        Some(Self { step, left: AtomicU64::new(count.parse().unwrap_or(1)), happens })
+    }
+}
+
+impl Steps for At {
     fn done(&self, step: Step) {
         if step == self.step && self.left.fetch_sub(1, Relaxed) == 1 {
-            let own = rustix::process::getpid();
-            rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
+            (self.happens)(step);
         }
     }
 }
 
-/// What is to happen between steps: nothing, unless [`END_AT`] says so.
+fn end(_: Step) {
+    let own = rustix::process::getpid();
+    rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
+}
+
+fn panic_at(step: Step) {
+    panic!("{PANIC_AT} asks for a panic after {}", step.name());
+}
+
+/// What is to happen between steps: nothing, unless [`END_AT`] or [`PANIC_AT`] says so.
 pub fn steps() -> Arc<dyn Steps> {
-    let said = std::env::var(END_AT).unwrap_or_default();
-    let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
-    match Step::ALL.into_iter().find(|step| step.name() == name) {
-        Some(step) => Arc::new(EndAt { step, left: AtomicU64::new(count.parse().unwrap_or(1)) }),
+    match At::said(END_AT, end).or_else(|| At::said(PANIC_AT, panic_at)) {
+        Some(at) => Arc::new(at),
         None => Arc::new(NoSteps),
     }
 }

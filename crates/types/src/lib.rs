@@ -32,7 +32,7 @@ pub use spec::{
 };
 pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{
-    ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
+    ALIGN_ELEMENTS, Added, Bounds, Cause, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
     SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{

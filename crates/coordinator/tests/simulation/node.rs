@@ -203,11 +203,12 @@ impl World {
                 model.version += 1;
             }
             let contribution = model.contribution.expect("it is of these updates");
-            self.say(if self.chance(SPOILT_PERCENT) {
+            let (is_spoilt, at_ms) = (self.chance(SPOILT_PERCENT), self.now_ms);
+            self.say(if is_spoilt {
                 let reason = "element 0 is infinite".to_owned();
-                Record::RoundGivenUp { uid, round, contribution, reason, at_ms: self.now_ms }
+                Record::RoundGivenUp { uid, round, contribution, reason, at_ms }
             } else {
-                Record::Committed { uid, round, model, at_ms: self.now_ms }
+                Record::Committed { uid, round, model, at_ms }
             });
         }
         let incarnation = self.state.incarnation(self.nodes[number].id);

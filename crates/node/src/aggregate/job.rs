@@ -7,6 +7,7 @@ use super::pieces::Taken;
 use super::ranges::{Range, cut};
 use super::scratch::ScratchSlab;
 use super::sizing::Sizing;
+use super::trouble::said;
 use super::worker::Worker;
 use crate::context::Context;
 use crate::layouts::ModelLayout;
@@ -20,8 +21,10 @@ use catchment_slab::{Slab, SlabError};
 use catchment_types::{
     Accept, Header, JobSpec, JobUid, Limits, Mode, NodeId, Placed, ReceiptId, Record, SlabId, Step, TensorInfo,
 };
+use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -74,9 +77,15 @@ pub fn next_work(state: &State, uid: JobUid, node: NodeId, gathers: impl Fn(&Job
 /// Why a step came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The function failed in a way that no update is to blame for; the job fails.
+    /// The function cannot work, whatever clients send; the job fails.
     #[error("{0}")]
     Job(String),
+    /// No model can be made of what clients sent for a round; it is given up.
+    #[error("{0}")]
+    Round(String),
+    /// A mistake in this program; the step is tried again.
+    #[error("a panic: {0}")]
+    Panicked(String),
     /// Something outside the function; the step is tried again.
     #[error("{0}")]
     Again(String),
@@ -125,6 +134,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             work = Work::Pieces;
         }
         if matches!(work, Work::Nothing) {
+            context.troubles.over(uid);
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -132,7 +142,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         }
         // Who only helps does not fail the job.
         let is_help = matches!(work, Work::Pieces);
-        let step = async {
+        let step = AssertUnwindSafe(async {
             if aggregation.is_none() {
                 // The function is compiled now, and its class known: look again.
                 aggregation = Some(JobAggregation::begin(&context, uid).await.inspect_err(|error| {
@@ -147,9 +157,10 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                 Some(aggregation) => aggregation.step(work).await,
                 None => Ok(()),
             }
-        };
-        match step.await {
-            Ok(()) => {}
+        });
+        let came = step.catch_unwind().await.unwrap_or_else(|panic| Err(StepError::Panicked(said(&*panic))));
+        match came {
+            Ok(()) => context.troubles.over(uid),
             Err(StepError::Job(reason)) if !is_help => fail(&context, uid, reason).await,
             Err(StepError::Missing { round, receipt }) => {
                 // Somebody removed it: the client is asked again.
@@ -159,8 +170,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            Err(StepError::Again(reason) | StepError::Job(reason)) => {
-                tracing::warn!(job = %uid, %reason, "aggregate; trying again");
+            Err(error) => {
+                if matches!(error, StepError::Panicked(_)) {
+                    // Nobody knows what it left behind; what counts lies in shared memory.
+                    aggregation = None;
+                }
+                context.troubles.failed(&context, uid, &error);
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -189,7 +204,11 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, StepError> {
     let span = tracing::Span::current();
     let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    joined.map_err(|error| StepError::Job(format!("the aggregation panicked: {error}")))?
+    joined.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => StepError::Panicked(said(&*panic)),
+        // The process ends.
+        Err(error) => StepError::Again(error.to_string()),
+    })?
 }
 
 impl JobAggregation {
@@ -258,14 +277,14 @@ impl JobAggregation {
         }
         match self.fold_batch(&leaf, &updates).await? {
             None => self.folded(key, &updates).await,
-            Some(error) if updates.len() == 1 => self.discard(key.round, &updates[0], &error).await,
+            Some(error) if updates.len() == 1 => self.failed_on(key.round, &updates[0], &error).await,
             Some(error) => {
                 tracing::warn!(job = %self.worker.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
                 for update in &updates {
                     let one = std::slice::from_ref(update);
                     match self.fold_batch(&leaf, one).await? {
                         None => self.folded(key, one).await?,
-                        Some(error) => self.discard(key.round, update, &error).await?,
+                        Some(error) => self.failed_on(key.round, update, &error).await?,
                     }
                 }
                 Ok(())
@@ -378,9 +397,14 @@ impl JobAggregation {
     }
 
     /// Records that the function fails on an update, and lets go of it.
-    pub async fn discard(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
-        tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, %error, "discard an update");
+    async fn failed_on(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
         let reason = format!("function `{}` failed on this update: {error}", self.worker.spec.function);
+        self.discard(round, update, reason).await
+    }
+
+    /// Records why an update is left out, and lets go of it.
+    pub async fn discard(&self, round: u64, update: &Update, reason: String) -> Result<(), StepError> {
+        tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, reason, "discard an update");
         let record = Record::Discarded { uid: self.worker.uid, round, receipt: update.receipt, reason };
         self.worker.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
