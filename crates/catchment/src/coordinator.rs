@@ -94,3 +94,24 @@ pub fn named(scale: Scale, entropy: &dyn Entropy) -> Coordinator {
 pub fn beat(coordinator: &Coordinator) -> CoordinatorBeat {
     CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mistaken::{Mistaken, ready};
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_coordinator_ends_with_the_writer_of_its_log() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (log, bus) = Mistaken::bus();
+        let pace = Pace { interval: Duration::from_millis(50), lost_after: Duration::from_secs(1) };
+        let running = tokio::spawn(coordinate(listener, pace, Scale::default(), (async { Ok(bus) }, "in memory")));
+        ready(address).await;
+        log.trip_up().await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
+        let error = ended.expect_err("it says why").to_string();
+        assert!(error.contains("the writer of the event log has ended") && error.contains("a mistake"), "{error}");
+    }
+}

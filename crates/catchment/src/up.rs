@@ -156,3 +156,41 @@ fn shown_beside(coordinator: &Coordinator) -> Beside {
     let coordinator = coordinator.clone();
     Beside { speak: Arc::new(move || beat(&coordinator)), metrics }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mistaken::{Mistaken, ready};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        up: Up,
+    }
+
+    /// A node, with a coordinator beside it and without, whose log's writer panics.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_ends_with_the_writer_of_its_log() {
+        for scale in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let (data, slabs) = (folder.path().join("data"), folder.path().join("slabs"));
+            std::fs::create_dir_all(&data).unwrap();
+            let (data, slabs) = (data.to_str().unwrap(), slabs.to_str().unwrap());
+            let cli = Cli::parse_from(["up", "--data", data, "--slabs", slabs, "--slab-mib", "16"]);
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (log, bus) = Mistaken::bus();
+            let running = tokio::spawn(async move {
+                let (node, scale) = (&cli.up.node, scale.then(|| cli.up.scale.scale()));
+                let config = (node.node_config()?, None);
+                serve_on(node, listener, config, None, scale, (async { Ok(bus) }, "in memory")).await
+            });
+            ready(address).await;
+            log.trip_up().await;
+            let ended = tokio::time::timeout(4 * END_TIME, running).await.expect("it ends").unwrap();
+            let error = ended.expect_err("it says why").to_string();
+            assert!(error.contains("the writer of the event log has ended") && error.contains("a mistake"), "{error}");
+        }
+    }
+}

@@ -4,6 +4,7 @@
 mod buffered;
 mod common;
 mod driver;
+mod ended;
 mod evaluation;
 mod faults;
 mod faulty;

@@ -170,7 +170,7 @@ fn uid(context: &Context, at: &At) -> Result<JobUid, Failure> {
 
 /// A job as callers see it, with what keeps it from getting on here.
 fn shown(context: &Context, job: &Job) -> JobView {
-    let trouble = context.troubles.shown(job.uid).filter(|_| job.reason.is_none());
+    let trouble = context.troubles.shown(job.uid).filter(|_| job.reason.is_none() && !job.state.is_over());
     let view = job.view();
     JobView { reason: trouble.or(view.reason), ..view }
 }
