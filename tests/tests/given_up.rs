@@ -56,7 +56,10 @@ async fn assert_given_up(job: &Job, receipt: &Value, round: u64, says: &str) {
 async fn spoil(job: &Job, round: u64) -> [Value; 2] {
     job.open_round(round).await;
     let query = "weight=1e8";
-    [job.accepted(round, "a", query, &f64s(&[1.0, 1e300])).await, job.accepted(round, "b", query, &f64s(&[1.0, 1e300])).await]
+    [
+        job.accepted(round, "a", query, &f64s(&[1.0, 1e300])).await,
+        job.accepted(round, "b", query, &f64s(&[1.0, 1e300])).await,
+    ]
 }
 
 async fn begin_f64(server: &Server, spec: Value) -> Job {

@@ -38,7 +38,9 @@ pub fn look(tensor: &Placed, first: usize, bytes: &[u8], base: Option<&dyn Base>
         if let Some((most, cause)) = most.filter(|(most, _)| size > *most) {
             return Err(beyond(tensor, index, &told(number, most, cause)).with("bound", most));
         }
-        if size > free && let Some(model) = &mut model {
+        if size > free
+            && let Some(model) = &mut model
+        {
             let own = model.element(index).map_err(unreadable)?;
             if !number.fits_beside(own, model.added.dtype) {
                 let (dtype, largest) = (model.added.dtype, largest_of(model.added.dtype));
@@ -218,9 +220,15 @@ mod tests {
 
     #[test]
     fn integers_are_added_exactly() {
-        let fits = |x: i64, own: i64, dtype: Dtype| Number::Whole(x.into()).fits_beside(Number::Whole(own.into()), dtype);
+        let fits =
+            |x: i64, own: i64, dtype: Dtype| Number::Whole(x.into()).fits_beside(Number::Whole(own.into()), dtype);
         assert!(fits(i64::MAX, -1, Dtype::I64) && !fits(i64::MAX, 1, Dtype::I64) && fits(i64::MIN, 0, Dtype::I64));
-        assert!(fits(100, 27, Dtype::I8) && !fits(100, 28, Dtype::I8) && fits(-100, -28, Dtype::I8) && !fits(-100, -29, Dtype::I8));
+        assert!(
+            fits(100, 27, Dtype::I8)
+                && !fits(100, 28, Dtype::I8)
+                && fits(-100, -28, Dtype::I8)
+                && !fits(-100, -29, Dtype::I8)
+        );
         assert!(fits(200, 55, Dtype::U8) && !fits(200, 56, Dtype::U8));
     }
 

@@ -232,10 +232,14 @@ impl Dispatcher {
         if changed.is_empty() && gone.is_empty() {
             return;
         }
-        let (slabs, parked) = self.context.ledger.read(|state| {
+        let (slabs, parked, over) = self.context.ledger.read(|state| {
+            let is_over = |uid: &&JobUid| state.job(**uid).is_some_and(|job| job.state.is_over());
+            let over: Vec<JobUid> = changed.iter().filter(is_over).copied().collect();
             let open = |at: &Address| state.judge(at.uid, at.round, &at.client, None).is_none();
-            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open))
+            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open), over)
         });
+        // Nothing is added to their models any more.
+        over.iter().for_each(|uid| self.context.bases.forget(*uid));
         self.context.release(slabs);
         drop(parked);
         self.context.pieces.retain(&self.context.ledger, self.context.node);

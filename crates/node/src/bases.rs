@@ -64,7 +64,10 @@ impl Bases {
             tokio::task::spawn_blocking(look).await.map_err(|error| error.to_string())?.map(Arc::new)
         };
         let found = cell.get_or_try_init(find).await;
-        found.inspect_err(|error| tracing::warn!(job = %uid, %error, "look at the model that deltas are added to")).ok().cloned()
+        found
+            .inspect_err(|error| tracing::warn!(job = %uid, %error, "look at the model that deltas are added to"))
+            .ok()
+            .cloned()
     }
 
     /// Takes note of a version that was written just now, whose tensors' elements are at most so far from zero.
@@ -128,7 +131,8 @@ pub async fn bounded(
 
 fn look(file: File, model: &ModelLayout) -> io::Result<BaseModel> {
     let mut buffer = Vec::new();
-    let tensors = model.own.tensors.iter().map(|tensor| largest_in(&file, model.header.data_begin, tensor, &mut buffer));
+    let tensors =
+        model.own.tensors.iter().map(|tensor| largest_in(&file, model.header.data_begin, tensor, &mut buffer));
     let largest = tensors.collect::<io::Result<_>>()?;
     Ok(BaseModel { file, data_begin: model.header.data_begin, largest })
 }

@@ -38,7 +38,11 @@ fn every_receipt_says_why_and_the_round_is_asked_again() {
     assert_eq!(fixture.commit(), Outcome::Done);
     assert_eq!((fixture.job().view().reason, fixture.job().round_view().reason), (None, None));
     fixture.run_round(3, [1, 2]);
-    assert_eq!((fixture.job().state, fixture.job().models.len()), (JobState::Completed, 3), "as many as there were to be");
+    assert_eq!(
+        (fixture.job().state, fixture.job().models.len()),
+        (JobState::Completed, 3),
+        "as many as there were to be"
+    );
 }
 
 /// Whoever decided it may have looked at another set of updates.
@@ -179,11 +183,11 @@ fn clients_of_a_buffer_given_up_may_send_from_its_version_again() {
     let mode = r#","mode":{"async":{"buffer":2,"staleness_max":2}},"update":"delta","rounds":6,"deadline":null"#;
     let mut fixture = Fixture::running(mode);
     let trained = |round, number, body| Accept { base: Some(0), ..accept(JOB, round, number, body) };
-    let mut send = |fixture: &mut Fixture, round, number, body| {
-        match fixture.apply(Record::Accepted(vec![trained(round, number, body)])) {
-            Outcome::Accepts(outcomes) => outcomes[0],
-            other => panic!("{other:?}"),
-        }
+    let mut send = |fixture: &mut Fixture, round, number, body| match fixture
+        .apply(Record::Accepted(vec![trained(round, number, body)]))
+    {
+        Outcome::Accepts(outcomes) => outcomes[0],
+        other => panic!("{other:?}"),
     };
     let AcceptOutcome::Accepted(first) = send(&mut fixture, 1, 1, 0) else { panic!("it is open") };
     assert!(send(&mut fixture, 1, 2, 0).is_accepted());

@@ -75,8 +75,13 @@ impl Gather<'_> {
                 _ => self.combine(&all(one), ranges),
             };
             let why = match alone {
-                Ok(()) => self.worker.spoilt(self.out)?.map(|what| format!("no model can be made of this update alone: {what}")),
-                Err(error) if is_failure(&error) => Some(format!("function `{function}` failed on this update: {error}")),
+                Ok(()) => self
+                    .worker
+                    .spoilt(self.out)?
+                    .map(|what| format!("no model can be made of this update alone: {what}")),
+                Err(error) if is_failure(&error) => {
+                    Some(format!("function `{function}` failed on this update: {error}"))
+                }
                 Err(_) => None,
             };
             culprits.extend(why.map(|why| (i, why)));

@@ -203,7 +203,9 @@ mod tests {
 
     #[test]
     fn wider_types_are_bounded_by_the_models() {
-        for (model, bytes, most) in [("F16", 4, 65520.0), ("BF16", 4, 3.3962e38), ("F8_E4M3", 2, 464.1), ("F8_E5M2", 2, 61440.0)] {
+        for (model, bytes, most) in
+            [("F16", 4, 65520.0), ("BF16", 4, 3.3962e38), ("F8_E4M3", 2, 464.1), ("F8_E5M2", 2, 61440.0)]
+        {
             let (layout, fit) = fit((model, bytes), ("F64", 16));
             let (found, cause) = fit.as_weights(&layout).tensors[0].bounds.most.unwrap();
             assert!(found < most && found > most * 0.998, "{model}: {found}");
