@@ -6,6 +6,7 @@
 mod finish;
 mod gather;
 mod holdings;
+mod input;
 mod job;
 mod lanes;
 mod leaf;

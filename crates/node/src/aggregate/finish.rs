@@ -4,7 +4,8 @@
 //! crash anywhere here only costs the time to do it once more.
 
 use super::gather::{Gather, is_failure};
-use super::job::{Input, JobAggregation, StepError, rule};
+use super::input::Input;
+use super::job::{JobAggregation, StepError, rule};
 use super::lanes::Level;
 use super::merge::Partial;
 use super::scratch::{Scratch, ScratchSlab};

@@ -5,7 +5,8 @@
 //! Work is cut by coordinate, or by tensor where updates have no coordinates, and spread over the job's instances.
 
 use super::finish::{Facts, function_dtype};
-use super::job::{Input, StepError, rule};
+use super::input::Input;
+use super::job::{StepError, rule};
 use super::lanes::Level;
 use super::ranges::Range;
 use super::scratch::{Scratch, ScratchSlab};
