@@ -76,7 +76,7 @@ codes! {
     Checksum "checksum" 422 true,
     /// The function refused the configuration or the work.
     FunctionRefused "function_refused" 422 false,
-    /// The function trapped on this update.
+    /// The function trapped on this update, or makes no finite model of it alone.
     FunctionTrap "function_trap" 422 false,
     /// No room for another body; try again after Retry-After.
     NoRoom "no_room" 429 true,
