@@ -183,7 +183,7 @@ fn clients_of_a_buffer_given_up_may_send_from_its_version_again() {
     let mode = r#","mode":{"async":{"buffer":2,"staleness_max":2}},"update":"delta","rounds":6,"deadline":null"#;
     let mut fixture = Fixture::running(mode);
     let trained = |round, number, body| Accept { base: Some(0), ..accept(JOB, round, number, body) };
-    let mut send = |fixture: &mut Fixture, round, number, body| match fixture
+    let send = |fixture: &mut Fixture, round, number, body| match fixture
         .apply(Record::Accepted(vec![trained(round, number, body)]))
     {
         Outcome::Accepts(outcomes) => outcomes[0],
