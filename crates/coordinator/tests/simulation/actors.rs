@@ -261,7 +261,9 @@ impl World {
                 Record::Committed { uid, round, model: ModelCommit { contribution: early, ..next }, at_ms }
             }
             4 => {
-                let contribution = early.unwrap_or(blake3_of(98));
+                // Of a round that still takes updates, or of other updates than it has.
+                let open = current.filter(|round| !round.is_complete()).map(|round| round.contribution());
+                let contribution = open.unwrap_or(blake3_of(98));
                 Record::RoundGivenUp { uid, round, contribution, reason: "for no reason".to_owned(), at_ms }
             }
             _ => Record::Committed { uid, round, model: next, at_ms },
