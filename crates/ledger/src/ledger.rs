@@ -151,8 +151,10 @@ impl Ledger {
     /// accepted, nothing that others write is seen, and the state stays what it was. Whoever runs the process ends it then.
     pub async fn ended(&self) -> String {
         let mut ended = self.shared.ended.subscribe();
-        match ended.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
+        // What is waited for is locked while it is looked at, and must not be for longer.
+        let why = ended.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+        match why {
+            Ok(why) => why,
             Err(_) => std::future::pending().await,
         }
     }
