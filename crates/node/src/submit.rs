@@ -67,7 +67,8 @@ impl Submission {
         Address { uid: self.uid, round: self.round, client: self.client.clone() }
     }
 
-    fn weight(&self) -> f64 {
+    /// What it counts.
+    pub fn weight(&self) -> f64 {
         self.weight.unwrap_or_else(|| self.num_samples.map_or(1.0, |samples| samples as f64))
     }
 

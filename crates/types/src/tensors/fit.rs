@@ -3,6 +3,7 @@
 //! The body lists tensors in its author's order and dtype; the slab holds segments in the job's order. A [`Fit`] is
 //! worked out from the header alone, before a slab is granted, so that a body that does not fit costs nothing.
 
+use super::bounds::Bounds;
 use super::header::{Header, TensorInfo};
 use super::layout::{Layout, Rule};
 use crate::Dtype;
@@ -46,8 +47,8 @@ pub struct Placed {
     pub slab_offset: Option<u64>,
     /// Bytes of padding after it in the slab, which the writer must zero.
     pub padding: u64,
-    /// No element may be further from zero, where there is a bound.
-    pub bound: Option<f64>,
+    /// How far from zero its elements may be.
+    pub bounds: Bounds,
 }
 
 /// How an update fits a layout.
@@ -82,14 +83,6 @@ impl Fit {
             .collect();
         let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
         Ok(Self { sections, tensors, slab_bytes, head_at: None })
-    }
-
-    /// The same fit with a bound on the elements of averaged tensors.
-    pub fn within(mut self, layout: &Layout, bound: Option<f64>) -> Self {
-        for tensor in self.tensors.iter_mut().filter(|tensor| layout.rule(&tensor.name) == Some(Rule::Mean)) {
-            tensor.bound = bound;
-        }
-        self
     }
 }
 
@@ -148,7 +141,7 @@ fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
         end: info.end,
         slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
         padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
-        bound: None,
+        bounds: Bounds::default(),
     }
 }
 
