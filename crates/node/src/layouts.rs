@@ -25,8 +25,7 @@ pub struct ModelLayout {
 impl ModelLayout {
     /// Works the layout out.
     pub fn new(head: Vec<u8>, header: Header, spec: &JobSpec, takes: Takes) -> Result<Self, String> {
-        let rules = takes.layout.rules(&header, &spec.tensors);
-        let layout = Layout::new(&header, &rules).map_err(|error| error.to_string())?;
+        let layout = Layout::made_by(&takes.layout, &header, &spec.tensors).map_err(|error| error.to_string())?;
         let own = Fit::new(&layout, &header, &[]).map_err(|error| error.to_string())?;
         Ok(Self { head, header, layout, own: Arc::new(own), takes })
     }
