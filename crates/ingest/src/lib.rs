@@ -13,6 +13,7 @@ mod request;
 mod said;
 mod scatter;
 mod screen;
+mod widen;
 
 pub use digest::UpdateDigest;
 pub use head::Head;

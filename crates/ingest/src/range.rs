@@ -48,11 +48,11 @@ pub fn first_beyond(dtype: Dtype, bytes: &[u8], bound: f64) -> Option<usize> {
 }
 
 /// A float format, its sign left aside.
-struct Format {
-    bits: u32,
-    mantissa: u32,
+pub struct Format {
+    pub bits: u32,
+    pub mantissa: u32,
     /// The first code that is no finite number.
-    infinity: u32,
+    pub infinity: u32,
 }
 
 impl Format {
@@ -70,7 +70,8 @@ impl Format {
         fits
     }
 
-    fn number(&self, code: u32) -> f64 {
+    /// The number of a code below `infinity`.
+    pub fn number(&self, code: u32) -> f64 {
         let (exponent, mantissa) = (code >> self.mantissa, code & ((1 << self.mantissa) - 1));
         let bias = (1 << (self.bits - self.mantissa - 1)) - 1;
         let (lead, power) = if exponent == 0 { (0, 1) } else { (1 << self.mantissa, exponent as i32) };

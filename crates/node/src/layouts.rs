@@ -2,7 +2,7 @@
 
 use crate::functions::{Functions, Takes};
 use crate::models::Models;
-use catchment_types::{Digest, Fit, Header, JobSpec, JobUid, Layout, LayoutError};
+use catchment_types::{Digest, Dtype, Fit, Header, JobSpec, JobUid, Layout, LayoutError};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,8 +45,10 @@ impl ModelLayout {
         if !self.takes.layout.has_coordinates() {
             return self.takes.layout.bytes_max(&self.header).min(spec.limits.update_bytes);
         }
-        let bits = |own: u64| spec.update_dtypes.iter().map(|dtype| dtype.bits()).fold(own, u64::max);
-        self.layout.segments().iter().map(|segment| segment.elements * bits(segment.dtype.bits()) / 8).sum()
+        // Where tensors come in several types, they are stored in one that holds them all.
+        let floats = |own| Dtype::holding(&[&[own][..], &spec.update_dtypes].concat()).unwrap_or(own);
+        let widest = |own: Dtype| if own.is_float() { floats(own) } else { own };
+        self.layout.segments().iter().map(|segment| segment.elements * widest(segment.dtype).bits() / 8).sum()
     }
 }
 

@@ -126,6 +126,7 @@ impl UpdateLayout {
             Placed {
                 name: info.name.clone(),
                 dtype: info.dtype,
+                stored: info.dtype,
                 begin: info.begin,
                 end: info.end,
                 slab_offset: Some(offset),
