@@ -18,7 +18,7 @@ mod widen;
 pub use digest::UpdateDigest;
 pub use head::Head;
 pub use part::Part;
-pub use range::first_beyond;
+pub use range::{first_beyond, first_inexact};
 pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;

@@ -4,10 +4,10 @@
 //! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
 //! Either way they are screened, and widened where the slab has another type, while they are in cache.
 
-use crate::range::first_beyond;
+use crate::range::{first_beyond, first_inexact, first_nearer};
 use crate::screen::first_non_finite;
 use crate::widen::widen;
-use catchment_types::{Code, Fit, Placed, Problem};
+use catchment_types::{Code, Dtype, Fit, Placed, Problem};
 use std::array::from_fn;
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -189,6 +189,12 @@ impl Scatter {
             let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
             return Err(Problem::new(code, detail).with("tensor", tensor.name.as_str()).with("index", index as u64));
         }
+        if let Some((at, what)) = outside_f64(tensor, bytes) {
+            let index = self.screened / width + at;
+            let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
+            let problem = Problem::new(Code::OutOfRange, detail);
+            return Err(problem.with("tensor", tensor.name.as_str()).with("index", index as u64));
+        }
         self.screened = whole;
         Ok(())
     }
@@ -205,6 +211,21 @@ impl Scatter {
         let to = place as usize + first * (tensor.stored.bits() / 8) as usize;
         widen((tensor.dtype, landing as usize + before), (tensor.stored, to), count, memory);
     }
+}
+
+/// The first element that functions, which compute in f64, would not take for what it is, and what is wrong with it.
+fn outside_f64(tensor: &Placed, bytes: &[u8]) -> Option<(usize, String)> {
+    if let Some(at) = first_inexact(tensor.dtype, bytes) {
+        let what = "is a whole number beyond 2^53 - 1, and means and maxima are computed in f64, which would round it: send \
+                    smaller numbers, or give the tensor the rule `keep`";
+        return Some((at, what.to_owned()));
+    }
+    let least = tensor.least.filter(|_| tensor.dtype == Dtype::F64)?;
+    let what = format!(
+        "is nearer to zero than {least:e}, so that times the update's weight it would lose digits: multiply the weights \
+         of all clients by the same number"
+    );
+    first_nearer(bytes, least).map(|at| (at, what))
 }
 
 #[cfg(test)]

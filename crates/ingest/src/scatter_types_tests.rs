@@ -1,8 +1,8 @@
-//! Elements of several types on their way into a slab.
+//! Elements of several types on their way into a slab, and those that could not be computed with.
 
 use super::tests::{receive, write};
 use super::*;
-use catchment_types::{Dtype, Header, Layout, Limits};
+use catchment_types::{Header, Layout, Limits, Rule, TensorRule};
 use proptest::prelude::*;
 
 /// An F32 model's update whose tensors are of several types, as training in mixed precision leaves them.
@@ -83,4 +83,50 @@ proptest! {
         prop_assert_eq!((problem.code.as_str(), problem.extra["index"].as_u64()), ("not_finite", Some(at as u64)));
         prop_assert_eq!(problem.extra["tensor"].as_str(), Some("b"));
     }
+}
+
+/// They would be rounded without a word.
+#[test]
+fn whole_numbers_that_f64_does_not_hold_are_refused_where_they_are_used() {
+    let header = |dtype: &str| {
+        let text = format!(r#"{{"n":{{"dtype":"{dtype}","shape":[3],"data_offsets":[0,24]}}}}"#);
+        Header::parse(text.as_bytes(), &Limits::default()).unwrap()
+    };
+    let most = (1i64 << 53) - 1;
+    for (dtype, bad) in [("I64", most + 1), ("I64", -most - 1), ("I64", i64::MIN), ("U64", most + 1), ("U64", -1)] {
+        for rule in [Rule::Max, Rule::Mean] {
+            let rules = [TensorRule { pattern: "n".to_owned(), rule }];
+            let layout = Layout::new(&header(dtype), &rules).unwrap();
+            // The bounds of exact sums may be larger, or smaller.
+            for bound in [None, Some(1e30)] {
+                let fit = Fit::new(&layout, &header(dtype), &[]).unwrap().within(&layout, bound);
+                let data = |last: i64| [0, most, last].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+                assert!(write(&fit, &data(most - 1), 5).is_ok());
+                let problem = write(&fit, &data(bad), 5).unwrap_err();
+                let place = (problem.extra["tensor"].as_str(), problem.extra["index"].as_u64());
+                assert_eq!((problem.code.as_str(), place), ("out_of_range", (Some("n"), Some(2))), "{problem}");
+                assert!(problem.detail.contains("2^53 - 1") && problem.detail.contains("`keep`"), "{problem}");
+            }
+        }
+        let kept = Layout::new(&header(dtype), &[]).unwrap();
+        let fit = Fit::new(&kept, &header(dtype), &[]).unwrap();
+        assert!(write(&fit, &[bad; 3].map(i64::to_le_bytes).concat(), 5).is_ok(), "what is kept is not computed with");
+    }
+}
+
+#[test]
+fn numbers_that_their_weight_makes_too_small_are_refused() {
+    let text = br#"{"w":{"dtype":"F64","shape":[2],"data_offsets":[0,16]},
+        "m":{"dtype":"F64","shape":[1],"data_offsets":[16,24]},"f":{"dtype":"F32","shape":[1],"data_offsets":[24,28]}}"#;
+    let header = Header::parse(text, &Limits::default()).unwrap();
+    let rules = [TensorRule { pattern: "m".to_owned(), rule: Rule::Max }];
+    let layout = Layout::new(&header, &rules).unwrap();
+    let fit = Fit::new(&layout, &header, &[]).unwrap();
+    let data = |w: f64| [&[1.0, w, 1e-300].map(f64::to_le_bytes).concat()[..], &1e-45f32.to_le_bytes()].concat();
+    assert!(write(&fit, &data(1e-300), 7).is_ok(), "without a bound there is none");
+    let fit = fit.at_least(&layout, 2e-278);
+    assert!(write(&fit, &data(2e-278), 7).is_ok() && write(&fit, &data(-0.0), 7).is_ok());
+    let problem = write(&fit, &data(-1e-288), 7).unwrap_err();
+    assert_eq!((problem.code.as_str(), problem.extra["index"].as_u64()), ("out_of_range", Some(1)), "{problem}");
+    assert!(problem.detail.contains("2e-278"), "{problem}");
 }

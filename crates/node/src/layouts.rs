@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Weights below it are small enough to make numbers vanish: with 2^-64, those below 2^-958.
+const WEIGHT_SMALL: f64 = 1.0 / (1u128 << 64) as f64;
+
 /// A job's model: its file's head and its place in memory.
 #[derive(Debug)]
 pub struct ModelLayout {
@@ -38,6 +41,15 @@ impl ModelLayout {
         } else {
             self.takes.layout.place(&self.header, update)
         }
+    }
+
+    /// The same of an update with this weight. In a sum of f64 a very small weight would take small numbers to where f64
+    /// has few digits left, and their mean would have no more; so they are refused.
+    ///
+    /// Beside weights from [`WEIGHT_SMALL`] on, that could happen to numbers that are as good as zero only.
+    pub fn weighed(&self, fit: Fit, spec: &JobSpec, weight: f64) -> Fit {
+        let is_summed = self.takes.layout.has_coordinates() && !self.takes.gathers() && spec.exact.is_none();
+        if is_summed && weight < WEIGHT_SMALL { fit.at_least(&self.layout, f64::MIN_POSITIVE / weight) } else { fit }
     }
 
     /// Bytes of shared memory that one update takes at most.

@@ -77,6 +77,11 @@ impl Dtype {
         Some(if has(Self::F16) { Self::F16 } else { Self::Bf16 })
     }
 
+    /// Whether it has whole numbers that are no f64, as functions compute in: some beyond 2^53 - 1.
+    pub const fn exceeds_f64(self) -> bool {
+        matches!(self, Self::I64 | Self::U64)
+    }
+
     /// Bytes of `elements` elements; `None` when that is no whole number of bytes or overflows.
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let bits = elements.checked_mul(self.bits())?;

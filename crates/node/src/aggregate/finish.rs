@@ -13,7 +13,7 @@ use super::worker::Worker;
 use super::{remote, slices, tree};
 use crate::peers::models::{ensure, spread};
 use crate::subjects;
-use catchment_ingest::first_non_finite;
+use catchment_ingest::{first_inexact, first_non_finite};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, TypedWindow};
 use catchment_types::{Digest, Dtype, ModelCommit, NodeId, Record, Step};
@@ -248,23 +248,30 @@ impl Worker {
             let width = (tensor.dtype.bits() / 8).max(1) as usize;
             copy(file, offset, tensor.end - tensor.begin, |bytes| {
                 if tensor.slab_offset.is_some() && bad.is_none() {
-                    bad = first_non_finite(tensor.dtype, bytes).map(|index| seen + index);
+                    bad = first_unfit(tensor.dtype, bytes).map(|(index, what)| (seen + index, what));
                     seen += bytes.len() / width;
                 }
                 draft.write(bytes)
             })
             .map_err(disk)?;
-            if let Some(index) = bad {
+            if let Some((index, what)) = bad {
                 // Published, it would spoil every model after it.
                 return Err(StepError::Job(format!(
-                    "round {}: element {index} of tensor `{}` is NaN or infinite in the new model; the updates or their \
-                     weights are too large for its dtype",
+                    "round {}: element {index} of tensor `{}` {what}",
                     facts.round, tensor.name
                 )));
             }
         }
         models.keep(draft, self.uid, facts.version).map_err(disk)
     }
+}
+
+/// The first element that no model may have, and what is wrong with it.
+fn first_unfit(dtype: Dtype, bytes: &[u8]) -> Option<(usize, &'static str)> {
+    let too_large = "is NaN or infinite in the new model; the updates or their weights are too large for its dtype";
+    let rounded = "has grown beyond 2^53 - 1 in the new model, from where on f64 cannot tell whole numbers apart";
+    let not_finite = first_non_finite(dtype, bytes).map(|index| (index, too_large));
+    not_finite.or_else(|| first_inexact(dtype, bytes).map(|index| (index, rounded)))
 }
 
 /// Reads `length` bytes at `offset`, piece by piece.

@@ -53,6 +53,8 @@ pub struct Placed {
     pub padding: u64,
     /// No element may be further from zero, where there is a bound.
     pub bound: Option<f64>,
+    /// No element may be nearer to zero, but zero itself, where there is such a bound.
+    pub least: Option<f64>,
 }
 
 impl Placed {
@@ -102,6 +104,14 @@ impl Fit {
             .collect();
         let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
         Ok(Self { sections, tensors, slab_bytes, head_at: None })
+    }
+
+    /// The same fit with a bound on how near to zero elements of averaged tensors may be.
+    pub fn at_least(mut self, layout: &Layout, least: f64) -> Self {
+        for tensor in self.tensors.iter_mut().filter(|tensor| layout.rule(&tensor.name) == Some(Rule::Mean)) {
+            tensor.least = Some(least);
+        }
+        self
     }
 
     /// The same fit with a bound on the elements of averaged tensors.
@@ -169,6 +179,7 @@ fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
         slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
         padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
         bound: None,
+        least: None,
     }
 }
 

@@ -132,6 +132,7 @@ impl UpdateLayout {
                 slab_offset: Some(offset),
                 padding: bytes.next_multiple_of(ALIGN_BYTES) - bytes,
                 bound: None,
+                least: None,
             }
         };
         let tensors = update.tensors.iter().map(&mut place).collect();
