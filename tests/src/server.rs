@@ -32,8 +32,8 @@ pub struct Server {
     arguments: BTreeMap<String, String>,
     more: Vec<String>,
     filter: Option<String>,
-    /// A step after which its next life ends.
-    ends_at: Option<String>,
+    /// What happens in its next life after a step: a variable and what it says.
+    happens_at: Option<(&'static str, String)>,
     lives: u32,
     // Removed last, in this order.
     home: TempDir,
@@ -69,7 +69,7 @@ impl Server {
             arguments,
             more,
             filter: None,
-            ends_at: None,
+            happens_at: None,
             lives: 0,
             home,
             slabs,
@@ -89,9 +89,18 @@ impl Server {
 
     /// One whose first life ends right after a step of this name was done.
     pub async fn start_to_end_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
+        Self::start_for(bus, settings, ("CATCHMENT_END_AT", step)).await
+    }
+
+    /// One in whose first life whoever has done a step of this name panics.
+    pub async fn start_to_panic_at(bus: Bus, step: &str) -> Self {
+        Self::start_for(bus, &[], ("CATCHMENT_PANIC_AT", step)).await
+    }
+
+    async fn start_for(bus: Bus, settings: &[(&str, &str)], (variable, says): (&'static str, &str)) -> Self {
         let mut server = Self::start_with(bus, settings).await;
         server.kill9();
-        server.ends_at = Some(step.to_owned());
+        server.happens_at = Some((variable, says.to_owned()));
         server.start_again().await;
         server
     }
@@ -136,7 +145,7 @@ impl Server {
         let mut command = catchment_command();
         command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
-        command.envs(self.ends_at.take().map(|step| ("CATCHMENT_END_AT", step)));
+        command.envs(self.happens_at.take());
         self.lives += 1;
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }

@@ -35,10 +35,14 @@ impl Files {
     }
 
     async fn submit(&self, job: &Job, k: usize) -> Value {
+        self.submit_to(job, 1, k).await
+    }
+
+    async fn submit_to(&self, job: &Job, round: u64, k: usize) -> Value {
         let etag = job.call("GET", "/model").await.header("etag").to_owned();
         let (query, body) = (format!("weight={}", WEIGHTS[k]), self.read(&format!("update-{k}.safetensors")));
         let headers = [("catchment-base", etag.as_str())];
-        job.submit_with(1, &format!("c{k}"), &query, &headers, &body).await.expect(202).json()["receipt"].clone()
+        job.submit_with(round, &format!("c{k}"), &query, &headers, &body).await.expect(202).json()["receipt"].clone()
     }
 
     /// NumPy's verdict on the published model.
@@ -193,16 +197,19 @@ on_both_buses! {
         assert!(problem["expected"].as_str().is_some_and(|text| text.contains("lora_A")), "{problem}");
     }
 
-    /// Krum needs more updates than there are: the job says so.
-    async fn a_refusal_fails_the_job_with_its_reason(bus: Bus) {
+    /// Krum needs more updates than there are: the round is asked again, and after the third the job waits for its owner.
+    async fn a_refusal_pauses_the_job_with_its_reason(bus: Bus) {
         let files = Files::write("krum", json!({"byzantine": 5}), json!({}));
         let server = Server::start(bus).await;
         let job = files.begin(&server, "a", json!({})).await;
-        for k in 0..WEIGHTS.len() {
-            files.submit(&job, k).await;
+        for round in [1, 2, 3] {
+            job.open_round(round).await;
+            for k in 0..WEIGHTS.len() {
+                files.submit_to(&job, round, k).await;
+            }
         }
-        let failed = job.in_state("failed").await;
-        let reason = failed["reason"].as_str().expect("a reason");
+        let paused = job.in_state("paused").await;
+        let reason = paused["reason"].as_str().expect("a reason");
         assert!(reason.contains("needs 13 updates, this one has 9"), "{reason}");
         server.holds_no_slabs().await;
     }

@@ -3,9 +3,11 @@
 use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy};
+use crate::up::writer_ended;
 use anyhow::{Context as _, Result, bail};
+use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Metrics, Scale, Shown};
-use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Speak};
+use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Pace, Speak};
 use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
 use catchment_types::{Clock, Entropy};
@@ -37,36 +39,49 @@ impl CoordinatorRole {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
-        let address = listener.local_addr()?;
-        let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), SystemEntropy);
-        let pace = self.cluster.pace()?;
-        let mut coordinator = named(self.scale.scale(), &entropy);
-        coordinator.metrics = coordinator.metrics.of_version(env!("CARGO_PKG_VERSION"));
-        let (shown, ending) = (Shown::new(coordinator.metrics.clone()), Ending::default());
-        let server = {
-            let (router, clock, ending) = (shown.clone().router(), clock.clone(), ending.clone());
-            let serve = async move { gateway::serve(router, listener, CONNECTIONS_MAX, clock, &ending).await };
-            AbortOnDropHandle::new(tokio::spawn(serve))
-        };
-        let bus = self.cluster.connect(&self.nats).await?;
-        let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
-        let said = coordinator.clone();
-        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
-        let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;
-        shown.begin(ledger.clone(), fleet.clone());
-        tokio::spawn(end_on_signal(ending.clone()));
-        tracing::info!(%address, bus = without_secrets(&self.nats), "ready");
-        println!("catchment coordinator is up: http://{address}");
-        tokio::select! {
-            () = catchment_coordinator::run(ledger, fleet, clock, coordinator) => {
-                bail!("the coordinator has stopped; the log says why")
-            }
-            // It holds nothing, so it has nothing to drain.
-            () = ending.drain.cancelled() => {}
-        }
-        ending.end();
-        server.await.context("serve operators")
+        let (pace, scale) = (self.cluster.pace()?, self.scale.scale());
+        coordinate(listener, pace, scale, (self.cluster.connect(&self.nats), &without_secrets(&self.nats))).await
     }
+}
+
+/// Decides for the cluster on a bus.
+async fn coordinate(
+    listener: TcpListener,
+    pace: Pace,
+    scale: Scale,
+    (connect, bus_name): (impl Future<Output = Result<Bus>>, &str),
+) -> Result<()> {
+    let address = listener.local_addr()?;
+    let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), SystemEntropy);
+    let mut coordinator = named(scale, &entropy);
+    coordinator.metrics = coordinator.metrics.of_version(env!("CARGO_PKG_VERSION"));
+    let (shown, ending) = (Shown::new(coordinator.metrics.clone()), Ending::default());
+    let server = {
+        let (router, clock, ending) = (shown.clone().router(), clock.clone(), ending.clone());
+        let serve = async move { gateway::serve(router, listener, CONNECTIONS_MAX, clock, &ending).await };
+        AbortOnDropHandle::new(tokio::spawn(serve))
+    };
+    let bus = connect.await?;
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let said = coordinator.clone();
+    let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
+    let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;
+    shown.begin(ledger.clone(), fleet.clone());
+    tokio::spawn(end_on_signal(ending.clone()));
+    tracing::info!(%address, bus = bus_name, "ready");
+    println!("catchment coordinator is up: http://{address}");
+    tokio::select! {
+        // First of all, because the coordinator ends with it.
+        biased;
+        why = ledger.ended() => return Err(writer_ended(&why)),
+        () = catchment_coordinator::run(ledger.clone(), fleet, clock, coordinator) => {
+            bail!("the coordinator has stopped; the log says why")
+        }
+        // It holds nothing, so it has nothing to drain.
+        () = ending.drain.cancelled() => {}
+    }
+    ending.end();
+    server.await.context("serve operators")
 }
 
 /// A coordinator with a name of its own.
@@ -78,4 +93,25 @@ pub fn named(scale: Scale, entropy: &dyn Entropy) -> Coordinator {
 /// What a coordinator says of itself.
 pub fn beat(coordinator: &Coordinator) -> CoordinatorBeat {
     CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mistaken::{Mistaken, ready};
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_coordinator_ends_with_the_writer_of_its_log() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (log, bus) = Mistaken::bus();
+        let pace = Pace { interval: Duration::from_millis(50), lost_after: Duration::from_secs(1) };
+        let running = tokio::spawn(coordinate(listener, pace, Scale::default(), (async { Ok(bus) }, "in memory")));
+        ready(address).await;
+        log.trip_up().await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
+        let error = ended.expect_err("it says why").to_string();
+        assert!(error.contains("the writer of the event log has ended") && error.contains("a mistake"), "{error}");
+    }
 }

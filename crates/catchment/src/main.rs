@@ -7,6 +7,8 @@ mod commands;
 mod connection;
 mod coordinator;
 mod exit;
+#[cfg(test)]
+mod mistaken;
 mod node_args;
 mod output;
 mod progress;

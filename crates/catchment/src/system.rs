@@ -2,7 +2,7 @@
 
 use catchment_types::{Clock, Entropy, NoSteps, Step, Steps, TimeMs};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,27 +42,49 @@ impl Entropy for SystemEntropy {
 /// For tests of sudden death: the process ends, as by `kill -9`, right after the step of this name (`Flipped`) was done,
 /// or done so often (`Flipped:3`).
 pub const END_AT: &str = "CATCHMENT_END_AT";
+/// For tests of mistakes in the program: whoever has done the step of this name panics, once, or so often (`Flipped:3`).
+const PANIC_AT: &str = "CATCHMENT_PANIC_AT";
 
-struct EndAt {
+/// Something that happens when a step was done.
+struct At {
     step: Step,
-    left: AtomicU64,
+    left: AtomicI64,
+    happens: fn(Step, i64),
 }
 
-impl Steps for EndAt {
+impl At {
+    /// What a variable says, if it says anything.
+    fn said(variable: &str, happens: fn(Step, i64)) -> Option<Self> {
+        let said = std::env::var(variable).ok()?;
+        let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
+        let step = Step::ALL.into_iter().find(|step| step.name() == name)?;
+        Some(Self { step, left: AtomicI64::new(count.parse().unwrap_or(1)), happens })
+    }
+}
+
+impl Steps for At {
     fn done(&self, step: Step) {
-        if step == self.step && self.left.fetch_sub(1, Relaxed) == 1 {
-            let own = rustix::process::getpid();
-            rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
+        if step == self.step {
+            (self.happens)(step, self.left.fetch_sub(1, Relaxed));
         }
     }
 }
 
-/// What is to happen between steps: nothing, unless [`END_AT`] says so.
+fn end(_: Step, left: i64) {
+    if left == 1 {
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
+    }
+}
+
+fn panic_at(step: Step, left: i64) {
+    assert!(left < 1, "{PANIC_AT} asks for a panic after {}", step.name());
+}
+
+/// What is to happen between steps: nothing, unless [`END_AT`] or [`PANIC_AT`] says so.
 pub fn steps() -> Arc<dyn Steps> {
-    let said = std::env::var(END_AT).unwrap_or_default();
-    let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
-    match Step::ALL.into_iter().find(|step| step.name() == name) {
-        Some(step) => Arc::new(EndAt { step, left: AtomicU64::new(count.parse().unwrap_or(1)) }),
+    match At::said(END_AT, end).or_else(|| At::said(PANIC_AT, panic_at)) {
+        Some(at) => Arc::new(at),
         None => Arc::new(NoSteps),
     }
 }

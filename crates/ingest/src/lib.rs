@@ -5,6 +5,7 @@
 //! the node so that everything a stranger sends can be fuzzed at full speed.
 #![forbid(unsafe_code)]
 
+mod closer;
 mod digest;
 mod head;
 mod part;
@@ -15,10 +16,11 @@ mod scatter;
 mod screen;
 mod widen;
 
+pub use closer::Base;
 pub use digest::UpdateDigest;
 pub use head::Head;
 pub use part::Part;
-pub use range::{first_beyond, first_inexact};
+pub use range::{first_beyond, first_inexact, largest};
 pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;

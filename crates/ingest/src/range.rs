@@ -5,6 +5,7 @@
 
 use crate::screen::find;
 use catchment_types::Dtype;
+use std::fmt;
 
 /// The index of the first element of `bytes` that is further than `bound` from zero, or no number at all. `bytes`
 /// holds whole little-endian elements.
@@ -14,23 +15,23 @@ pub fn first_beyond(dtype: Dtype, bytes: &[u8], bound: f64) -> Option<usize> {
     match dtype {
         Dtype::F64 => find(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1) > bound.to_bits()),
         Dtype::F32 => {
-            let limit = Format { bits: 31, mantissa: 23, infinity: 0x7f80_0000 }.limit(bound);
+            let limit = Format::F32.limit(bound);
             find(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1) > limit)
         }
         Dtype::Bf16 => {
-            let limit = Format { bits: 15, mantissa: 7, infinity: 0x7f80 }.limit(bound) as u16;
+            let limit = Format::BF16.limit(bound) as u16;
             find(bytes, |b| u16::from_le_bytes(b) & 0x7fff > limit)
         }
         Dtype::F16 => {
-            let limit = Format { bits: 15, mantissa: 10, infinity: 0x7c00 }.limit(bound) as u16;
+            let limit = Format::F16.limit(bound) as u16;
             find(bytes, |b| u16::from_le_bytes(b) & 0x7fff > limit)
         }
         Dtype::F8E5M2 => {
-            let limit = Format { bits: 7, mantissa: 2, infinity: 0x7c }.limit(bound) as u8;
+            let limit = Format::F8E5M2.limit(bound) as u8;
             find(bytes, |[b]| b & 0x7f > limit)
         }
         Dtype::F8E4M3 => {
-            let limit = Format { bits: 7, mantissa: 3, infinity: 0x7f }.limit(bound) as u8;
+            let limit = Format::F8E4M3.limit(bound) as u8;
             find(bytes, |[b]| b & 0x7f > limit)
         }
         Dtype::I64 => find(bytes, |b| i64::from_le_bytes(b).unsigned_abs() > whole),
@@ -62,6 +63,115 @@ pub fn first_nearer(bytes: &[u8], least: f64) -> Option<usize> {
     find(bytes, |b| magnitude(b).wrapping_sub(1) < least.to_bits() - 1)
 }
 
+/// How far from zero the elements of `bytes` are at most; infinite when one of them is no finite number. `bytes` holds
+/// whole little-endian elements.
+pub fn largest(dtype: Dtype, bytes: &[u8]) -> f64 {
+    fn most<const WIDTH: usize, T: Ord + Default>(bytes: &[u8], size: impl Fn([u8; WIDTH]) -> T) -> T {
+        let (elements, rest) = bytes.as_chunks::<WIDTH>();
+        assert!(rest.is_empty(), "whole elements are looked at");
+        elements.iter().fold(T::default(), |most, element| most.max(size(*element)))
+    }
+    let float = |format: Format, code: u32| if code < format.infinity { format.number(code) } else { f64::INFINITY };
+    match dtype {
+        Dtype::F64 => {
+            let bits = most(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1));
+            if bits < f64::INFINITY.to_bits() { f64::from_bits(bits) } else { f64::INFINITY }
+        }
+        Dtype::F32 => float(Format::F32, most(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1))),
+        Dtype::Bf16 => float(Format::BF16, most(bytes, |b| u16::from_le_bytes(b) & 0x7fff).into()),
+        Dtype::F16 => float(Format::F16, most(bytes, |b| u16::from_le_bytes(b) & 0x7fff).into()),
+        Dtype::F8E5M2 => float(Format::F8E5M2, most(bytes, |[b]| b & 0x7f).into()),
+        Dtype::F8E4M3 => float(Format::F8E4M3, most(bytes, |[b]| b & 0x7f).into()),
+        Dtype::I64 => most(bytes, |b| i64::from_le_bytes(b).unsigned_abs()) as f64,
+        Dtype::U64 => most(bytes, u64::from_le_bytes) as f64,
+        Dtype::I32 => f64::from(most(bytes, |b| i32::from_le_bytes(b).unsigned_abs())),
+        Dtype::U32 => f64::from(most(bytes, u32::from_le_bytes)),
+        Dtype::I16 => f64::from(most(bytes, |b| i16::from_le_bytes(b).unsigned_abs())),
+        Dtype::U16 => f64::from(most(bytes, u16::from_le_bytes)),
+        Dtype::I8 => f64::from(most(bytes, |[b]| b.cast_signed().unsigned_abs())),
+        Dtype::U8 => f64::from(most(bytes, |[b]| b)),
+        // Of others, functions read no more than whether they are 0.
+        _ => 0.0,
+    }
+}
+
+/// One element, exactly.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Number {
+    /// Of a float type.
+    Float(f64),
+    /// Of an integer type.
+    Whole(i128),
+}
+
+impl Number {
+    /// The element in these bytes.
+    pub fn read(dtype: Dtype, bytes: &[u8]) -> Self {
+        let small = |format: Format, bits: u32| {
+            let code = bits & ((1 << format.bits) - 1);
+            let size = if code < format.infinity { format.number(code) } else { f64::NAN };
+            Self::Float(if bits == code { size } else { -size })
+        };
+        let word = |width: usize| {
+            let mut word = [0; 8];
+            word[..width].copy_from_slice(&bytes[..width]);
+            u64::from_le_bytes(word)
+        };
+        match dtype {
+            Dtype::F64 => Self::Float(f64::from_bits(word(8))),
+            Dtype::F32 => Self::Float(f32::from_bits(word(4) as u32).into()),
+            Dtype::Bf16 => Self::Float(f32::from_bits((word(2) as u32) << 16).into()),
+            Dtype::F16 => small(Format::F16, word(2) as u32),
+            Dtype::F8E5M2 => small(Format::F8E5M2, word(1) as u32),
+            Dtype::F8E4M3 => small(Format::F8E4M3, word(1) as u32),
+            Dtype::I64 => Self::Whole((word(8) as i64).into()),
+            Dtype::I32 => Self::Whole((word(4) as i32).into()),
+            Dtype::I16 => Self::Whole((word(2) as i16).into()),
+            Dtype::I8 => Self::Whole((word(1) as i8).into()),
+            _ => Self::Whole(word((dtype.bits() / 8) as usize).into()),
+        }
+    }
+
+    /// How far it is from zero; not finite when it is no number.
+    pub fn size(self) -> f64 {
+        match self {
+            Self::Float(x) => x.abs(),
+            Self::Whole(x) => x.unsigned_abs() as f64,
+        }
+    }
+
+    /// Whether its sum with the model's own element is a number of the model's type.
+    pub fn fits_beside(self, own: Self, dtype: Dtype) -> bool {
+        let float = |number| match number {
+            Self::Float(x) => x,
+            Self::Whole(x) => x as f64,
+        };
+        match (self, own) {
+            (Self::Whole(x), Self::Whole(own)) => {
+                let (sum, bits) = (x + own, dtype.bits() as u32);
+                let is_signed = matches!(dtype, Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8);
+                if dtype.exceeds_f64() {
+                    let most = WHOLE_MAX as i128;
+                    return (if is_signed { -most } else { 0 }..=most).contains(&sum);
+                }
+                let range = if is_signed { -(1i128 << (bits - 1))..1 << (bits - 1) } else { 0..1 << bits };
+                range.contains(&sum)
+            }
+            (x, own) => (float(x) + float(own)).abs() <= dtype.rounds_up_to(),
+        }
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float(x) if *x == 0.0 || (1e-4..1e7).contains(&x.abs()) => write!(f, "{x}"),
+            Self::Float(x) => write!(f, "{x:e}"),
+            Self::Whole(x) => write!(f, "{x}"),
+        }
+    }
+}
+
 /// A float format, its sign left aside.
 pub struct Format {
     pub bits: u32,
@@ -71,6 +181,12 @@ pub struct Format {
 }
 
 impl Format {
+    const F32: Self = Self { bits: 31, mantissa: 23, infinity: 0x7f80_0000 };
+    const BF16: Self = Self { bits: 15, mantissa: 7, infinity: 0x7f80 };
+    const F16: Self = Self { bits: 15, mantissa: 10, infinity: 0x7c00 };
+    const F8E5M2: Self = Self { bits: 7, mantissa: 2, infinity: 0x7c };
+    const F8E4M3: Self = Self { bits: 7, mantissa: 3, infinity: 0x7f };
+
     /// The largest code whose number is at most `bound`.
     fn limit(&self, bound: f64) -> u32 {
         let (mut fits, mut too_large) = (0, self.infinity);

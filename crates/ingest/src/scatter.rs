@@ -4,6 +4,7 @@
 //! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
 //! Either way they are screened, and widened where the slab has another type, while they are in cache.
 
+use crate::closer::{self, Base, refused};
 use crate::range::{first_beyond, first_inexact, first_nearer};
 use crate::screen::first_non_finite;
 use crate::widen::widen;
@@ -31,12 +32,19 @@ pub struct Scatter {
     position: u64,
     /// Bytes of the current tensor that have been screened.
     screened: usize,
+    /// The model that deltas are added to.
+    base: Option<Arc<dyn Base>>,
 }
 
 impl Scatter {
     /// Begins at the first byte after the header.
     pub fn new(fit: impl Into<Arc<Fit>>) -> Self {
-        Self { fit: fit.into(), current: 0, position: 0, screened: 0 }
+        Self { fit: fit.into(), current: 0, position: 0, screened: 0, base: None }
+    }
+
+    /// The same for deltas of this model.
+    pub fn of_deltas(fit: impl Into<Arc<Fit>>, base: Option<Arc<dyn Base>>) -> Self {
+        Self { base, ..Self::new(fit) }
     }
 
     /// Writes the next bytes of the data.
@@ -175,25 +183,21 @@ impl Scatter {
         let written = (self.position - tensor.begin) as usize;
         let whole = written - written % width;
         let bytes = &memory[landing as usize + self.screened..landing as usize + whole];
-        let found = match tensor.bound {
-            None => first_non_finite(tensor.dtype, bytes),
-            Some(bound) => first_beyond(tensor.dtype, bytes, bound),
-        };
-        if let Some(at) = found {
-            let index = self.screened / width + at;
-            let is_number = first_non_finite(tensor.dtype, &bytes[at * width..][..width]).is_none();
-            let (code, what) = match tensor.bound.filter(|_| is_number) {
-                None => (Code::NotFinite, "is NaN or infinite".to_owned()),
-                Some(bound) => (Code::OutOfRange, format!("is further from zero than the job's exact.bound, {bound}")),
-            };
-            let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
-            return Err(Problem::new(code, detail).with("tensor", tensor.name.as_str()).with("index", index as u64));
+        let first = self.screened / width;
+        match tensor.bounds.screened(tensor.dtype) {
+            None => {
+                if let Some(at) = first_non_finite(tensor.dtype, bytes) {
+                    return Err(refused(Code::NotFinite, tensor, first + at, "is NaN or infinite"));
+                }
+            }
+            Some(limit) => {
+                if let Some(at) = first_beyond(tensor.dtype, bytes, limit) {
+                    closer::look(tensor, first + at, &bytes[at * width..], self.base.as_deref())?;
+                }
+            }
         }
         if let Some((at, what)) = outside_f64(tensor, bytes) {
-            let index = self.screened / width + at;
-            let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
-            let problem = Problem::new(Code::OutOfRange, detail);
-            return Err(problem.with("tensor", tensor.name.as_str()).with("index", index as u64));
+            return Err(refused(Code::OutOfRange, tensor, first + at, &what));
         }
         self.screened = whole;
         Ok(())

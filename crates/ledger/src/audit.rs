@@ -8,7 +8,7 @@ use crate::evaluation::MEASURED_MAX;
 use crate::job::Job;
 use crate::round::{Phase, Round};
 use crate::state::State;
-use catchment_types::{JobState, ReceiptState};
+use catchment_types::{Code, JobState, ReceiptState};
 use std::collections::HashSet;
 
 macro_rules! ensure {
@@ -139,8 +139,10 @@ fn audit_clients(round: &Round) -> Result<(), String> {
     for update in round.updates() {
         let (client, base) = (&update.accept.client, update.accept.base);
         let standing = round.standing_for(&update.accept).map(|standing| standing.receipt);
-        if update.state == ReceiptState::Lost {
-            ensure!(standing != Some(update.receipt), "client {client} is represented by what is lost");
+        // The buffer after one that was given up trains from the same model: its clients may send from it again.
+        let is_asked_again = update.code == Some(Code::RoundGivenUp) && base.is_some();
+        if update.state == ReceiptState::Lost || is_asked_again {
+            ensure!(standing != Some(update.receipt), "client {client} is represented by what is lost or given up");
             continue;
         }
         ensure!(present.insert((client, base)), "client {client} has two updates");

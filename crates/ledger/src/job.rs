@@ -38,7 +38,7 @@ pub struct Job {
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,
-    /// Why it failed, or was completed early.
+    /// Why it failed, was completed early, or paused itself.
     pub reason: Option<String>,
     /// When it was created.
     pub created_ms: TimeMs,
@@ -50,8 +50,9 @@ pub struct Job {
     pub needs: Footprint,
     /// Its newest round.
     pub round: Option<Round>,
-    /// When it was paused, while it is.
-    pub(crate) paused_ms: Option<TimeMs>,
+    /// While it is paused: since when. While it runs: the newest round when it was resumed after it had paused itself; rounds
+    /// given up are counted from there on. One field for both, because the layout of snapshots has one.
+    pub(crate) mark: Option<u64>,
     /// Ended rounds before `round`, newest first, without gaps.
     pub(crate) history: VecDeque<Round>,
     /// Updates in `history`.
@@ -187,6 +188,7 @@ impl Job {
             model_version: round
                 .map(|round| round.model_version)
                 .or_else(|| self.newest_model().map(|model| model.commit.version)),
+            reason: self.last_ended().and_then(Round::given_up).map(str::to_owned),
             goal: round.map_or(self.spec.goal, |round| round.goal),
             received: round.map_or(0, Round::received),
             folded: round.map_or(0, Round::folded),
@@ -207,7 +209,7 @@ impl Job {
             uid: self.uid,
             spec: self.spec.clone(),
             state: self.state,
-            reason: self.reason.clone().or(missing),
+            reason: self.reason.clone().or(missing).or_else(|| self.asked_again()),
             created_at: rfc3339(self.created_ms),
             model_version: self.newest_model().map(|model| model.commit.version),
             best_version: self.best,

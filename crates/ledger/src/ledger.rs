@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// Why a proposal came to nothing, or is not known to have come to anything.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub sequence: watch::Sender<u64>,
     pub revisions: Mutex<HashMap<JobUid, watch::Sender<u64>>>,
     pub stalled: AtomicBool,
+    /// Why the writer has ended, once it has.
+    pub ended: watch::Sender<Option<String>>,
 }
 
 /// What the watchers of a deleted job see as its revision.
@@ -100,6 +103,7 @@ impl Ledger {
             state: RwLock::new(state),
             revisions: Mutex::new(HashMap::new()),
             stalled: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
         });
         let (proposals, queue) = mpsc::channel(QUEUE);
         let mut driver = Driver {
@@ -114,7 +118,7 @@ impl Ledger {
             keeper: Keeper::new(pace, *shared.sequence.borrow()),
         };
         driver.catch_up(0, &mut None).await.map_err(unreadable)?;
-        tokio::spawn(driver.run(queue));
+        tokio::spawn(supervise(tokio::spawn(driver.run(queue)), shared.clone()));
         Ok(Self { shared, proposals })
     }
 
@@ -141,6 +145,16 @@ impl Ledger {
     /// of the past, and nobody knows how far.
     pub fn is_reachable(&self) -> bool {
         !self.shared.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the writer has ended, and says why. It never should while there is a ledger: without it nothing is
+    /// accepted, nothing that others write is seen, and the state stays what it was. Whoever runs the process ends it then.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.shared.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Reports an update whose slab is frozen. The answer is what became of it in log order. When the log goes away
@@ -210,4 +224,15 @@ impl Ledger {
         }
         self.proposals.send(proposal).await.map_err(|_| LedgerError::Stopped)
     }
+}
+
+/// Waits for the writer, and tells those who wait for its end what became of it.
+async fn supervise(writer: JoinHandle<()>, shared: Arc<Shared>) {
+    let why = match writer.await {
+        Ok(()) => "it was left alone".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    // From now on the state is of the past.
+    shared.stalled.store(true, Ordering::Relaxed);
+    shared.ended.send_replace(Some(why));
 }

@@ -10,6 +10,7 @@ mod append;
 mod audit;
 mod driver;
 mod evaluation;
+mod given_up;
 mod job;
 mod keeper;
 mod ledger;

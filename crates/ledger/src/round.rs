@@ -407,12 +407,36 @@ impl Round {
             CloseReason::Stopped => "the job was stopped before its round was committed",
             CloseReason::Shortfall | CloseReason::Deadline => "too few updates came by the round's deadline",
         };
+        self.end_without_model(Code::RoundClosed, text, at_ms);
+    }
+
+    /// Ends because no model can be made of its updates. In asynchronous jobs, whose next buffer trains from the same model,
+    /// its clients may send from that model again.
+    pub(crate) fn give_up(&mut self, reason: &str, at_ms: TimeMs) {
+        for receipt in self.end_without_model(Code::RoundGivenUp, reason, at_ms) {
+            let accept = &self.updates[&receipt].accept;
+            if let (Some(base), Some(bases)) = (accept.base, self.by_base.get_mut(&accept.client)) {
+                bases.remove(&base);
+            }
+        }
+    }
+
+    fn end_without_model(&mut self, code: Code, reason: &str, at_ms: TimeMs) -> Vec<ReceiptId> {
         let receipts: Vec<ReceiptId> = self.contributors().map(|update| update.receipt).collect();
-        for receipt in receipts {
-            self.set_state(receipt, ReceiptState::Discarded, Some(Code::RoundClosed), Some(text));
+        for receipt in &receipts {
+            self.set_state(*receipt, ReceiptState::Discarded, Some(code), Some(reason));
         }
         self.phase = Phase::Skipped;
         self.ended_ms = Some(at_ms);
+        receipts
+    }
+
+    /// Why it was given up, if it was.
+    pub fn given_up(&self) -> Option<&str> {
+        // All that counted when it ended have one code; those that were left out before have others.
+        let at_the_end = |update: &&Update| matches!(update.code, Some(Code::RoundGivenUp | Code::RoundClosed));
+        let update = Some(self).filter(|round| round.phase == Phase::Skipped)?.updates().find(at_the_end)?;
+        update.reason.as_deref().filter(|_| update.code == Some(Code::RoundGivenUp))
     }
 
     /// Updates that no accumulator has yet; those of one node in order of acceptance.

@@ -175,6 +175,9 @@ impl State {
             Record::Committed { uid, round, model, at_ms } => {
                 self.change(*uid, |job| commit(job, *round, model, *at_ms))
             }
+            Record::RoundGivenUp { uid, round, contribution, reason, at_ms } => {
+                self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms))
+            }
         }
     }
 
@@ -201,7 +204,7 @@ impl State {
             models: Vec::new(),
             needs: Footprint::default(),
             round: None,
-            paused_ms: None,
+            mark: None,
             history: Default::default(),
             history_updates: 0,
             evaluations: BTreeMap::new(),
@@ -306,7 +309,7 @@ impl State {
     }
 }
 
-fn active(job: &mut Job, number: u64) -> Result<&mut Round, &'static str> {
+pub(crate) fn active(job: &mut Job, number: u64) -> Result<&mut Round, &'static str> {
     job.round.as_mut().filter(|round| round.number == number && round.is_active()).ok_or("the round is not active")
 }
 
@@ -331,14 +334,17 @@ fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static s
     match (action, job.state) {
         (JobAction::Pause, JobState::Running) => {
             job.state = JobState::Paused;
-            job.paused_ms = Some(at_ms);
+            job.mark = Some(at_ms);
         }
         (JobAction::Resume, JobState::Paused) => {
             job.state = JobState::Running;
             resume_deadline(job, at_ms);
+            // It had paused itself: its owner knows now, so rounds given up are counted anew.
+            job.mark = job.reason.take().map(|_| job.round_number());
         }
         (JobAction::Stop, state) if !state.is_over() => {
             job.state = JobState::Stopped;
+            job.reason = None;
             end_active_round(job, CloseReason::Stopped, at_ms);
         }
         _ => return Err("the job's state does not allow it"),
@@ -348,7 +354,7 @@ fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static s
 
 /// A pause does not use up the round's time: otherwise resuming a job after a night would fail its round.
 fn resume_deadline(job: &mut Job, at_ms: TimeMs) {
-    let paused_ms = job.paused_ms.take().map_or(0, |since| at_ms.saturating_sub(since));
+    let paused_ms = job.mark.take().map_or(0, |since| at_ms.saturating_sub(since));
     if let Some(deadline) = job.round.as_mut().filter(|round| round.is_active()).and_then(|r| r.deadline_ms.as_mut()) {
         *deadline = deadline.saturating_add(paused_ms);
     }
@@ -440,5 +446,6 @@ fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Res
 fn complete_if_done(job: &mut Job) {
     if job.round_number() >= job.spec.rounds && job.active_round().is_none() && !job.state.is_over() {
         job.state = JobState::Completed;
+        job.reason = None;
     }
 }

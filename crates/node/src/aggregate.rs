@@ -6,6 +6,7 @@
 mod finish;
 mod gather;
 mod holdings;
+mod input;
 mod job;
 mod lanes;
 mod leaf;
@@ -20,12 +21,15 @@ mod sizing;
 mod slices;
 mod total;
 mod tree;
+mod trouble;
 mod worker;
 
 pub use holdings::Holdings;
+use job::StepError;
 pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
 pub use ranges::Range;
 pub use recover::recover;
+pub use trouble::Troubles;
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;
@@ -136,8 +140,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
             }
             () = pieces.pieces.came.notified() => pieces.pieces.waiting().into_iter().for_each(|uid| dispatcher.wake(uid)),
             ended = dispatcher.tasks.join_next_with_id(), if !dispatcher.tasks.is_empty() => {
-                dispatcher.ended(ended);
-                waiting = dispatcher.sweep();
+                // One that panicked is started again by the sweep, after a while.
+                waiting = !dispatcher.ended(ended) || dispatcher.sweep();
             }
             () = tokio::time::sleep(SWEEP), if waiting => waiting = dispatcher.sweep(),
             () = tokio::time::sleep(TRIM), if dispatcher.may_trim(waiting) => dispatcher.trim(),
@@ -163,8 +167,10 @@ struct Dispatcher {
 /// A job as it was when it was last looked at.
 struct Seen {
     revision: u64,
-    /// Rounds that had ended without a model.
-    skipped: u64,
+    /// Rounds that had ended.
+    ended: u64,
+    /// Of those, rounds without a model.
+    without: u64,
     namespace: Name,
     name: Name,
 }
@@ -183,19 +189,18 @@ impl Dispatcher {
         self.jobs.insert(task.id(), uid);
     }
 
-    /// Forgets a task that has ended; the sweep starts it again if there is work left.
-    fn ended(&mut self, ended: Option<Result<(Id, ()), JoinError>>) {
-        let id = match ended {
-            Some(Ok((id, ()))) => id,
-            Some(Err(error)) => {
-                tracing::error!(%error, "a job's aggregation panicked");
-                error.id()
-            }
-            None => return,
+    /// Forgets a task that has ended; the sweep starts it again if there is work left. Returns whether it ended well.
+    fn ended(&mut self, ended: Option<Result<(Id, ()), JoinError>>) -> bool {
+        let (id, error) = match ended {
+            Some(Ok((id, ()))) => (id, None),
+            Some(Err(error)) => (error.id(), Some(error)),
+            None => return true,
         };
-        if let Some(uid) = self.jobs.remove(&id) {
-            self.wakers.remove(&uid);
-        }
+        let uid = self.jobs.remove(&id);
+        uid.iter().for_each(|uid| drop(self.wakers.remove(uid)));
+        let panicked = uid.zip(error).map(|(uid, error)| (uid, StepError::Panicked(error.to_string())));
+        panicked.iter().for_each(|(uid, error)| self.context.troubles.failed(&self.context, *uid, error));
+        panicked.is_none()
     }
 
     /// Whether nothing is going on, and free slabs are kept that the system could use.
@@ -228,10 +233,14 @@ impl Dispatcher {
         if changed.is_empty() && gone.is_empty() {
             return;
         }
-        let (slabs, parked) = self.context.ledger.read(|state| {
+        let (slabs, parked, over) = self.context.ledger.read(|state| {
+            let is_over = |uid: &&JobUid| state.job(**uid).is_some_and(|job| job.state.is_over());
+            let over: Vec<JobUid> = changed.iter().filter(is_over).copied().collect();
             let open = |at: &Address| state.judge(at.uid, at.round, &at.client, None).is_none();
-            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open))
+            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open), over)
         });
+        // Nothing is added to their models any more.
+        over.iter().for_each(|uid| self.context.bases.forget(*uid));
         self.context.release(slabs);
         drop(parked);
         self.context.pieces.retain(&self.context.ledger, self.context.node);
@@ -274,18 +283,22 @@ fn is_ready_on(job: &Job, node: NodeId) -> bool {
     round.is_some_and(|round| round.shares().count() > 1 && round.top() == Some(node))
 }
 
-/// Notes the job's revision; returns whether it is new. Counts the rounds that were skipped meanwhile.
+/// Notes the job's revision; returns whether it is new. Counts the rounds that were skipped meanwhile. (Who gives a round
+/// up counts it.)
 fn look(seen: &mut HashMap<JobUid, Seen>, metrics: &Metrics, job: &Job) -> bool {
     let ended = job.round_number() - u64::from(job.active_round().is_some());
-    let skipped = ended.saturating_sub((job.models.len() as u64).saturating_sub(1));
+    let without = ended.saturating_sub((job.models.len() as u64).saturating_sub(1));
     let (namespace, name) = (job.spec.namespace.clone(), job.spec.name.clone());
-    let now = Seen { revision: job.revision, skipped, namespace, name };
+    let now = Seen { revision: job.revision, ended, without, namespace, name };
     let labels = [job.spec.namespace.as_str(), job.spec.name.as_str(), "skipped"];
     match seen.insert(job.uid, now) {
         None => true,
         Some(before) => {
-            if skipped > before.skipped {
-                metrics.rounds.with_label_values(&labels).inc_by(skipped - before.skipped);
+            let rounds = (before.ended..ended).filter_map(|before| job.round_numbered(before + 1));
+            let given_up = rounds.filter(|round| round.given_up().is_some()).count() as u64;
+            let skipped = without.saturating_sub(before.without).saturating_sub(given_up);
+            if skipped > 0 {
+                metrics.rounds.with_label_values(&labels).inc_by(skipped);
             }
             before.revision != job.revision
         }

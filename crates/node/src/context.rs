@@ -1,7 +1,8 @@
 //! What every part of a node works with.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{Holdings, Pieces};
+use crate::aggregate::{Holdings, Pieces, Troubles};
+use crate::bases::Bases;
 use crate::desk::Desk;
 use crate::functions::Functions;
 use crate::layouts::Layouts;
@@ -136,12 +137,16 @@ pub struct Context {
     pub models: Models,
     /// Its jobs' layouts.
     pub layouts: Layouts,
+    /// The models that deltas are added to.
+    pub bases: Bases,
     /// Its functions.
     pub functions: Functions,
     /// Who makes their calls.
     pub runners: Arc<dyn Runners>,
     /// What it counts.
     pub metrics: Metrics,
+    /// Steps of jobs' aggregations that failed and are tried again.
+    pub troubles: Troubles,
     /// Who trains or measures what.
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.

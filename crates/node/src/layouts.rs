@@ -2,7 +2,7 @@
 
 use crate::functions::{Functions, Takes};
 use crate::models::Models;
-use catchment_types::{Digest, Dtype, Fit, Header, JobSpec, JobUid, Layout, LayoutError};
+use catchment_types::{Digest, Dtype, Fit, Header, JobSpec, JobUid, Layout, LayoutError, UpdateKind};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,8 @@ impl ModelLayout {
     pub fn fit(&self, update: &Header, spec: &JobSpec) -> Result<Fit, LayoutError> {
         if self.takes.layout.has_coordinates() {
             let fit = Fit::new(&self.layout, update, &spec.update_dtypes)?;
-            Ok(fit.within(&self.layout, spec.exact.map(|exact| exact.bound)))
+            let fit = fit.within(&self.layout, spec.exact.map(|exact| exact.bound));
+            Ok(if spec.update == UpdateKind::Weights { fit.as_weights(&self.layout) } else { fit })
         } else {
             self.takes.layout.place(&self.header, update)
         }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod bases;
 mod context;
 mod desk;
 mod drain;

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub accept_to_commit: HistogramVec,
     /// Rounds ended, by outcome.
     pub rounds: IntCounterVec,
+    /// Steps of jobs' aggregations that failed and are tried again, by kind.
+    pub step_failures: IntCounterVec,
     /// When a job last committed, in seconds since the epoch.
     pub last_commit: IntGaugeVec,
     /// Instances alive, by level and state.
@@ -127,6 +129,11 @@ impl Metrics {
                 &JOB,
             ),
             rounds: counter("catchment_rounds_total", "Rounds ended, by outcome.", &["namespace", "job", "outcome"]),
+            step_failures: counter(
+                "catchment_job_step_failures_total",
+                "Steps of a job's aggregation that failed and are tried again: panic, or outside.",
+                &["namespace", "job", "kind"],
+            ),
             last_commit: gauge("catchment_last_commit_timestamp_seconds", "When a job last committed.", &JOB),
             instances: gauge("catchment_function_instances", "Function instances, by level and state.", &level),
             cold_starts: counter("catchment_cold_starts_total", "Function instances created.", &JOB),
@@ -235,6 +242,7 @@ impl Metrics {
             &self.updates_rejected,
             &self.uploads_resumed,
             &self.rounds,
+            &self.step_failures,
             &self.cold_starts,
             &self.descriptors,
             &self.descriptor_payload,

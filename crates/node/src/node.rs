@@ -94,9 +94,11 @@ impl Node {
             store,
             models,
             layouts: Layouts::default(),
+            bases: Default::default(),
             functions,
             runners,
             metrics,
+            troubles: Default::default(),
             desk: Desk::new(entropy.bytes16()),
             holdings,
             peers,
@@ -242,6 +244,8 @@ impl Context {
     /// Lets go of everything that a deleted job had on this node.
     pub(crate) fn forget_job(&self, uid: JobUid) {
         self.layouts.forget(uid);
+        self.bases.forget(uid);
+        self.troubles.over(uid);
         self.runners.erase(uid);
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");

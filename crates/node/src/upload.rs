@@ -4,6 +4,7 @@
 //! the upload waits in [`crate::parking`] for the next one.
 
 use crate::aggregate;
+use crate::bases::bounded;
 use crate::context::Context;
 use crate::gateway::body::Body;
 use crate::head::{ReadHead, read_head};
@@ -85,6 +86,7 @@ impl Upload {
             return Err(body.too_large(limit));
         }
         drop(room);
+        let (fit, base) = bounded(context, &submission, kept.round(), &model, fit).await;
         let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
         let (store, bytes, spare) =
             (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
@@ -99,7 +101,7 @@ impl Upload {
             slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());
         }
         let fit = Arc::new(fit);
-        let mut scatter = Scatter::new(fit.clone());
+        let mut scatter = Scatter::of_deltas(fit.clone(), base);
         digest.feed(&rest);
         scatter.feed(&rest, slab.bytes_mut())?;
         let (head_bytes, length) = (header.data_begin, body.length());

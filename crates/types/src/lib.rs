@@ -32,8 +32,8 @@ pub use spec::{
 };
 pub use steps::{NoSteps, Step, Steps};
 pub use tensors::{
-    ALIGN_ELEMENTS, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section, Segment,
-    SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
+    ALIGN_ELEMENTS, Added, Bounds, Cause, Fit, Header, HeaderError, Layout, LayoutError, Limits, Placed, Rule, Section,
+    Segment, SpecRuleError, Template, TensorInfo, TensorRule, TensorTemplate, UpdateLayout,
 };
 pub use views::{
     CheckIn, EvaluationView, FunctionView, JobState, JobView, ModelView, NodeView, NodesView, Page, Receipt,

@@ -76,7 +76,7 @@ codes! {
     Checksum "checksum" 422 true,
     /// The function refused the configuration or the work.
     FunctionRefused "function_refused" 422 false,
-    /// The function trapped on this update.
+    /// The function trapped on this update, or makes no finite model of it alone.
     FunctionTrap "function_trap" 422 false,
     /// No room for another body; try again after Retry-After.
     NoRoom "no_room" 429 true,
@@ -86,6 +86,9 @@ codes! {
     LogUnavailable "log_unavailable" 503 true,
     /// The node is starting or stopping.
     NotReady "not_ready" 503 true,
+    // The log's snapshots hold codes by their place in this list: new ones go to the end.
+    /// No model could be made of the round's updates; the round is asked again as the next one.
+    RoundGivenUp "round_given_up" 410 false,
 }
 
 impl fmt::Display for Code {

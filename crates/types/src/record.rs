@@ -323,4 +323,17 @@ pub enum Record {
         /// When.
         at_ms: TimeMs,
     },
+    /// No model can be made of a round's updates: it ends without one, and is asked again as the next round.
+    RoundGivenUp {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// Digest of the contribution set that no model can be made of. The record counts only while that is the round's.
+        contribution: Digest,
+        /// What happened, for people.
+        reason: String,
+        /// When.
+        at_ms: TimeMs,
+    },
 }

@@ -79,13 +79,13 @@ pub struct JobLimits {
     pub memory_bytes: u64,
     /// Milliseconds one call into the function may take.
     pub cpu_ms: u64,
-    /// Largest weight of an update.
+    /// Largest weight of an update. Default 1e9, the number of samples that a client may claim to have.
     pub weight_max: f64,
 }
 
 impl Default for JobLimits {
     fn default() -> Self {
-        Self { update_bytes: 64 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e12 }
+        Self { update_bytes: 64 << 30, instances: 8, memory_bytes: 16 << 20, cpu_ms: 60_000, weight_max: 1e9 }
     }
 }
 
@@ -439,6 +439,26 @@ mod tests {
         assert_eq!(spec.client_config_for(4)["lr"], 0.1);
         assert_eq!(spec.client_config_for(9)["lr"], 0.01);
         assert_eq!(spec.topology.leaves(), 4);
+    }
+
+    /// What is stored is the spec with its defaults of then, so a default that changes changes no job.
+    #[test]
+    fn a_stored_job_keeps_the_weights_it_was_created_with() {
+        let stored = concat!(
+            r#"{"name":"old","namespace":"default","function":"fedavg","config":{},"client_config":{},"#,
+            r#""client_config_from_round":{},"update":"weights","tensors":[],"update_dtypes":[],"mode":"sync","rounds":10,"#,
+            r#""goal":2,"over_provision":1.3,"min_updates":1,"deadline":"10m","on_shortfall":"retry","#,
+            r#""selection":{"policy":"all","where":{},"window":"1s","task_timeout":"2m","preferred_duration":null},"#,
+            r#""evaluate":null,"exact":false,"topology":"auto","limits":{"update_bytes":68719476736,"instances":8,"#,
+            r#""memory_bytes":16777216,"cpu_ms":60000,"weight_max":1000000000000.0},"checkpoints":{"keep_last":10},"#,
+            r#""receipts":"1d"}"#
+        );
+        let old = read(stored).unwrap();
+        assert_eq!(old.weight_max(), 1e12);
+        assert_eq!(old.to_json(), stored, "as that release wrote it");
+        let new = read(r#"{"name":"old","function":"fedavg"}"#).unwrap();
+        assert_eq!(new.weight_max(), 1e9);
+        assert_eq!(new.to_json().replace("1000000000.0", "1000000000000.0"), stored, "nothing else has changed");
     }
 
     #[test]

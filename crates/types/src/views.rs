@@ -72,7 +72,7 @@ pub enum JobState {
     WaitingForModel,
     /// Rounds are running.
     Running,
-    /// Paused by its owner.
+    /// Paused by its owner, or after three rounds given up in a row; then `reason` says why.
     Paused,
     /// All its rounds are done.
     Completed,
@@ -127,6 +127,9 @@ pub struct RoundView {
     pub job_state: JobState,
     /// The model it trains from.
     pub model_version: Option<u64>,
+    /// Why the round that ended last was given up, if it was; the newest round is the same again.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Updates that close it.
     pub goal: u64,
     /// Updates accepted and not discarded or lost.
@@ -214,7 +217,7 @@ pub struct JobView {
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,
-    /// Why it failed, or what it waits for.
+    /// Why it failed, was completed early or paused itself, what it waits for, or why its last round is asked again.
     pub reason: Option<String>,
     /// When it was created, RFC 3339.
     pub created_at: String,

@@ -43,13 +43,16 @@ on_both_buses! {
         let server = Server::start(bus).await;
         let model = |value: f64| file(&[Tensor::f64("w", &[2], &[1.0, value])]);
         let job = server.api().begin("a", json!({"goal": 2, "rounds": 1}), &model(0.0)).await;
+        job.submit(1, "c", "weight=1000", &model(1e308)).await.problem(422, "out_of_range");
         for client in ["c", "d"] {
-            job.accepted(1, client, "weight=1000", &model(1e308)).await;
+            job.accepted(1, client, "weight=1", &model(1e308)).await;
         }
-        let view = job.in_state("failed").await;
+        job.open_round(2).await;
+        let view = job.view().await;
         let reason = view["reason"].as_str().expect("a reason");
         assert!(reason.contains("element 1 of tensor `w` is NaN or infinite"), "{reason}");
-        job.submit(1, "e", "weight=1e-300", &model(0.0)).await.problem(422, "out_of_range");
+        assert_eq!(view["model_version"], 0);
+        job.submit(2, "e", "weight=1e-300", &model(0.0)).await.problem(422, "out_of_range");
         lives_on(&server.api()).await;
     }
 

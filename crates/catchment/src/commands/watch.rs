@@ -30,7 +30,7 @@ const PAGE: usize = 100;
 /// On a terminal: a live view, and a line for each model that is published.
 /// Elsewhere, or with --output json: one JSON object a line for each change, with the member `event`:
 ///   round    the round's state and progress, as GET /v1/jobs/JOB/round answers
-///   skipped  `count` rounds ended without a model
+///   skipped  `count` rounds ended without a model; `reason` when the last was given up
 ///   model    a version was published: its `round`, contributors and metrics, and `duration_ms`,
 ///            the time since the version before
 ///   end      the job is over: its state, and why
@@ -134,7 +134,7 @@ async fn tell_of_models(calls: &JobClient, job: &JobInfo, rounds: &mut Rounds, v
     }
     match rounds.skipped(job) {
         0 => Ok(()),
-        count => view.skipped(count),
+        count => view.skipped(count, job.round.reason.as_deref()),
     }
 }
 

@@ -125,16 +125,20 @@ impl World {
         };
         let client = self.rng.random_range(0..self.clients.clients);
         let body = if self.chance(5) { 1 } else { 0 };
-        self.send(uid, round, format!("client-{client}").parse().unwrap(), blake3_of(body));
+        // Asynchronous updates are addressed by the version that they were trained from.
+        let version = self.state.job(uid).and_then(|job| job.round.as_ref()).map_or(0, |round| round.model_version);
+        let number = if self.is_buffered(uid) { (version + round).saturating_sub(current) } else { round };
+        self.send(uid, number, format!("client-{client}").parse().unwrap(), blake3_of(body));
     }
 
-    fn send(&mut self, uid: JobUid, round: u64, client: ClientId, digest: Digest) {
+    fn is_buffered(&self, uid: JobUid) -> bool {
+        self.state.job(uid).is_some_and(|job| job.spec.mode != Mode::Sync)
+    }
+
+    fn send(&mut self, uid: JobUid, number: u64, client: ClientId, digest: Digest) {
         self.clients.slabs += 1;
-        let buffered = self.state.job(uid).is_some_and(|job| job.spec.mode != Mode::Sync);
         let current = self.state.job(uid).map_or(0, |job| job.round_number());
-        // A round's model has the number before it, but for rounds that were skipped.
-        let base = buffered.then(|| round.saturating_sub(1));
-        let round = if buffered { current } else { round };
+        let (round, base) = if self.is_buffered(uid) { (current, Some(number)) } else { (number, None) };
         let node = self.rng.random_range(0..self.nodes.len());
         let node = self.nodes[node].id;
         let accept = Accept {
@@ -203,8 +207,7 @@ impl World {
 
     /// Sends an update once more.
     fn send_from(&mut self, accept: &Accept) {
-        let round = accept.base.map_or(accept.round, |base| base + 1);
-        self.send(accept.uid, round, accept.client.clone(), accept.digest);
+        self.send(accept.uid, accept.addressed(), accept.client.clone(), accept.digest);
     }
 
     pub fn owner(&mut self) {
@@ -250,12 +253,16 @@ impl World {
         let open = job.round.as_ref().is_some_and(|round| round.phase == Phase::Open);
         let current = job.round.as_ref();
         let early = current.filter(|round| round.is_active() && !round.is_ready()).map(|round| round.contribution());
-        let record = match self.rng.random_range(0..5) {
+        let record = match self.rng.random_range(0..6) {
             0 => Record::RoundOpened { uid, round: round + 2, deadline_ms: None, places: vec![], at_ms },
             1 if open => Record::RoundOpened { uid, round: round + 1, deadline_ms: None, places: vec![], at_ms },
             2 => Record::Committed { uid, round: round + 1, model: next, at_ms },
             3 if early.is_some() => {
                 Record::Committed { uid, round, model: ModelCommit { contribution: early, ..next }, at_ms }
+            }
+            4 => {
+                let contribution = early.unwrap_or(blake3_of(98));
+                Record::RoundGivenUp { uid, round, contribution, reason: "for no reason".to_owned(), at_ms }
             }
             _ => Record::Committed { uid, round, model: next, at_ms },
         };

@@ -1,11 +1,11 @@
 //! What must hold after every record, seen from outside the state.
 
 use catchment_ledger::{AcceptOutcome, Outcome, Phase, State};
-use catchment_types::{Accept, CloseReason, JobState, JobUid, ReceiptId, ReceiptState, Record};
+use catchment_types::{Accept, CloseReason, Digest, JobState, JobUid, ReceiptId, ReceiptState, Record};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the runs together must come to see: a simulation that simulates nothing proves nothing.
-const EVERYTHING: [&str; 30] = [
+const EVERYTHING: [&str; 33] = [
     "round committed",
     "round skipped",
     "round extended",
@@ -36,6 +36,9 @@ const EVERYTHING: [&str; 30] = [
     "committed from many nodes",
     "a partial out of reach",
     "a partial of another incarnation",
+    "round given up",
+    "give-up ignored",
+    "paused after rounds given up",
 ];
 
 /// How often what was seen.
@@ -75,6 +78,7 @@ pub fn subject(record: &Record) -> Option<JobUid> {
         | Record::Lost { uid, .. }
         | Record::Evaluated { uid, .. }
         | Record::JobCompleted { uid, .. }
+        | Record::RoundGivenUp { uid, .. }
         | Record::Committed { uid, .. } => Some(*uid),
         Record::Accepted(_) | Record::NodeLost { .. } => None,
     }
@@ -86,6 +90,7 @@ pub struct Before {
     round: u64,
     phase: Option<Phase>,
     models: usize,
+    contribution: Option<Digest>,
     updates: BTreeMap<ReceiptId, ReceiptState>,
 }
 
@@ -106,6 +111,7 @@ impl Checks {
             round: job.round_number(),
             phase: job.round.as_ref().map(|round| round.phase),
             models: job.models.len(),
+            contribution: job.active_round().map(|round| round.contribution()),
             updates: updates.map(|update| (update.receipt, update.state)).collect(),
         }
     }
@@ -135,6 +141,17 @@ impl Checks {
                 assert_eq!(model.contributors, contributors.len() as u64);
                 for receipt in contributors {
                     assert!(self.committed.insert(receipt), "{receipt} is in two models");
+                }
+            }
+            (Record::RoundGivenUp { uid, round, contribution, .. }, Outcome::Done) => {
+                let job = state.job(*uid).expect("its round was given up");
+                let ended = job.round_numbered(*round).expect("it was given up just now");
+                assert_eq!((ended.phase, job.models.len()), (Phase::Skipped, before.models), "the model stands");
+                assert!(ended.given_up().is_some_and(|reason| !reason.is_empty()));
+                assert!(job.spec.rounds > *round && !job.state.is_over(), "it is asked again");
+                assert_eq!(before.contribution, Some(*contribution), "it is what was to be given up");
+                if job.state == JobState::Paused && job.reason.is_some() {
+                    self.reached.count("paused after rounds given up");
                 }
             }
             _ => {}
@@ -203,6 +220,8 @@ impl Checks {
             Record::Discarded { .. } if done => "discarded",
             Record::Lost { .. } if done => "lost",
             Record::NodeLost { .. } if done => "node given up",
+            Record::RoundGivenUp { .. } if done => "round given up",
+            Record::RoundGivenUp { .. } => "give-up ignored",
             _ => return,
         };
         self.reached.count(what);
@@ -242,7 +261,11 @@ fn may_become(was: ReceiptState, is: ReceiptState, record: &Record) -> bool {
         (Accepted | Folded, Lost) => matches!(record, Record::Lost { .. }),
         (Accepted | Folded, Discarded) => matches!(
             record,
-            Record::Discarded { .. } | Record::RoundClosed { .. } | Record::JobActed { .. } | Record::JobFailed { .. }
+            Record::Discarded { .. }
+                | Record::RoundClosed { .. }
+                | Record::RoundGivenUp { .. }
+                | Record::JobActed { .. }
+                | Record::JobFailed { .. }
         ),
         _ => false,
     }

@@ -13,6 +13,9 @@ pub const LOST_AFTER_MS: TimeMs = 2_000;
 /// How long nodes are silent, at most.
 const SILENCE_MS: TimeMs = 6_000;
 
+/// How often no model can be made of a round.
+const SPOILT_PERCENT: u32 = 15;
+
 /// A job's round, and the node's incarnation.
 type Key = (JobUid, u64, u64);
 
@@ -199,7 +202,14 @@ impl World {
                 // It miscounts, and will do it again rightly.
                 model.version += 1;
             }
-            self.say(Record::Committed { uid, round, model, at_ms: self.now_ms });
+            let contribution = model.contribution.expect("it is of these updates");
+            let (is_spoilt, at_ms) = (self.chance(SPOILT_PERCENT), self.now_ms);
+            self.say(if is_spoilt {
+                let reason = "element 0 is infinite".to_owned();
+                Record::RoundGivenUp { uid, round, contribution, reason, at_ms }
+            } else {
+                Record::Committed { uid, round, model, at_ms }
+            });
         }
         let incarnation = self.state.incarnation(self.nodes[number].id);
         let most = self.rng.random_range(1..=16);

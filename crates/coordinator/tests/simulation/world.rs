@@ -193,6 +193,11 @@ impl World {
             panic!("record {sequence}: {why}");
         }
         self.checks.after(before, &self.state, &record, &outcome);
+        if let (Record::RoundGivenUp { uid, .. }, Outcome::Done) = (&record, &outcome)
+            && self.job_state(*uid) == Some(JobState::Paused)
+        {
+            self.after(100..=10_000, Event::Act(*uid, JobAction::Resume));
+        }
         self.wake_coordinators();
         outcome
     }

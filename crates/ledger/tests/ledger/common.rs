@@ -167,6 +167,26 @@ impl Fixture {
         self.apply(Record::Committed { uid: JOB, round: self.round().number, model, at_ms: self.now_ms })
     }
 
+    /// Gives the round up that is being aggregated.
+    pub fn give_up(&mut self) -> Outcome {
+        let (round, contribution) = (self.round().number, self.round().contribution());
+        self.give_up_as(round, contribution)
+    }
+
+    pub fn give_up_as(&mut self, round: u64, contribution: Digest) -> Outcome {
+        let reason = "element 3 of tensor `w` is infinite".to_owned();
+        self.apply(Record::RoundGivenUp { uid: JOB, round, contribution, reason, at_ms: self.now_ms })
+    }
+
+    /// Opens a round, fills it with updates of these clients and gives it up.
+    pub fn spoil_round(&mut self, round: u64, clients: impl IntoIterator<Item = u64>) -> Vec<ReceiptId> {
+        assert_eq!(self.open(round), Outcome::Done);
+        let receipts = clients.into_iter().map(|number| self.accepted(round, number)).collect();
+        assert_eq!(self.fold_pending(), Outcome::Done);
+        assert_eq!(self.give_up(), Outcome::Done);
+        receipts
+    }
+
     pub fn receipt(&self, receipt: ReceiptId) -> Receipt {
         self.state.receipt(receipt).expect("a kept receipt")
     }

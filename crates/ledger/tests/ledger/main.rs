@@ -4,10 +4,12 @@
 mod buffered;
 mod common;
 mod driver;
+mod ended;
 mod evaluation;
 mod faults;
 mod faulty;
 mod follow;
+mod given_up;
 mod life;
 #[allow(dead_code, reason = "the bus's own tests use the rest")]
 #[path = "../../../bus/tests/common/nats_server.rs"]

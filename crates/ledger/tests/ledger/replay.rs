@@ -64,6 +64,7 @@ enum Step {
     Discarded(JobUid, Which, Receipts),
     Lost(JobUid, Which, Receipts),
     Committed(JobUid, Which, TimeMs),
+    GivenUp(JobUid, Which, bool, TimeMs),
 }
 
 impl Step {
@@ -102,6 +103,12 @@ impl Step {
                 let found = state.job(uid).and_then(|job| Some((job, job.round_numbered(round)?)));
                 let model = found.map_or_else(initial_model, |(job, round)| commit_of(job, round));
                 Record::Committed { uid, round, model, at_ms }
+            }
+            Self::GivenUp(uid, which, fits, at_ms) => {
+                let round = number(uid, which);
+                let found = state.job(uid).and_then(|job| job.round_numbered(round)).filter(|_| fits);
+                let contribution = found.map_or(digest(9), |round| round.contribution());
+                Record::RoundGivenUp { uid, round, contribution, reason: "infinite".to_owned(), at_ms }
             }
         }
     }
@@ -210,6 +217,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => boxed((uid(), which(), receipts()).prop_map(|(uid, which, picked)| Step::Discarded(uid, which, picked))),
         3 => boxed((uid(), which(), receipts()).prop_map(|(uid, which, picked)| Step::Lost(uid, which, picked))),
         14 => boxed((uid(), which(), time()).prop_map(|(uid, which, at)| Step::Committed(uid, which, at))),
+        6 => boxed((uid(), which(), any::<bool>(), time()).prop_map(|(uid, which, fits, at)| {
+            Step::GivenUp(uid, which, fits, at)
+        })),
     ]
 }
 
@@ -249,7 +259,7 @@ proptest! {
         prop_assert_eq!(&replayed, &live);
         for job in live.jobs() {
             // The views are made without a panic, whatever the numbers.
-            let _ = (job.view(), job.next_round(), job.plateau());
+            let _ = (job.view(), job.round_view(), job.next_round(), job.plateau());
             job.models.iter().for_each(|model| drop(job.model_view(model)));
         }
     }

@@ -4,7 +4,8 @@
 //! crash anywhere here only costs the time to do it once more.
 
 use super::gather::{Gather, is_failure};
-use super::job::{Input, JobAggregation, StepError, rule};
+use super::input::Input;
+use super::job::{JobAggregation, StepError, rule};
 use super::lanes::Level;
 use super::merge::Partial;
 use super::scratch::{Scratch, ScratchSlab};
@@ -13,16 +14,18 @@ use super::worker::Worker;
 use super::{remote, slices, tree};
 use crate::peers::models::{ensure, spread};
 use crate::subjects;
-use catchment_ingest::{first_inexact, first_non_finite};
+use catchment_ingest::{first_inexact, first_non_finite, largest};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, TypedWindow};
-use catchment_types::{Digest, Dtype, ModelCommit, NodeId, Record, Step};
+use catchment_types::{Digest, Dtype, ModelCommit, NodeId, Placed, Record, Step, UpdateKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Bytes copied to the checkpoint at one time.
 const COPY_BYTES: usize = 1 << 20;
+/// Characters of a reason in the log: names of tensors may be long.
+const REASON_CHARS_MAX: usize = 1000;
 
 /// What the model is made of, read from the ledger in one look.
 pub struct Facts {
@@ -51,16 +54,9 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
     let Some(facts) = Facts::read(worker, round) else { return Ok(()) };
     let (context, facts) = (&worker.context, Arc::new(facts));
     ensure(context, worker.uid, &facts.previous).await.map_err(|problem| StepError::Again(problem.detail))?;
-    let known = facts.clone();
-    let made = if !worker.model.takes.gathers() {
-        let top = tree::whole(worker, &facts).await?;
-        context.done(Step::Merged);
-        worker.working(move |worker| worker.make_folded(&top, &known)).await?
-    } else if let Some(out) = slices::whole(worker, &facts).await? {
-        worker.working(move |worker| worker.keep(&out, &known)).await?
-    } else {
-        let inputs = remote::inputs(worker, &facts, None).await?;
-        worker.working(move |worker| worker.make_gathered(&inputs, &known)).await?
+    let made = match make(worker, &facts).await {
+        Err(StepError::Round(reason)) => return give_up(job, &facts, &reason).await,
+        made => made?,
     };
     match made {
         Made::Model(commit) => {
@@ -68,19 +64,66 @@ pub async fn finish(job: &JobAggregation, round: u64) -> Result<(), StepError> {
             commit_model(job, round, *commit, &facts).await
         }
         Made::Culprits(culprits) => {
-            for (update, error) in &culprits {
-                job.discard(round, update, error).await?;
+            for (update, reason) in culprits {
+                job.discard(round, &update, reason).await?;
             }
             Ok(())
         }
     }
 }
 
+async fn make(worker: &Arc<Worker>, facts: &Arc<Facts>) -> Result<Made, StepError> {
+    if !facts.total_weight.is_finite() {
+        return Err(StepError::Round("the weights of its updates add up to more than any number".to_owned()));
+    }
+    let known = facts.clone();
+    if !worker.model.takes.gathers() {
+        let top = tree::whole(worker, facts).await?;
+        worker.context.done(Step::Merged);
+        return worker.working(move |worker| worker.make_folded(&top, &known)).await;
+    }
+    if let Some(out) = slices::whole(worker, facts).await? {
+        let known = facts.clone();
+        match worker.working(move |worker| worker.keep(&out, &known)).await {
+            // Only with all updates at hand is it seen which of them is to blame.
+            Err(StepError::Round(_)) => {}
+            made => return made,
+        }
+    }
+    let inputs = remote::inputs(worker, facts, None).await?;
+    worker.working(move |worker| worker.make_gathered(&inputs, &known)).await
+}
+
+/// Ends a round of which no model can be made. The job goes on: what one client sends must not end it.
+async fn give_up(job: &JobAggregation, facts: &Facts, reason: &str) -> Result<(), StepError> {
+    let Worker { context, uid, spec, .. } = &*job.worker;
+    let (uid, round, contribution, at_ms) = (*uid, facts.round, facts.contribution, context.clock.now_ms());
+    let reason = shortened(reason);
+    tracing::error!(job = %spec.name, round, reason, "the round is given up");
+    let record = Record::RoundGivenUp { uid, round, contribution, reason, at_ms };
+    match context.ledger.propose(record).await? {
+        Outcome::Ignored(why) => tracing::info!(job = %spec.name, round, why, "the round was not given up"),
+        _ => {
+            let labels = [spec.namespace.as_str(), spec.name.as_str(), "given_up"];
+            context.metrics.rounds.with_label_values(&labels).inc();
+        }
+    }
+    Ok(())
+}
+
+/// The reason goes into the log, and from there to every receipt.
+fn shortened(reason: &str) -> String {
+    match reason.char_indices().nth(REASON_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
 /// What came of a round.
 enum Made {
     Model(Box<ModelCommit>),
-    /// The function fails on these, and the rest goes on without them.
-    Culprits(Vec<(Update, FunctionError)>),
+    /// The function makes no model of these, and why; the rest goes on without them.
+    Culprits(Vec<(Update, String)>),
 }
 
 async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, facts: &Facts) -> Result<(), StepError> {
@@ -150,13 +193,25 @@ impl Worker {
         self.keep(&out, facts)
     }
 
+    /// Makes the model out of all updates at once, or names those that it cannot be made of.
     fn make_gathered(&self, inputs: &[Input], facts: &Facts) -> Result<Made, StepError> {
         let out = self.scratch(self.model.own.slab_bytes)?;
         let previous = self.previous(&facts.previous)?;
         self.context.done(Step::Scratched);
-        let culprits = self.gather(inputs, &out, previous.as_ref(), facts)?;
-        drop(previous);
-        if culprits.is_empty() { self.keep(&out, facts) } else { Ok(Made::Culprits(culprits)) }
+        let gather = Gather::new(self, facts, previous.as_ref(), &out);
+        let (failed, is_spoilt) = match gather.run(inputs) {
+            Ok(()) => match self.keep(&out, facts) {
+                Err(StepError::Round(reason)) => (StepError::Round(reason), true),
+                made => return made,
+            },
+            Err(error) => (self.failure("combine", error.clone()), is_failure(&error)),
+        };
+        let culprits = if is_spoilt { gather.culprits(inputs)? } else { Vec::new() };
+        // When no update makes a model, it is not for one of them to be left out.
+        if culprits.is_empty() || (culprits.len() == inputs.len() && inputs.len() > 1) {
+            return Err(failed);
+        }
+        Ok(Made::Culprits(culprits.into_iter().map(|(i, reason)| (facts.gathered[i].clone(), reason)).collect()))
     }
 
     fn keep(&self, out: &Scratch, facts: &Facts) -> Result<Made, StepError> {
@@ -176,27 +231,6 @@ impl Worker {
             metrics: facts.metrics.clone(),
         };
         Ok(Made::Model(Box::new(commit)))
-    }
-
-    /// Makes the model out of all updates at once. Gives those that the function fails on, when they are known.
-    fn gather(
-        &self,
-        inputs: &[Input],
-        out: &Scratch,
-        previous: Option<&ScratchSlab>,
-        facts: &Facts,
-    ) -> Result<Vec<(Update, FunctionError)>, StepError> {
-        let gather = Gather::new(self, facts, previous, out);
-        let error = match gather.run(inputs) {
-            Ok(()) => return Ok(Vec::new()),
-            Err(error) => error,
-        };
-        let culprits = if is_failure(&error) { gather.culprits(inputs) } else { Vec::new() };
-        // When it fails on every single one, the function is to blame.
-        if culprits.is_empty() || (culprits.len() == inputs.len() && inputs.len() > 1) {
-            return Err(self.failure("combine", error));
-        }
-        Ok(culprits.into_iter().map(|(i, error)| (facts.gathered[i].clone(), error)).collect())
     }
 
     fn finalize(
@@ -239,39 +273,82 @@ impl Worker {
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
         let mut draft = models.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
         draft.write(&self.model.head).map_err(disk)?;
+        let mut sizes = Vec::with_capacity(self.model.own.tensors.len());
         for tensor in &self.model.own.tensors {
             let (file, offset) = match tensor.slab_offset {
                 Some(offset) => (&made, out.accumulator.data_offset() + offset),
                 None => (&before, self.model.header.data_begin + tensor.begin),
             };
-            let (mut seen, mut bad) = (0, None);
-            let width = (tensor.dtype.bits() / 8).max(1) as usize;
+            let mut seen = Seen::default();
             copy(file, offset, tensor.end - tensor.begin, |bytes| {
-                if tensor.slab_offset.is_some() && bad.is_none() {
-                    bad = first_unfit(tensor.dtype, bytes).map(|(index, what)| (seen + index, what));
-                    seen += bytes.len() / width;
-                }
+                seen.look(tensor, bytes);
                 draft.write(bytes)
             })
             .map_err(disk)?;
-            if let Some((index, what)) = bad {
+            if let Some(what) = seen.spoilt(tensor) {
                 // Published, it would spoil every model after it.
-                return Err(StepError::Job(format!(
-                    "round {}: element {index} of tensor `{}` {what}",
-                    facts.round, tensor.name
-                )));
+                return Err(StepError::Round(what));
+            }
+            sizes.push(seen.largest);
+        }
+        let (etag, bytes) = models.keep(draft, self.uid, facts.version).map_err(disk)?;
+        if self.spec.update == UpdateKind::Delta {
+            let file = models.file(self.uid, facts.version, etag).map_err(disk)?;
+            self.context.bases.note(self.uid, etag, file, self.model.header.data_begin, sizes);
+        }
+        Ok((etag, bytes))
+    }
+
+    /// What keeps the numbers in `out` from being a model, if anything does.
+    pub fn spoilt(&self, out: &Scratch) -> Result<Option<String>, StepError> {
+        let disk = |error: std::io::Error| StepError::Again(format!("read a new model: {error}"));
+        let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
+        for tensor in &self.model.own.tensors {
+            let Some(offset) = tensor.slab_offset else { continue };
+            let mut seen = Seen::default();
+            copy(&made, out.accumulator.data_offset() + offset, tensor.end - tensor.begin, |bytes| {
+                seen.look(tensor, bytes);
+                Ok(())
+            })
+            .map_err(disk)?;
+            if let Some(what) = seen.spoilt(tensor) {
+                return Ok(Some(what));
             }
         }
-        models.keep(draft, self.uid, facts.version).map_err(disk)
+        Ok(None)
     }
 }
 
-/// The first element that no model may have, and what is wrong with it.
-fn first_unfit(dtype: Dtype, bytes: &[u8]) -> Option<(usize, &'static str)> {
-    let too_large = "is NaN or infinite in the new model; the updates or their weights are too large for its dtype";
-    let rounded = "has grown beyond 2^53 - 1 in the new model, from where on f64 cannot tell whole numbers apart";
-    let not_finite = first_non_finite(dtype, bytes).map(|index| (index, too_large));
-    not_finite.or_else(|| first_inexact(dtype, bytes).map(|index| (index, rounded)))
+/// What was seen of a new model's tensor, piece by piece.
+#[derive(Default)]
+struct Seen {
+    elements: usize,
+    /// How far from zero they are at most.
+    largest: f64,
+    /// The first that no model may have, and what is wrong with it.
+    bad: Option<(usize, &'static str)>,
+}
+
+impl Seen {
+    fn look(&mut self, tensor: &Placed, bytes: &[u8]) {
+        // What is not folded is as its owner gave it.
+        if tensor.slab_offset.is_none() || self.bad.is_some() {
+            return;
+        }
+        self.largest = self.largest.max(largest(tensor.dtype, bytes));
+        let too_large = "is NaN or infinite in the new model: what the updates come to is too large for its dtype";
+        let rounded = "is beyond 2^53 - 1 in the new model, from where on f64 cannot tell whole numbers apart";
+        let not_finite = if self.largest.is_finite() { None } else { first_non_finite(tensor.dtype, bytes) };
+        let bad = not_finite.map(|index| (index, too_large));
+        let bad = bad.or_else(|| first_inexact(tensor.dtype, bytes).map(|index| (index, rounded)));
+        self.bad = bad.map(|(index, what)| (self.elements + index, what));
+        self.elements += bytes.len() / (tensor.dtype.bits() / 8).max(1) as usize;
+    }
+
+    fn spoilt(&self, tensor: &Placed) -> Option<String> {
+        let (index, what) = self.bad?;
+        Some(format!("element {index} of tensor `{}` ({}) {what}", tensor.name, tensor.dtype))
+    }
 }
 
 /// Reads `length` bytes at `offset`, piece by piece.

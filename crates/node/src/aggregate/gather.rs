@@ -5,7 +5,8 @@
 //! Work is cut by coordinate, or by tensor where updates have no coordinates, and spread over the job's instances.
 
 use super::finish::{Facts, function_dtype};
-use super::job::{Input, rule};
+use super::input::Input;
+use super::job::{StepError, rule};
 use super::lanes::Level;
 use super::ranges::Range;
 use super::scratch::{Scratch, ScratchSlab};
@@ -54,24 +55,39 @@ impl Gather<'_> {
                 let chosen: Vec<_> = chosen.map(|(input, weight)| (input, *weight)).collect();
                 self.combine(&chosen, &self.worker.every_range())
             }
-            Class::Whole => self.make(inputs),
+            Class::Whole => self.make(inputs, self.total_weight),
             _ => self.combine(&all(inputs), &self.worker.every_range()),
         }
     }
 
-    /// The updates that the function fails on even when each is alone: the culprits, when there are others.
-    pub fn culprits(&self, inputs: &[Input]) -> Vec<(usize, FunctionError)> {
+    /// The updates of which the function makes no model even when each is alone: the culprits, when there are others.
+    ///
+    /// # Errors
+    /// What was made cannot be read.
+    pub fn culprits(&self, inputs: &[Input]) -> Result<Vec<(usize, String)>, StepError> {
         let ranges = &self.worker.every_range();
-        let alone = |input: &Input| {
+        let function = &self.worker.spec.function;
+        let mut culprits = Vec::new();
+        for (i, input) in inputs.iter().enumerate() {
             let one = std::slice::from_ref(input);
-            match self.worker.lanes.class() {
+            let alone = match self.worker.lanes.class() {
                 Class::TwoPhase => self.measure(one).and_then(|_| self.combine(&all(one), ranges)),
-                Class::Whole => self.make(one),
+                Class::Whole => self.make(one, input.facts().weight),
                 _ => self.combine(&all(one), ranges),
-            }
-        };
-        let failed = |(i, input)| alone(input).err().filter(is_failure).map(|error| (i, error));
-        inputs.iter().enumerate().filter_map(failed).collect()
+            };
+            let why = match alone {
+                Ok(()) => self
+                    .worker
+                    .spoilt(self.out)?
+                    .map(|what| format!("no model can be made of this update alone: {what}")),
+                Err(error) if is_failure(&error) => {
+                    Some(format!("function `{function}` failed on this update: {error}"))
+                }
+                Err(_) => None,
+            };
+            culprits.extend(why.map(|why| (i, why)));
+        }
+        Ok(culprits)
     }
 
     fn previous(&self, range: &Range) -> Result<Option<TypedWindow<BorrowedFd<'_>>>, FunctionError> {
@@ -174,7 +190,7 @@ impl Gather<'_> {
     }
 
     /// Makes the model tensor by tensor.
-    fn make(&self, inputs: &[Input]) -> Result<(), FunctionError> {
+    fn make(&self, inputs: &[Input], total_weight: f64) -> Result<(), FunctionError> {
         let worker = self.worker;
         let model = &worker.model;
         let previous = self.previous.ok_or_else(|| HostError::argument_of("previous", "it is always read here"))?;
@@ -200,7 +216,7 @@ impl Gather<'_> {
                 previous: previous.window(*at, *len_bytes)?,
                 out: self.out.window(*at, *len_bytes),
                 updates,
-                total_weight: self.total_weight,
+                total_weight,
                 seed: self.seed,
             })])
         };

@@ -1,27 +1,23 @@
 //! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
 
 use super::finish;
+use super::input::Input;
 use super::lanes::{Lanes, Level};
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
 use super::pieces::Taken;
 use super::ranges::{Range, cut};
-use super::scratch::ScratchSlab;
 use super::sizing::Sizing;
+use super::trouble::said;
 use super::worker::Worker;
 use crate::context::Context;
-use crate::layouts::ModelLayout;
 use crate::peers::models::ensure;
-use crate::slab_meta::SlabMeta;
 use catchment_ledger::{LedgerError, State, Update};
-use catchment_runtime::{
-    Call, FoldArgs, FunctionError, HostError, Reply, TensorPlace, UpdateFacts, UpdateWindow, Window,
-};
-use catchment_slab::{Slab, SlabError};
-use catchment_types::{
-    Accept, Header, JobSpec, JobUid, Limits, Mode, NodeId, Placed, ReceiptId, Record, SlabId, Step, TensorInfo,
-};
+use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
+use catchment_slab::SlabError;
+use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId, Step};
+use futures::FutureExt;
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -74,9 +70,15 @@ pub fn next_work(state: &State, uid: JobUid, node: NodeId, gathers: impl Fn(&Job
 /// Why a step came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The function failed in a way that no update is to blame for; the job fails.
+    /// The function cannot work, whatever clients send; the job fails.
     #[error("{0}")]
     Job(String),
+    /// No model can be made of what clients sent for a round; it is given up.
+    #[error("{0}")]
+    Round(String),
+    /// A mistake in this program; the step is tried again.
+    #[error("a panic: {0}")]
+    Panicked(String),
     /// Something outside the function; the step is tried again.
     #[error("{0}")]
     Again(String),
@@ -125,6 +127,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             work = Work::Pieces;
         }
         if matches!(work, Work::Nothing) {
+            context.troubles.over(uid);
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -132,7 +135,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         }
         // Who only helps does not fail the job.
         let is_help = matches!(work, Work::Pieces);
-        let step = async {
+        let step = AssertUnwindSafe(async {
             if aggregation.is_none() {
                 // The function is compiled now, and its class known: look again.
                 aggregation = Some(JobAggregation::begin(&context, uid).await.inspect_err(|error| {
@@ -147,9 +150,10 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                 Some(aggregation) => aggregation.step(work).await,
                 None => Ok(()),
             }
-        };
-        match step.await {
-            Ok(()) => {}
+        });
+        let came = step.catch_unwind().await.unwrap_or_else(|panic| Err(StepError::Panicked(said(&*panic))));
+        match came {
+            Ok(()) => context.troubles.over(uid),
             Err(StepError::Job(reason)) if !is_help => fail(&context, uid, reason).await,
             Err(StepError::Missing { round, receipt }) => {
                 // Somebody removed it: the client is asked again.
@@ -159,8 +163,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            Err(StepError::Again(reason) | StepError::Job(reason)) => {
-                tracing::warn!(job = %uid, %reason, "aggregate; trying again");
+            Err(error) => {
+                if matches!(error, StepError::Panicked(_)) {
+                    // Nobody knows what it left behind; what counts lies in shared memory.
+                    aggregation = None;
+                }
+                context.troubles.failed(&context, uid, &error);
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -189,7 +197,11 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, StepError> {
     let span = tracing::Span::current();
     let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    joined.map_err(|error| StepError::Job(format!("the aggregation panicked: {error}")))?
+    joined.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => StepError::Panicked(said(&*panic)),
+        // The process ends.
+        Err(error) => StepError::Again(error.to_string()),
+    })?
 }
 
 impl JobAggregation {
@@ -258,14 +270,14 @@ impl JobAggregation {
         }
         match self.fold_batch(&leaf, &updates).await? {
             None => self.folded(key, &updates).await,
-            Some(error) if updates.len() == 1 => self.discard(key.round, &updates[0], &error).await,
+            Some(error) if updates.len() == 1 => self.failed_on(key.round, &updates[0], &error).await,
             Some(error) => {
                 tracing::warn!(job = %self.worker.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
                 for update in &updates {
                     let one = std::slice::from_ref(update);
                     match self.fold_batch(&leaf, one).await? {
                         None => self.folded(key, one).await?,
-                        Some(error) => self.discard(key.round, update, &error).await?,
+                        Some(error) => self.failed_on(key.round, update, &error).await?,
                     }
                 }
                 Ok(())
@@ -378,9 +390,14 @@ impl JobAggregation {
     }
 
     /// Records that the function fails on an update, and lets go of it.
-    pub async fn discard(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
-        tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, %error, "discard an update");
+    async fn failed_on(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
         let reason = format!("function `{}` failed on this update: {error}", self.worker.spec.function);
+        self.discard(round, update, reason).await
+    }
+
+    /// Records why an update is left out, and lets go of it.
+    pub async fn discard(&self, round: u64, update: &Update, reason: String) -> Result<(), StepError> {
+        tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, reason, "discard an update");
         let record = Record::Discarded { uid: self.worker.uid, round, receipt: update.receipt, reason };
         self.worker.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
@@ -407,118 +424,4 @@ pub fn rule(range: &Range) -> catchment_runtime::Rule {
 /// Whether a failure has nothing to do with the function or its input.
 pub fn is_outside(error: &FunctionError) -> bool {
     matches!(error, FunctionError::Host(host) if !matches!(host, HostError::Contract(_)))
-}
-
-/// A slab that cannot be opened.
-pub fn unreadable(error: SlabError) -> FunctionError {
-    HostError::Map { what: "a slab".to_owned(), reason: error.to_string() }.into()
-}
-
-/// One update of a batch.
-pub struct Input {
-    slab: Slab,
-    meta: SlabMeta,
-    /// The first element of each segment that is there; without any, all are.
-    firsts: Vec<u64>,
-    /// Gives the slab back, when it is a copy of another node's.
-    _copy: Option<ScratchSlab>,
-    weight: f64,
-    num_samples: f64,
-    staleness: u32,
-}
-
-impl Input {
-    /// The update in its slab.
-    pub fn find(context: &Context, update: &Update, mode: Mode) -> Result<Self, StepError> {
-        let missing = || StepError::Missing { round: update.accept.round, receipt: update.receipt };
-        let slab = context.store.get(update.accept.slab).ok_or_else(missing)?;
-        let meta =
-            SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest).ok_or_else(missing)?;
-        Ok(Self::new(slab, meta, update, mode))
-    }
-
-    fn new(slab: Slab, meta: SlabMeta, update: &Update, mode: Mode) -> Self {
-        let Accept { weight, num_samples, .. } = update.accept;
-        let staleness = u32::try_from(update.staleness).unwrap_or(u32::MAX);
-        let weight = weight * mode.factor(update.staleness);
-        Self { slab, meta, firsts: Vec::new(), _copy: None, weight, num_samples: num_samples as f64, staleness }
-    }
-
-    /// The same of a slab that another node's update was copied to, all of it or, with `firsts`, some of each segment.
-    pub fn copied(worker: &Worker, slab: Slab, firsts: Vec<u64>, update: &Update) -> Result<Self, StepError> {
-        let copy = Some(ScratchSlab::new(worker.context.clone(), slab.clone()));
-        let meta = SlabMeta::decode(slab.meta()).filter(|meta| meta.digest == update.accept.digest);
-        let meta = meta.ok_or_else(|| StepError::Again("another node sent another update".to_owned()))?;
-        Ok(Self { firsts, _copy: copy, ..Self::new(slab, meta, update, worker.spec.mode) })
-    }
-
-    /// What its slab's header says of it.
-    pub fn noted(&self) -> &[u8] {
-        self.slab.meta()
-    }
-
-    /// What is known of it beside its numbers.
-    pub fn facts(&self) -> UpdateFacts {
-        UpdateFacts { weight: self.weight, num_samples: self.num_samples, staleness: self.staleness }
-    }
-
-    /// All of its bytes.
-    pub fn whole(&self) -> Result<Window<BorrowedFd<'_>>, FunctionError> {
-        let fd = self.slab.fd().map_err(unreadable)?;
-        Ok(Window { file: fd, offset_bytes: self.slab.data_offset(), len_bytes: self.slab.len() })
-    }
-
-    /// Where its tensors are, when they have no coordinates: read from the head of its file again.
-    pub fn tensors(&self, model: &ModelLayout) -> Result<Vec<TensorPlace>, FunctionError> {
-        let broken = |reason: String| HostError::argument_of("the head of an update", reason);
-        let (at, len) = self.meta.head.ok_or_else(|| broken("it was not kept".to_owned()))?;
-        let bytes = self.slab.bytes().map_err(unreadable)?;
-        let text = bytes.get(at as usize..(at + len) as usize).and_then(|head| head.get(Header::PREFIX_BYTES..));
-        let text = text.ok_or_else(|| broken("it is cut off".to_owned()))?;
-        let header = Header::parse(text, &Limits::default()).map_err(|error| broken(error.to_string()))?;
-        let fit = model.takes.layout.place(&model.header, &header).map_err(|error| broken(error.to_string()))?;
-        let place = |(info, placed): (&TensorInfo, &Placed)| TensorPlace {
-            name: info.name.clone(),
-            shape: info.shape.clone(),
-            dtype: finish::function_dtype(info.dtype),
-            offset: placed.slab_offset.unwrap_or_default(),
-        };
-        Ok(header.tensors.iter().zip(&fit.tensors).map(place).collect())
-    }
-
-    /// Where some elements of a segment are. `None`: it does not have them.
-    pub fn elements(
-        &self,
-        segment: usize,
-        first: u64,
-        elements: u64,
-    ) -> Option<Result<Window<BorrowedFd<'_>>, SlabError>> {
-        let section = self.meta.sections.get(segment)?;
-        let width = section.dtype.bits() / 8;
-        let (offset, len_bytes) = (first.checked_mul(width)?, elements.checked_mul(width)?);
-        if offset.checked_add(len_bytes)? > section.bytes {
-            return None;
-        }
-        let offset_bytes = self.slab.data_offset() + section.offset + offset;
-        Some(self.slab.fd().map(|file| Window { file, offset_bytes, len_bytes }))
-    }
-
-    /// Its numbers of a range.
-    pub fn window(&self, range: &Range) -> Result<UpdateWindow<BorrowedFd<'_>>, FunctionError> {
-        let section = &self.meta.sections[range.segment];
-        let (width, skipped) = (section.dtype.bits() / 8, self.firsts.get(range.segment).copied().unwrap_or_default());
-        let window = Window {
-            file: self.slab.fd().map_err(unreadable)?,
-            offset_bytes: self.slab.data_offset() + section.offset + (range.first - skipped) * width,
-            len_bytes: range.elements * width,
-        };
-        let dtype = finish::function_dtype(section.dtype);
-        Ok(UpdateWindow {
-            window,
-            dtype,
-            weight: self.weight,
-            num_samples: self.num_samples,
-            staleness: self.staleness,
-        })
-    }
 }

@@ -128,7 +128,7 @@ impl Lanes {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let lane = |index: usize| {
-            self.count_busy(level, 1);
+            let _busy = Busy::begin(self, level);
             while let Some(order) = orders.get(next.fetch_add(1, Relaxed)) {
                 let lane = Lane { job: self.uid, index: index as u32 };
                 if let Err(error) = self.order(lane, order, &calls, &done) {
@@ -137,7 +137,6 @@ impl Lanes {
                     break;
                 }
             }
-            self.count_busy(level, -1);
         };
         std::thread::scope(|scope| {
             for index in 1..lanes {
@@ -229,6 +228,25 @@ impl Lanes {
     fn gauge_idle(&self, idle: i64) {
         let [namespace, job] = self.labels();
         self.context.metrics.instances.with_label_values(&[namespace, job, Level::Leaf.as_str(), "idle"]).set(idle);
+    }
+}
+
+/// A lane at work, counted until it is dropped: also when a panic ends it.
+struct Busy<'a> {
+    lanes: &'a Lanes,
+    level: Level,
+}
+
+impl<'a> Busy<'a> {
+    fn begin(lanes: &'a Lanes, level: Level) -> Self {
+        lanes.count_busy(level, 1);
+        Self { lanes, level }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.lanes.count_busy(self.level, -1);
     }
 }
 

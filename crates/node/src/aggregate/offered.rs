@@ -4,7 +4,7 @@
 //! accumulator agrees. Then nothing will change there any more before the round ends: the round takes no updates, and a
 //! node that is given up begins a new accumulator.
 
-use super::job::Input;
+use super::input::Input;
 use super::leaf::LeafKey;
 use super::pieces::{Order, Progress};
 use crate::context::Context;

@@ -137,7 +137,7 @@ impl Taken {
     /// Makes what was ordered; whoever ordered it is told what came of it.
     ///
     /// # Errors
-    /// An update is missing; everything else concerns nobody but who ordered.
+    /// An update is missing, or there was a panic; everything else concerns nobody but who ordered.
     pub async fn make(self, worker: &Arc<Worker>) -> Result<(), StepError> {
         let fits = || {
             let fits = self.context.ledger.read(|state| self.order.fits(state, self.context.node));
@@ -153,7 +153,7 @@ impl Taken {
             Err(error) => {
                 tracing::debug!(round = self.order.round, %error, "a piece was not made");
                 self.context.pieces.end(self.name, Progress::Failed(error.to_string()));
-                if matches!(error, StepError::Missing { .. }) {
+                if matches!(error, StepError::Missing { .. } | StepError::Panicked(_)) {
                     return Err(error);
                 }
             }

@@ -1,7 +1,8 @@
 //! What is taken from other nodes: partials of their leaves or branches, updates whole or in excerpts, slices of a model.
 
 use super::finish::Facts;
-use super::job::{Input, StepError};
+use super::input::Input;
+use super::job::StepError;
 use super::leaf::block_bytes;
 use super::pieces::Order;
 use super::ranges::Range;

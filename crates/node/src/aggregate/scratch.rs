@@ -1,6 +1,6 @@
 //! Shared memory for a while: partials on their way up, copies of other nodes' updates, the new model.
 
-use super::job::unreadable;
+use super::input::unreadable;
 use crate::context::Context;
 use catchment_runtime::{FunctionError, HostError, Window};
 use catchment_slab::{Accumulator, Slab};

@@ -118,9 +118,22 @@ impl Worker {
 
     /// What a failed call means for the step.
     pub fn failure(&self, doing: &str, error: FunctionError) -> StepError {
+        let what = format!("function `{}` failed to {doing} the round: {error}", self.spec.function);
         match error {
             error if is_outside(&error) => StepError::Again(format!("{doing}: {error}")),
-            error => StepError::Job(format!("function `{}` failed to {doing} the round: {error}", self.spec.function)),
+            // It has not met anything that clients sent.
+            error if is_of_init(&error) => StepError::Job(what),
+            _ => StepError::Round(what),
         }
+    }
+}
+
+/// Whether an instance failed before it was asked to do anything.
+fn is_of_init(error: &FunctionError) -> bool {
+    match error {
+        FunctionError::Trap { call, .. }
+        | FunctionError::TimedOut { call, .. }
+        | FunctionError::OutOfMemory { call, .. } => call == "init",
+        FunctionError::Refused { .. } | FunctionError::Host(_) => false,
     }
 }

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use bytes::Bytes;
-use catchment_ledger::Outcome;
+use catchment_ledger::{Job, Outcome};
 use catchment_types::{Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ pub async fn list(State(context): State<Arc<Context>>, at: At, Query(paging): Qu
     let mut items: Vec<JobView> = context.ledger.read(|state| {
         let jobs = state.jobs_by_name().filter(|job| job.spec.namespace == at.namespace);
         let after = |name: &str| paging.cursor().is_none_or(|cursor| name > cursor);
-        jobs.filter(|job| after(job.spec.name.as_str())).take(limit + 1).map(|job| job.view()).collect()
+        jobs.filter(|job| after(job.spec.name.as_str())).take(limit + 1).map(|job| shown(&context, job)).collect()
     });
     let more = items.len() > limit;
     items.truncate(limit);
@@ -99,7 +99,7 @@ pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<Job
     context.ledger.read(|state| {
         let job = at.find(state)?;
         let round = super::rounds::seen_from_here(&context, job, job.round_view());
-        Ok(Json(JobView { round, ..job.view() }))
+        Ok(Json(JobView { round, ..shown(&context, job) }))
     })
 }
 
@@ -168,8 +168,15 @@ fn uid(context: &Context, at: &At) -> Result<JobUid, Failure> {
     context.ledger.read(|state| at.find(state).map(|job| job.uid))
 }
 
+/// A job as callers see it, with what keeps it from getting on here.
+fn shown(context: &Context, job: &Job) -> JobView {
+    let trouble = context.troubles.shown(job.uid).filter(|_| job.reason.is_none() && !job.state.is_over());
+    let view = job.view();
+    JobView { reason: trouble.or(view.reason), ..view }
+}
+
 fn view(context: &Context, uid: JobUid) -> Result<JobView, Failure> {
-    let view = context.ledger.read(|state| state.job(uid).map(|job| job.view()));
+    let view = context.ledger.read(|state| state.job(uid).map(|job| shown(context, job)));
     view.ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile").into())
 }
 

@@ -6,6 +6,7 @@
 //! A section has one dtype, so that a range of it is one window. Where tensors of a segment come in several, the section
 //! has the narrowest one that holds them all exactly, and elements are widened on their way into the slab.
 
+use super::bounds::Bounds;
 use super::header::{Header, TensorInfo};
 use super::layout::{Layout, Rule};
 use crate::Dtype;
@@ -51,8 +52,8 @@ pub struct Placed {
     pub slab_offset: Option<u64>,
     /// Bytes of padding after it in the slab, which the writer must zero.
     pub padding: u64,
-    /// No element may be further from zero, where there is a bound.
-    pub bound: Option<f64>,
+    /// How far from zero its elements may be.
+    pub bounds: Bounds,
     /// No element may be nearer to zero, but zero itself, where there is such a bound.
     pub least: Option<f64>,
 }
@@ -113,14 +114,6 @@ impl Fit {
         }
         self
     }
-
-    /// The same fit with a bound on the elements of averaged tensors.
-    pub fn within(mut self, layout: &Layout, bound: Option<f64>) -> Self {
-        for tensor in self.tensors.iter_mut().filter(|tensor| layout.rule(&tensor.name) == Some(Rule::Mean)) {
-            tensor.bound = bound;
-        }
-        self
-    }
 }
 
 fn shown(dtype: Dtype, shape: &[u64]) -> String {
@@ -178,7 +171,7 @@ fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
         end: info.end,
         slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
         padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
-        bound: None,
+        bounds: Bounds::default(),
         least: None,
     }
 }

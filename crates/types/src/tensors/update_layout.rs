@@ -131,7 +131,7 @@ impl UpdateLayout {
                 end: info.end,
                 slab_offset: Some(offset),
                 padding: bytes.next_multiple_of(ALIGN_BYTES) - bytes,
-                bound: None,
+                bounds: Default::default(),
                 least: None,
             }
         };

@@ -66,8 +66,8 @@ impl View for Live {
         self.line(&model_line(model))
     }
 
-    fn skipped(&mut self, count: u64) -> Result<()> {
-        self.line(&skipped_line(count))
+    fn skipped(&mut self, count: u64, why: Option<&str>) -> Result<()> {
+        self.line(&skipped_line(count, why))
     }
 
     fn end(&mut self, job: &JobInfo) -> Result<()> {

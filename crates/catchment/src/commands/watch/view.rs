@@ -5,7 +5,7 @@ use crate::output;
 use crate::text;
 use anyhow::{Context as _, Result};
 use catchment_client::{JobClient, JobInfo};
-use catchment_types::{Name, NodesView};
+use catchment_types::{JobState, Name, NodesView};
 use serde::Serialize;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ pub trait View {
     /// A model was published.
     fn model(&mut self, model: &Published) -> Result<()>;
     /// So many rounds ended without a model.
-    fn skipped(&mut self, count: u64) -> Result<()>;
+    fn skipped(&mut self, count: u64, why: Option<&str>) -> Result<()>;
     /// The job is over.
     fn end(&mut self, job: &JobInfo) -> Result<()>;
 }
@@ -62,8 +62,8 @@ impl View for Json {
         self.event("model", model)
     }
 
-    fn skipped(&mut self, count: u64) -> Result<()> {
-        self.event("skipped", json!({"count": count}))
+    fn skipped(&mut self, count: u64, why: Option<&str>) -> Result<()> {
+        self.event("skipped", json!({"count": count, "reason": why}))
     }
 
     fn end(&mut self, job: &JobInfo) -> Result<()> {
@@ -85,8 +85,8 @@ impl View for Lines {
         output::write(&model_line(model))
     }
 
-    fn skipped(&mut self, count: u64) -> Result<()> {
-        output::write(&skipped_line(count))
+    fn skipped(&mut self, count: u64, why: Option<&str>) -> Result<()> {
+        output::write(&skipped_line(count, why))
     }
 
     fn end(&mut self, job: &JobInfo) -> Result<()> {
@@ -94,9 +94,12 @@ impl View for Lines {
     }
 }
 
-/// `running, round 3 of 20 open: 4 of 10 received, 2 folded`.
+/// `running, round 3 of 20 open: 4 of 10 received, 2 folded`. A job that has paused itself says why.
 pub fn round_line(job: &JobInfo) -> String {
-    let state = text::word(job.state);
+    let mut state = text::word(job.state);
+    if let (JobState::Paused, Some(reason)) = (job.state, &job.reason) {
+        state += &format!(" ({reason})");
+    }
     if job.round.round == 0 {
         return format!("{state}, no round yet");
     }
@@ -117,9 +120,10 @@ pub fn model_line(published: &Published) -> String {
     line
 }
 
-/// `1 round ended without a model`.
-pub fn skipped_line(count: u64) -> String {
-    format!("{} ended without a model", text::count(count, "round"))
+/// `1 round ended without a model: round 3 was given up: …`.
+pub fn skipped_line(count: u64, why: Option<&str>) -> String {
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{} ended without a model{why}", text::count(count, "round"))
 }
 
 /// `job digits is completed: 20 rounds, model 20`.
@@ -144,7 +148,9 @@ mod tests {
         (job.round.round, job.model_version, job.state) = (0, None, JobState::WaitingForModel);
         assert_eq!(round_line(&job), "waiting for model, no round yet");
         assert_eq!(end_line(&job), "job `digits` is waiting for model: 0 rounds, no model");
-        assert_eq!(skipped_line(2), "2 rounds ended without a model");
+        assert_eq!(skipped_line(2, None), "2 rounds ended without a model");
+        let why = Some("round 3 was given up");
+        assert_eq!(skipped_line(1, why), "1 round ended without a model: round 3 was given up");
     }
 
     #[test]
