@@ -2,7 +2,7 @@
 #![no_main]
 
 use catchment_ingest::{Head, Part, Said, Scatter, UpdateDigest, parse_digest, parse_metrics};
-use catchment_types::{Dtype, Fit, Header, Layout, Limits};
+use catchment_types::{Dtype, Fit, Header, Layout, Limits, Rule, TensorRule};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
@@ -10,6 +10,17 @@ static MODEL: LazyLock<Layout> = LazyLock::new(|| {
     let text = br#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"n":{"dtype":"I64","shape":[],"data_offsets":[12,20]}}"#;
     let header = Header::parse(text, &Limits::default()).expect("a good header");
     Layout::new(&header, &[]).expect("a good layout")
+});
+
+/// Float types that an update may have, any of them in any of its tensors.
+const FLOATS: [Dtype; 6] = [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F8E4M3, Dtype::F8E5M2];
+/// With two tensors in a segment, a maximum of whole numbers, and a bound on how near to zero numbers may be.
+static MIXED: LazyLock<Layout> = LazyLock::new(|| {
+    let text = br#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"v":{"dtype":"F32","shape":[70],"data_offsets":[12,292]},
+        "n":{"dtype":"U64","shape":[],"data_offsets":[292,300]}}"#;
+    let header = Header::parse(text, &Limits::default()).expect("a good header");
+    let rules = [TensorRule { pattern: "n".to_owned(), rule: Rule::Max }];
+    Layout::new(&header, &rules).expect("a good layout")
 });
 
 fuzz_target!(|input: (String, String, u8, Vec<u8>)| {
@@ -42,7 +53,8 @@ fn receive(
             break header;
         }
     };
-    let fit = Fit::new(&MODEL, &header, &[Dtype::Bf16]).ok()?;
+    let mixed = |_| Fit::new(&MIXED, &header, &FLOATS).map(|fit| fit.at_least(&MIXED, 1e-300));
+    let fit = Fit::new(&MODEL, &header, &[Dtype::Bf16]).or_else(mixed).ok()?;
     let mut memory = vec![0; fit.slab_bytes as usize];
     let fit = std::sync::Arc::new(fit);
     let mut scatter = Scatter::new(fit.clone());

@@ -3,7 +3,8 @@
     classes.py write DIR PLAN     base.safetensors and update-<k>.safetensors
     classes.py check DIR PLAN     published.safetensors is what NumPy says
 
-PLAN is JSON: {"function": "median" | "krum" | "flora", "config": {}, "weights": [...], "ranks": [...], "delta": false}.
+PLAN is JSON: {"function": "median" | "krum" | "flora", "config": {}, "weights": [...], "ranks": [...], "delta": false,
+"mixed": false}. A rank may be two, one for each layer; with "mixed" tensors of one update have several float types.
 Clients are named so that their order is that of their numbers.
 """
 
@@ -29,17 +30,21 @@ def write(folder, plan):
     save_file(base, folder / "base.safetensors")
     for k in range(len(plan["weights"])):
         if plan["function"] == "flora":
-            update, rank = {}, plan["ranks"][k]
+            update, ranks = {}, plan["ranks"][k]
             for name, value in base.items():
                 # The last client leaves a layer out.
                 if value.ndim != 2 or (k == len(plan["weights"]) - 1 and name == "layer.1.weight"):
                     continue
+                rank = ranks[int(name[6])] if isinstance(ranks, list) else ranks
                 (d, m), stem = value.shape, PREFIX * (k % 2) + name.removesuffix(".weight")
                 update[stem + ".lora_A.weight"] = random.standard_normal((rank, m)).astype(np.float32)
                 update[stem + ".lora_B.weight"] = random.standard_normal((d, rank))
         else:
             far = 1e6 if k in plan.get("wrong", []) else 1.0
             update = {name: np.asarray(far * random.standard_normal(shape), dtype) for name, (dtype, shape) in SHAPES.items()}
+            if plan.get("mixed"):
+                for i, name in enumerate(["layer.0.weight", "layer.0.bias", "layer.1.weight"]):
+                    update[name] = update[name].astype([np.float32, np.float16, np.float64][(i * k + k // 3) % 3])
         save_file(update, folder / f"update-{k}.safetensors")
 
 
@@ -59,7 +64,7 @@ def expected_of(plan, name, base, updates):
         total, stem = np.zeros(base.shape), name.removesuffix(".weight")
         for weight, update in zip(weights, updates):
             parts = {key.removeprefix(PREFIX): value.astype(np.float64) for key, value in update.items()}
-            if stem + ".lora_A.weight" in parts:
+            if len(parts.get(stem + ".lora_A.weight", [])):
                 a, b = parts[stem + ".lora_A.weight"], parts[stem + ".lora_B.weight"]
                 total += weight / sum(weights) * config.get("alpha", len(a)) / len(a) * (b @ a)
         return base.astype(np.float64) + total

@@ -38,6 +38,11 @@ impl Tensor {
         Self::new(name, Dtype::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
 
+    /// U64.
+    pub fn u64(name: &str, shape: &[usize], values: &[u64]) -> Self {
+        Self::new(name, Dtype::U64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
     /// BF16, from its bits.
     pub fn bf16(name: &str, shape: &[usize], bits: &[u16]) -> Self {
         Self::new(name, Dtype::BF16, shape, bits.iter().flat_map(|v| v.to_le_bytes()).collect())
@@ -67,7 +72,7 @@ pub fn raw_file(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
-/// The numbers of a file's F32, F64 and I64 tensors, by name.
+/// The numbers of a file's F32, F64, I64 and U64 tensors, by name.
 pub type Values = BTreeMap<String, Vec<f64>>;
 
 /// Reads the numbers of a file.
@@ -80,6 +85,7 @@ pub fn read(bytes: &[u8]) -> Values {
         Dtype::F32 => each(view.data(), |b| f32::from_le_bytes(b).into()),
         Dtype::F64 => each(view.data(), f64::from_le_bytes),
         Dtype::I64 => each(view.data(), |b| i64::from_le_bytes(b) as f64),
+        Dtype::U64 => each(view.data(), |b| u64::from_le_bytes(b) as f64),
         other => panic!("{other:?} is not read here"),
     };
     parsed.tensors().into_iter().map(|(name, view)| (name, numbers(view))).collect()

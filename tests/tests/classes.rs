@@ -1,7 +1,7 @@
 //! Functions that take a round's updates all at once, end to end, against NumPy; and what becomes of their rounds when
 //! the server dies, when an update makes them fail, and when there is no room.
 
-use catchment_tests::{Bus, Job, Python, Server, on_both_buses};
+use catchment_tests::{Bus, Job, Python, Server, Tensor, file, on_both_buses, read};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -57,8 +57,13 @@ impl Files {
 
 /// Submits in another order than the clients', and has NumPy judge.
 async fn judged(bus: Bus, files: Files) -> Value {
+    judged_as(bus, files, json!({})).await
+}
+
+/// The same with more in the spec.
+async fn judged_as(bus: Bus, files: Files, more: Value) -> Value {
     let server = Server::start(bus).await;
-    let job = files.begin(&server, "a", json!({})).await;
+    let job = files.begin(&server, "a", more).await;
     let mut receipts = Vec::new();
     for k in [4, 0, 8, 2, 6, 1, 3, 7, 5] {
         receipts.push(files.submit(&job, k).await);
@@ -92,6 +97,60 @@ on_both_buses! {
 
     async fn flora_adds_the_mean_of_products_of_mixed_rank(bus: Bus) {
         judged(bus, Files::write("flora", json!({"alpha": 16}), json!({}))).await;
+    }
+
+    /// A rank of 0 says of a layer what leaving it out says, and a client may have nothing for any layer.
+    async fn flora_takes_rank_0_as_a_layer_left_out(bus: Bus) {
+        let ranks = json!([4, 0, [0, 8], [8, 0], 2, [0, 0], [1, 0], 5, 32]);
+        for config in [json!({"alpha": 16}), json!({})] {
+            judged(bus, Files::write("flora", config, json!({"ranks": ranks}))).await;
+        }
+        // The model stays as it is when nobody has anything.
+        judged(bus, Files::write("flora", json!({}), json!({"ranks": [0, 0, 0, 0, 0, 0, 0, 0, 0]}))).await;
+    }
+
+    async fn gathered_updates_may_have_several_types(bus: Bus) {
+        let spec = json!({"update_dtypes": ["F16", "F32", "F64"]});
+        for (function, config, more) in [
+            ("median", json!({}), json!({"mixed": true})),
+            ("median", json!({"trim": 0.2}), json!({"mixed": true, "delta": true})),
+            ("krum", json!({"byzantine": 2, "select": 3}), json!({"mixed": true})),
+        ] {
+            judged_as(bus, Files::write(function, config, more), spec.clone()).await;
+        }
+    }
+
+    /// Tensors without elements, alone and beside others.
+    async fn empty_tensors_stay_empty(bus: Bus) {
+        let server = Server::start(bus).await;
+        let empty = |x: f32| [Tensor::f32("e", &[0, 3], &[]), Tensor::i64("none", &[2, 0], &[]), Tensor::f32("w", &[], &[x])];
+        for function in ["fedavg", "median", "krum"] {
+            for (kind, count) in [("nothing", 0), ("empty", 2), ("some", 3)] {
+                let name = format!("{function}-{kind}");
+                let spec = json!({"function": function, "goal": 3, "rounds": 1, "tensors": [{"match": "none", "rule": "max"}]});
+                let job = server.api().begin(&name, spec, &file(&empty(1.0)[..count])).await;
+                for (client, x) in [("a", 2.0), ("b", 5.0), ("c", 2.0)] {
+                    job.accepted(1, client, "", &file(&empty(x)[..count])).await;
+                }
+                job.in_state("completed").await;
+                let model = read(&job.model(1).await);
+                assert_eq!((model.len(), model.get("w").map(Vec::len)), (count, (count == 3).then_some(1)), "{name}");
+                assert!(model.iter().all(|(name, values)| name == "w" || values.is_empty()), "{name}");
+            }
+        }
+        let layers = [Tensor::f32("a.weight", &[0, 4], &[]), Tensor::f32("b.weight", &[4, 0], &[]), Tensor::f32("c.weight", &[2, 1], &[1.0, 2.0])];
+        let job = server.api().begin("flora", json!({"function": "flora", "goal": 2, "rounds": 1}), &file(&layers)).await;
+        let adapters = |x: f32| file(&[
+            Tensor::f32("a.lora_A.weight", &[2, 4], &[x; 8]), Tensor::f32("a.lora_B.weight", &[0, 2], &[]),
+            Tensor::f32("b.lora_A.weight", &[1, 0], &[]), Tensor::f32("b.lora_B.weight", &[4, 1], &[x; 4]),
+            Tensor::f32("c.lora_A.weight", &[1, 1], &[x]), Tensor::f32("c.lora_B.weight", &[2, 1], &[1.0, 10.0]),
+        ]);
+        job.accepted(1, "a", "", &adapters(1.0)).await;
+        job.accepted(1, "b", "", &adapters(3.0)).await;
+        job.in_state("completed").await;
+        let model = read(&job.model(1).await);
+        assert_eq!((model["c.weight"].as_slice(), model["a.weight"].len() + model["b.weight"].len()), (&[3.0, 22.0][..], 0));
+        server.holds_no_slabs().await;
     }
 
     /// Killed twice in mid-round and once when it is closed.

@@ -7,8 +7,10 @@ use tempfile::TempDir;
 
 const WEIGHTS: [f64; 8] = [1.0, 2.5, 0.125, 37.0, 1000.0, 3.0, 0.75, 12.0];
 /// Elements of the floats of the model that `outside.py` writes, and of everything else in it.
-const FLOATS: u64 = 61 * 40 + 16 * 24 + 24 + 8 * 24 + 1 + 33 + 2 * 24;
-const OTHERS: u64 = 1 + 5 + 7;
+const FLOATS: u64 = 61 * 40 + 16 * 24 + 24 + 8 * 24 + 1 + 33 + 2 * 24 + 2 * 40;
+const OTHERS: u64 = 1 + 5 + 7 + 7 * 9;
+/// Every float type.
+const MIXED: [&str; 6] = ["BF16", "F32", "F16", "F8_E5M2", "F64", "F8_E4M3"];
 
 /// Eight outside clients submit at the same time; gives what was published to the outside client for judgement.
 async fn published_by(bus: Bus, spec: Value, plan: Value) -> Value {
@@ -81,6 +83,36 @@ on_both_buses! {
     async fn deltas_may_be_narrower_through_a_tree(bus: Bus) {
         let spec = json!({"update": "delta", "update_dtypes": ["BF16", "F16"], "topology": {"tree": {"leaves": 4, "middles": 2}}});
         assert_verdict(&published_by(bus, spec, json!({"delta": true, "bf16": true})).await, FLOATS, OTHERS);
+    }
+
+    /// As training in mixed precision leaves updates: some tensors in one type, some in another, each client in its own way.
+    async fn one_update_may_have_several_types(bus: Bus) {
+        for more in [json!({}), tree(4, 2), json!({"exact": {"bound": 16, "weight_max": 1000, "updates_max": 100}})] {
+            let mut spec = json!({"update_dtypes": MIXED});
+            spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            assert_verdict(&published_by(bus, spec, json!({"mixed": MIXED})).await, FLOATS, OTHERS);
+        }
+        let few = ["BF16", "F16"];
+        let spec = json!({"update_dtypes": few});
+        assert_verdict(&published_by(bus, spec, json!({"mixed": few})).await, FLOATS, OTHERS);
+    }
+
+    async fn one_delta_may_have_several_types(bus: Bus) {
+        let spec = json!({"update": "delta", "update_dtypes": MIXED, "topology": {"tree": {"leaves": 3, "middles": 1}},
+            "tensors": [{"match": "embed.*", "rule": "keep"}, {"match": "head.precise", "rule": "exclude"},
+                {"match": "bn.*", "rule": "max"}, {"match": "head.f8", "rule": "max"}]});
+        let (left_out, counted) = (61 * 40 + 33, 1);
+        let verdict = published_by(bus, spec, json!({"delta": true, "mixed": MIXED})).await;
+        assert_verdict(&verdict, FLOATS - left_out + counted, OTHERS + left_out - counted);
+    }
+
+    /// Whole numbers of every width, at their ends too, and truth values.
+    async fn whole_numbers_have_exact_maxima_and_means_rounded_once(bus: Bus) {
+        for rule in ["max", "mean"] {
+            let tensors = ["counts.*", "codes", "mask"].map(|name| json!({"match": name, "rule": rule}));
+            let spec = json!({"tensors": tensors});
+            assert_verdict(&published_by(bus, spec, json!({})).await, FLOATS + OTHERS - 1, 1);
+        }
     }
 
     /// The largest, the previous one although updates carry it, the previous one although updates do not.

@@ -43,7 +43,8 @@ pub fn look(tensor: &Placed, first: usize, bytes: &[u8], base: Option<&dyn Base>
         {
             let own = model.element(index).map_err(unreadable)?;
             if !number.fits_beside(own, model.added.dtype) {
-                let (dtype, largest) = (model.added.dtype, largest_of(model.added.dtype));
+                let dtype = model.added.dtype;
+                let largest = if dtype.exceeds_f64() { Number::Whole((1 << 53) - 1) } else { largest_of(dtype) };
                 let what = format!(
                     "is {number}: added to the model's {own} it leaves the range of {dtype} (up to {largest}); make the \
                      step smaller"
@@ -222,7 +223,9 @@ mod tests {
     fn integers_are_added_exactly() {
         let fits =
             |x: i64, own: i64, dtype: Dtype| Number::Whole(x.into()).fits_beside(Number::Whole(own.into()), dtype);
-        assert!(fits(i64::MAX, -1, Dtype::I64) && !fits(i64::MAX, 1, Dtype::I64) && fits(i64::MIN, 0, Dtype::I64));
+        let most = (1 << 53) - 1;
+        assert!(fits(most, -1, Dtype::I64) && !fits(most, 1, Dtype::I64) && fits(-most, 0, Dtype::I64));
+        assert!(!fits(-most, -1, Dtype::I64) && fits(most, 0, Dtype::U64) && !fits(most, 1, Dtype::U64));
         assert!(
             fits(100, 27, Dtype::I8)
                 && !fits(100, 28, Dtype::I8)

@@ -14,12 +14,13 @@ mod request;
 mod said;
 mod scatter;
 mod screen;
+mod widen;
 
 pub use closer::Base;
 pub use digest::UpdateDigest;
 pub use head::Head;
 pub use part::Part;
-pub use range::{first_beyond, largest};
+pub use range::{first_beyond, first_inexact, largest};
 pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;

@@ -48,6 +48,21 @@ pub fn first_beyond(dtype: Dtype, bytes: &[u8], bound: f64) -> Option<usize> {
     }
 }
 
+/// Up to here whole numbers are f64, and none beyond is rounded to them.
+const WHOLE_MAX: f64 = ((1u64 << 53) - 1) as f64;
+
+/// The index of the first whole number of `bytes` that f64 may not tell from its neighbours.
+pub fn first_inexact(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    if dtype.exceeds_f64() { first_beyond(dtype, bytes, WHOLE_MAX) } else { None }
+}
+
+/// The index of the first F64 of `bytes` that is nearer to zero than `least`, but is not zero.
+pub fn first_nearer(bytes: &[u8], least: f64) -> Option<usize> {
+    let magnitude = |b| u64::from_le_bytes(b) & (u64::MAX >> 1);
+    // Zero less one is the largest of all.
+    find(bytes, |b| magnitude(b).wrapping_sub(1) < least.to_bits() - 1)
+}
+
 /// How far from zero the elements of `bytes` are at most; infinite when one of them is no finite number. `bytes` holds
 /// whole little-endian elements.
 pub fn largest(dtype: Dtype, bytes: &[u8]) -> f64 {
@@ -135,6 +150,10 @@ impl Number {
             (Self::Whole(x), Self::Whole(own)) => {
                 let (sum, bits) = (x + own, dtype.bits() as u32);
                 let is_signed = matches!(dtype, Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8);
+                if dtype.exceeds_f64() {
+                    let most = WHOLE_MAX as i128;
+                    return (if is_signed { -most } else { 0 }..=most).contains(&sum);
+                }
                 let range = if is_signed { -(1i128 << (bits - 1))..1 << (bits - 1) } else { 0..1 << bits };
                 range.contains(&sum)
             }
@@ -154,11 +173,11 @@ impl fmt::Display for Number {
 }
 
 /// A float format, its sign left aside.
-struct Format {
-    bits: u32,
-    mantissa: u32,
+pub struct Format {
+    pub bits: u32,
+    pub mantissa: u32,
     /// The first code that is no finite number.
-    infinity: u32,
+    pub infinity: u32,
 }
 
 impl Format {
@@ -182,7 +201,8 @@ impl Format {
         fits
     }
 
-    fn number(&self, code: u32) -> f64 {
+    /// The number of a code below `infinity`.
+    pub fn number(&self, code: u32) -> f64 {
         let (exponent, mantissa) = (code >> self.mantissa, code & ((1 << self.mantissa) - 1));
         let bias = (1 << (self.bits - self.mantissa - 1)) - 1;
         let (lead, power) = if exponent == 0 { (0, 1) } else { (1 << self.mantissa, exponent as i32) };
@@ -223,6 +243,17 @@ mod tests {
             prop_assert_eq!(at(Dtype::I64, &long.to_le_bytes()), beyond(bound, long as f64));
             prop_assert_eq!(at(Dtype::U8, &[value as u8]), beyond(bound, f64::from(value as u8)));
             prop_assert_eq!(at(Dtype::Bool, &[7]), bound < 1.0);
+        }
+    }
+
+    #[test]
+    fn zero_is_not_too_near_to_zero() {
+        let least = 2e-278;
+        let fine = [0.0, -0.0, least, -least, 1.0, f64::MAX];
+        let bytes = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(first_nearer(&bytes(&fine), least), None);
+        for bad in [least.next_down(), -least.next_down(), f64::from_bits(1), -1e-300] {
+            assert_eq!(first_nearer(&bytes(&[0.0, 1.0, bad, bad]), least), Some(2), "{bad}");
         }
     }
 

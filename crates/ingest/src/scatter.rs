@@ -2,12 +2,13 @@
 //!
 //! Bytes that are in memory already are copied there ([`Scatter::feed`]). Bytes that still wait in a socket are received
 //! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
-//! Either way they are screened while they are in cache.
+//! Either way they are screened, and widened where the slab has another type, while they are in cache.
 
 use crate::closer::{self, Base, refused};
-use crate::range::first_beyond;
+use crate::range::{first_beyond, first_inexact, first_nearer};
 use crate::screen::first_non_finite;
-use catchment_types::{Code, Fit, Placed, Problem};
+use crate::widen::widen;
+use catchment_types::{Code, Dtype, Fit, Placed, Problem};
 use std::array::from_fn;
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -74,15 +75,15 @@ impl Scatter {
         let mut free = places.iter_mut();
         for tensor in self.fit.tensors[self.current..].iter().filter(|tensor| tensor.end > tensor.begin) {
             let take = left.min((tensor.end - position) as usize);
-            match tensor.slab_offset {
+            match tensor.landing() {
                 // The sink is one piece, and what it takes comes last: everything in it is passed over at once.
                 None => {
                     sunk = take.min(sink.len());
                     break;
                 }
-                Some(offset) => {
+                Some(landing) => {
                     let Some(place) = free.next().filter(|_| take > 0) else { break };
-                    let at = (offset + position - tensor.begin) as usize;
+                    let at = (landing + position - tensor.begin) as usize;
                     *place = at..at + take;
                 }
             }
@@ -134,14 +135,16 @@ impl Scatter {
 
     /// Where the next `bytes` bytes of the current tensor go, if they are stored.
     fn place(&self, tensor: &Placed, bytes: usize) -> Option<Range<usize>> {
-        let at = (tensor.slab_offset? + self.position - tensor.begin) as usize;
+        let at = (tensor.landing()? + self.position - tensor.begin) as usize;
         Some(at..at + bytes)
     }
 
     /// Passes bytes of the current tensor that are in their place.
     fn advance(&mut self, bytes: usize, memory: &mut [u8]) -> Result<(), Problem> {
         self.position += bytes as u64;
+        let before = self.screened;
         self.screen(memory)?;
+        self.widen(before, memory);
         self.pass_finished(memory);
         Ok(())
     }
@@ -165,7 +168,7 @@ impl Scatter {
     fn pass_finished(&mut self, memory: &mut [u8]) {
         while let Some(tensor) = self.fit.tensors.get(self.current).filter(|tensor| tensor.end == self.position) {
             if let Some(offset) = tensor.slab_offset {
-                let end = (offset + tensor.end - tensor.begin) as usize;
+                let end = (offset + tensor.stored_bytes()) as usize;
                 memory[end..end + tensor.padding as usize].fill(0);
             }
             self.current += 1;
@@ -175,11 +178,11 @@ impl Scatter {
 
     fn screen(&mut self, memory: &[u8]) -> Result<(), Problem> {
         let tensor = &self.fit.tensors[self.current];
-        let Some(offset) = tensor.slab_offset else { return Ok(()) };
+        let Some(landing) = tensor.landing() else { return Ok(()) };
         let width = (tensor.dtype.bits() / 8) as usize;
         let written = (self.position - tensor.begin) as usize;
         let whole = written - written % width;
-        let bytes = &memory[offset as usize + self.screened..offset as usize + whole];
+        let bytes = &memory[landing as usize + self.screened..landing as usize + whole];
         let first = self.screened / width;
         match tensor.bounds.screened(tensor.dtype) {
             None => {
@@ -193,10 +196,45 @@ impl Scatter {
                 }
             }
         }
+        if let Some((at, what)) = outside_f64(tensor, bytes) {
+            return Err(refused(Code::OutOfRange, tensor, first + at, &what));
+        }
         self.screened = whole;
         Ok(())
     }
+
+    /// Brings what was screened since `before` from where it landed to where it belongs, if that is another type's place.
+    fn widen(&self, before: usize, memory: &mut [u8]) {
+        let tensor = &self.fit.tensors[self.current];
+        let (Some(place), Some(landing)) = (tensor.slab_offset, tensor.landing()) else { return };
+        if tensor.stored == tensor.dtype {
+            return;
+        }
+        let width = (tensor.dtype.bits() / 8) as usize;
+        let (first, count) = (before / width, (self.screened - before) / width);
+        let to = place as usize + first * (tensor.stored.bits() / 8) as usize;
+        widen((tensor.dtype, landing as usize + before), (tensor.stored, to), count, memory);
+    }
 }
+
+/// The first element that functions, which compute in f64, would not take for what it is, and what is wrong with it.
+fn outside_f64(tensor: &Placed, bytes: &[u8]) -> Option<(usize, String)> {
+    if let Some(at) = first_inexact(tensor.dtype, bytes) {
+        let what = "is a whole number beyond 2^53 - 1, and means and maxima are computed in f64, which would round it: send \
+                    smaller numbers, or give the tensor the rule `keep`";
+        return Some((at, what.to_owned()));
+    }
+    let least = tensor.least.filter(|_| tensor.dtype == Dtype::F64)?;
+    let what = format!(
+        "is nearer to zero than {least:e}, so that times the update's weight it would lose digits: multiply the weights \
+         of all clients by the same number"
+    );
+    first_nearer(bytes, least).map(|at| (at, what))
+}
+
+#[cfg(test)]
+#[path = "scatter_types_tests.rs"]
+mod types_tests;
 
 #[cfg(test)]
 mod tests {
@@ -220,7 +258,7 @@ mod tests {
         [bytes(&values[..3]), vec![0xff; 8], bytes(&values[3..])].concat()
     }
 
-    fn write(fit: &Fit, data: &[u8], step: usize) -> Result<Vec<u8>, Problem> {
+    pub fn write(fit: &Fit, data: &[u8], step: usize) -> Result<Vec<u8>, Problem> {
         let mut memory = vec![0xaa; fit.slab_bytes as usize];
         let mut scatter = Scatter::new(fit.clone());
         for chunk in data.chunks(step.max(1)) {
@@ -231,7 +269,7 @@ mod tests {
     }
 
     /// The same as from a socket that has `step` bytes at a time; returns what was handed on as well.
-    fn receive(fit: &Fit, mut data: &[u8], step: usize, sink: usize) -> Result<(Vec<u8>, Vec<u8>), Problem> {
+    pub fn receive(fit: &Fit, mut data: &[u8], step: usize, sink: usize) -> Result<(Vec<u8>, Vec<u8>), Problem> {
         let (mut memory, mut sink, mut seen) = (vec![0xaa; fit.slab_bytes as usize], vec![0; sink], Vec::new());
         let mut scatter = Scatter::new(fit.clone());
         while !data.is_empty() {

@@ -2,10 +2,13 @@
 
 use crate::functions::{Functions, Takes};
 use crate::models::Models;
-use catchment_types::{Digest, Fit, Header, JobSpec, JobUid, Layout, LayoutError, UpdateKind};
+use catchment_types::{Digest, Dtype, Fit, Header, JobSpec, JobUid, Layout, LayoutError, UpdateKind};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Weights below it are small enough to make numbers vanish: with 2^-64, those below 2^-958.
+const WEIGHT_SMALL: f64 = 1.0 / (1u128 << 64) as f64;
 
 /// A job's model: its file's head and its place in memory.
 #[derive(Debug)]
@@ -25,8 +28,7 @@ pub struct ModelLayout {
 impl ModelLayout {
     /// Works the layout out.
     pub fn new(head: Vec<u8>, header: Header, spec: &JobSpec, takes: Takes) -> Result<Self, String> {
-        let rules = takes.layout.rules(&header, &spec.tensors);
-        let layout = Layout::new(&header, &rules).map_err(|error| error.to_string())?;
+        let layout = Layout::made_by(&takes.layout, &header, &spec.tensors).map_err(|error| error.to_string())?;
         let own = Fit::new(&layout, &header, &[]).map_err(|error| error.to_string())?;
         Ok(Self { head, header, layout, own: Arc::new(own), takes })
     }
@@ -42,13 +44,24 @@ impl ModelLayout {
         }
     }
 
+    /// The same of an update with this weight. In a sum of f64 a very small weight would take small numbers to where f64
+    /// has few digits left, and their mean would have no more; so they are refused.
+    ///
+    /// Beside weights from [`WEIGHT_SMALL`] on, that could happen to numbers that are as good as zero only.
+    pub fn weighed(&self, fit: Fit, spec: &JobSpec, weight: f64) -> Fit {
+        let is_summed = self.takes.layout.has_coordinates() && !self.takes.gathers() && spec.exact.is_none();
+        if is_summed && weight < WEIGHT_SMALL { fit.at_least(&self.layout, f64::MIN_POSITIVE / weight) } else { fit }
+    }
+
     /// Bytes of shared memory that one update takes at most.
     pub fn update_bytes_max(&self, spec: &JobSpec) -> u64 {
         if !self.takes.layout.has_coordinates() {
             return self.takes.layout.bytes_max(&self.header).min(spec.limits.update_bytes);
         }
-        let bits = |own: u64| spec.update_dtypes.iter().map(|dtype| dtype.bits()).fold(own, u64::max);
-        self.layout.segments().iter().map(|segment| segment.elements * bits(segment.dtype.bits()) / 8).sum()
+        // Where tensors come in several types, they are stored in one that holds them all.
+        let floats = |own| Dtype::holding(&[&[own][..], &spec.update_dtypes].concat()).unwrap_or(own);
+        let widest = |own: Dtype| if own.is_float() { floats(own) } else { own };
+        self.layout.segments().iter().map(|segment| segment.elements * widest(segment.dtype).bits() / 8).sum()
     }
 }
 

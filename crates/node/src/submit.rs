@@ -24,7 +24,8 @@ pub const RETRY_AFTER_S: u64 = 1;
 
 /// How long an update waits for its round to open.
 const ROUND_WAIT: Duration = Duration::from_secs(5);
-/// Smallest weight: with less, an update's numbers could vanish in the sum.
+/// Smallest weight: with less, an update's numbers could vanish in the sum. (Those of F64 can with a little more, and are
+/// refused then, see `ModelLayout::weighed`.)
 const WEIGHT_MIN: f64 = 1e-30;
 /// What a body ends with that may be gone on with.
 const BROKEN_OFF: [Code; 3] = [Code::Truncated, Code::TooSlow, Code::WrongOffset];

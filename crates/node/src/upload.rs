@@ -81,6 +81,7 @@ impl Upload {
         let mut digest = UpdateDigest::default();
         digest.feed(head.bytes());
         let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
+        let fit = model.weighed(fit, &submission.spec, submission.weight());
         if header.data_begin + header.data_bytes > limit {
             return Err(body.too_large(limit));
         }

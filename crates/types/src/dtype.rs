@@ -58,6 +58,30 @@ impl Dtype {
         )
     }
 
+    /// The narrowest type that holds every number of all of these exactly, of types that [`Dtype::is_float`]. One alone,
+    /// whatever it is, holds its own. `None` without any.
+    pub fn holding(dtypes: &[Self]) -> Option<Self> {
+        let first = *dtypes.first()?;
+        let has = |dtype| dtypes.contains(&dtype);
+        if dtypes.iter().all(|dtype| *dtype == first) {
+            return Some(first);
+        }
+        if has(Self::F64) {
+            return Some(Self::F64);
+        }
+        // Neither of the 16-bit types holds the other: one has more exponents, the other more digits.
+        if has(Self::F32) || (has(Self::Bf16) && has(Self::F16)) {
+            return Some(Self::F32);
+        }
+        // Each of them holds both 8-bit types.
+        Some(if has(Self::F16) { Self::F16 } else { Self::Bf16 })
+    }
+
+    /// Whether it has whole numbers that are no f64, as functions compute in: some beyond 2^53 - 1.
+    pub const fn exceeds_f64(self) -> bool {
+        matches!(self, Self::I64 | Self::U64)
+    }
+
     /// Bytes of `elements` elements; `None` when that is no whole number of bytes or overflows.
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let bits = elements.checked_mul(self.bits())?;
@@ -68,5 +92,31 @@ impl Dtype {
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_several_types_is_as_narrow_as_can_be() {
+        use Dtype::*;
+        for (dtypes, expected) in [
+            (&[][..], None),
+            (&[I64], Some(I64)),
+            (&[F16, F16], Some(F16)),
+            (&[F16, Bf16], Some(F32)),
+            (&[F8E4M3, F8E5M2], Some(Bf16)),
+            (&[F8E4M3, F16, F8E5M2], Some(F16)),
+            (&[F8E5M2, Bf16], Some(Bf16)),
+            (&[F8E5M2, Bf16, F16], Some(F32)),
+            (&[Bf16, F32], Some(F32)),
+            (&[F8E4M3, F64, F32], Some(F64)),
+        ] {
+            assert_eq!(Dtype::holding(dtypes), expected, "{dtypes:?}");
+            let turned: Vec<Dtype> = dtypes.iter().rev().copied().collect();
+            assert_eq!(Dtype::holding(&turned), expected, "{turned:?}");
+        }
     }
 }

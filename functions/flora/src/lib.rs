@@ -11,7 +11,7 @@
 //!
 //! An update holds `<layer>.lora_A.weight` (r×m) and `<layer>.lora_B.weight` (d×r) for any layers of the model that
 //! have a weight of d×m; which is which is told by name, never by shape. The prefix that PEFT puts before every name
-//! may be there. A layer that a client leaves out counts as zero, as its rank would be.
+//! may be there. A layer that a client leaves out counts as zero, and so does one whose factors have rank 0.
 #![cfg_attr(target_arch = "wasm32", no_std)]
 #![deny(unsafe_code)]
 

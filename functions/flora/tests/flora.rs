@@ -14,19 +14,21 @@ fn numbers(seed: u64, len: usize) -> Vec<f64> {
 fn it_adds_the_mean_of_the_products() {
     const ROWS: usize = 37;
     const COLUMNS: usize = 9001;
-    let ranks = [4usize, 1, 64, 16];
-    let weights = [1.0, 2.5, 0.125, 30.0];
+    // One of them has factors without numbers, which say the same as none.
+    let ranks = [4usize, 1, 0, 64, 16];
+    let weights = [1.0, 2.5, 7.0, 0.125, 30.0];
     let total: f64 = weights.iter().sum();
     let factors: Vec<(Vec<f64>, Vec<f64>)> =
         ranks.iter().zip(1..).map(|(r, k)| (numbers(k, r * COLUMNS), numbers(100 + k, ROWS * r))).collect();
     let shapes: Vec<[[u32; 2]; 2]> =
         ranks.iter().map(|r| [[*r as u32, COLUMNS as u32], [ROWS as u32, *r as u32]]).collect();
+    let before = numbers(7, ROWS * COLUMNS);
     let mut updates: Vec<Bag<'_>> = Vec::new();
     for (((a, b), shapes), weight) in factors.iter().zip(&shapes).zip(weights) {
         let tensor = |name, shape, values| Tensor { name, shape, values: Values::F64(values) };
         let tensors = vec![
             tensor("base_model.model.q.lora_B.weight", &shapes[1][..], b),
-            tensor("other.lora_A.weight", &[], &b[..1]),
+            tensor("other.lora_A.weight", &[], &before[..1]),
             tensor("base_model.model.q.lora_A.weight", &shapes[0][..], a),
         ];
         updates.push(Bag { tensors, weight, num_samples: 1.0, staleness: 0 });
@@ -34,7 +36,6 @@ fn it_adds_the_mean_of_the_products() {
     // One client has no adapter for this layer.
     updates.push(Bag { tensors: Vec::new(), weight: 0.5, num_samples: 1.0, staleness: 0 });
     let total = total + 0.5;
-    let before = numbers(7, ROWS * COLUMNS);
     for alpha in [None, Some(16.0)] {
         let config = alpha.map_or("{}".to_owned(), |alpha| format!(r#"{{"alpha":{alpha}}}"#));
         let function = Flora::init(&Config::parse(config.as_bytes()).unwrap()).unwrap();
@@ -46,7 +47,7 @@ fn it_adds_the_mean_of_the_products() {
         for (at, found) in out.iter().enumerate().step_by(17) {
             let (i, j) = (at / COLUMNS, at % COLUMNS);
             let product = |((a, b), r): (&(Vec<f64>, Vec<f64>), usize)| {
-                let scale = alpha.map_or(1.0, |alpha| alpha / r as f64);
+                let scale = alpha.map_or(1.0, |alpha| alpha / r.max(1) as f64);
                 scale * (0..r).map(|r_| b[i * r + r_] * a[r_ * COLUMNS + j]).sum::<f64>()
             };
             let sum: f64 = factors.iter().zip(ranks).zip(weights).map(|(factor, w)| w * product(factor)).sum();

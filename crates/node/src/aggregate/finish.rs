@@ -14,7 +14,7 @@ use super::worker::Worker;
 use super::{remote, slices, tree};
 use crate::peers::models::{ensure, spread};
 use crate::subjects;
-use catchment_ingest::{first_non_finite, largest};
+use catchment_ingest::{first_inexact, first_non_finite, largest};
 use catchment_ledger::{Outcome, Round, Update};
 use catchment_runtime::{Call, FinalizeArgs, FunctionError, HostError, TypedWindow};
 use catchment_types::{Digest, Dtype, ModelCommit, NodeId, Placed, Record, Step, UpdateKind};
@@ -325,8 +325,8 @@ struct Seen {
     elements: usize,
     /// How far from zero they are at most.
     largest: f64,
-    /// The first that is no finite number.
-    bad: Option<usize>,
+    /// The first that no model may have, and what is wrong with it.
+    bad: Option<(usize, &'static str)>,
 }
 
 impl Seen {
@@ -336,19 +336,18 @@ impl Seen {
             return;
         }
         self.largest = self.largest.max(largest(tensor.dtype, bytes));
-        if !self.largest.is_finite() {
-            self.bad = first_non_finite(tensor.dtype, bytes).map(|index| self.elements + index);
-        }
+        let too_large = "is NaN or infinite in the new model: what the updates come to is too large for its dtype";
+        let rounded = "is beyond 2^53 - 1 in the new model, from where on f64 cannot tell whole numbers apart";
+        let not_finite = if self.largest.is_finite() { None } else { first_non_finite(tensor.dtype, bytes) };
+        let bad = not_finite.map(|index| (index, too_large));
+        let bad = bad.or_else(|| first_inexact(tensor.dtype, bytes).map(|index| (index, rounded)));
+        self.bad = bad.map(|(index, what)| (self.elements + index, what));
         self.elements += bytes.len() / (tensor.dtype.bits() / 8).max(1) as usize;
     }
 
     fn spoilt(&self, tensor: &Placed) -> Option<String> {
-        let index = self.bad?;
-        Some(format!(
-            "element {index} of tensor `{}` is NaN or infinite in the new model: what the updates come to is too large for \
-             its {}",
-            tensor.name, tensor.dtype
-        ))
+        let (index, what) = self.bad?;
+        Some(format!("element {index} of tensor `{}` ({}) {what}", tensor.name, tensor.dtype))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::layouts::ModelLayout;
 use catchment_ingest::Scatter;
 use catchment_runtime::FunctionError;
 use catchment_slab::{SlabError, SlabStore};
-use catchment_types::{JobSpec, JobUid, ModelCommit, UpdateKind};
+use catchment_types::{JobSpec, JobUid, ModelCommit, Problem, UpdateKind};
 use std::sync::Arc;
 
 /// What works on a round.
@@ -99,11 +99,19 @@ impl Worker {
         let file = self.context.models.file(self.uid, version, previous.etag).map_err(disk)?;
         let mut slab = self.grant(|store| store.grant(self.model.own.slab_bytes))?;
         let mut scatter = Scatter::new(self.model.own.clone());
-        copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
-            scatter.feed(bytes, slab.bytes_mut()).map_err(std::io::Error::other)
-        })
-        .map_err(disk)?;
-        scatter.finish(slab.bytes_mut()).map_err(|problem| StepError::Job(problem.detail))?;
+        let mut refused = None;
+        let read = copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {
+            scatter
+                .feed(bytes, slab.bytes_mut())
+                .map_err(|problem| std::io::Error::other(refused.insert(problem).detail.clone()))
+        });
+        // What cannot be computed with now cannot be later either.
+        let unfit = |problem: Problem| StepError::Job(format!("model version {version}: {}", problem.detail));
+        if let Some(problem) = refused {
+            return Err(unfit(problem));
+        }
+        read.map_err(disk)?;
+        scatter.finish(slab.bytes_mut()).map_err(unfit)?;
         let slab = slab.freeze(b"previous model")?;
         Ok(Some(ScratchSlab::new(self.context.clone(), slab)))
     }

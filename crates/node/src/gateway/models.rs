@@ -25,7 +25,7 @@ use std::sync::Arc;
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = ModelView), (status = 404, body = Problem), (status = 413, body = Problem),
         (status = 409, body = Problem, description = "`wrong_state`: the job has a model already"),
-        (status = 422, body = Problem, description = "`invalid_safetensors`, `not_finite`, `layout`")))]
+        (status = 422, body = Problem, description = "`invalid_safetensors`, `not_finite`, `out_of_range`, `layout`")))]
 pub async fn put(
     State(context): State<Arc<Context>>,
     at: At,

@@ -89,6 +89,15 @@ impl Dtype {
             other => other.largest(),
         }
     }
+
+    /// How far from zero an element and what is added to it may come: of 64-bit integers only to where f64, which functions
+    /// compute in, still tells neighbours apart.
+    pub const fn sums_up_to(self) -> f64 {
+        match self {
+            Self::I64 | Self::U64 => ((1u64 << 53) - 1) as f64,
+            other => other.rounds_up_to(),
+        }
+    }
 }
 
 const POWER_127: f64 = (1u128 << 127) as f64;
@@ -138,7 +147,7 @@ impl Fit {
     #[must_use]
     pub fn as_deltas(mut self, layout: &Layout, largest: impl Fn(usize) -> Option<f64>) -> Self {
         self.bound(layout, |bounds, _, model, index| {
-            let reach = model.dtype.rounds_up_to();
+            let reach = model.dtype.sums_up_to();
             // A model that is not finite itself says nothing of what is added to it.
             bounds.added = largest(index).filter(|largest| largest.is_finite() && reach.is_finite()).map(|largest| {
                 let Own { dtype, begin, end } = model;

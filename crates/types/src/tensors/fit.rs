@@ -1,7 +1,10 @@
 //! Where each byte of an update's body goes in its slab.
 //!
-//! The body lists tensors in its author's order and dtype; the slab holds segments in the job's order. A [`Fit`] is
+//! The body lists tensors in its author's order and dtypes; the slab holds segments in the job's order. A [`Fit`] is
 //! worked out from the header alone, before a slab is granted, so that a body that does not fit costs nothing.
+//!
+//! A section has one dtype, so that a range of it is one window. Where tensors of a segment come in several, the section
+//! has the narrowest one that holds them all exactly, and elements are widened on their way into the slab.
 
 use super::bounds::Bounds;
 use super::header::{Header, TensorInfo};
@@ -24,7 +27,7 @@ pub struct LayoutError {
 /// One segment of the update within its slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
-    /// Element type of the update, which may differ from the model's.
+    /// Element type in the slab, which may differ from the model's.
     pub dtype: Dtype,
     /// First byte within the slab: a multiple of 64.
     pub offset: u64,
@@ -39,6 +42,8 @@ pub struct Placed {
     pub name: String,
     /// Its element type.
     pub dtype: Dtype,
+    /// Its element type in the slab: the same, or a wider one that holds all of its numbers.
+    pub stored: Dtype,
     /// Its range in the body's data.
     pub begin: u64,
     /// One past its last byte.
@@ -49,6 +54,23 @@ pub struct Placed {
     pub padding: u64,
     /// How far from zero its elements may be.
     pub bounds: Bounds,
+    /// No element may be nearer to zero, but zero itself, where there is such a bound.
+    pub least: Option<f64>,
+}
+
+impl Placed {
+    /// Bytes of its elements in the slab.
+    pub fn stored_bytes(&self) -> u64 {
+        // Types of less than a byte are never widened.
+        let bytes = self.end - self.begin;
+        if self.stored == self.dtype { bytes } else { bytes / (self.dtype.bits() / 8) * (self.stored.bits() / 8) }
+    }
+
+    /// Where in the slab its bytes come to as they are in the body: the end of its place. Where elements are widened,
+    /// each can then be written to its own place as soon as it is there, without reaching one that is not widened yet.
+    pub fn landing(&self) -> Option<u64> {
+        Some(self.slab_offset? + self.stored_bytes() - (self.end - self.begin))
+    }
 }
 
 /// How an update fits a layout.
@@ -84,16 +106,24 @@ impl Fit {
         let tensors = update.tensors.iter().map(|info| placed(layout, &sections, info)).collect();
         Ok(Self { sections, tensors, slab_bytes, head_at: None })
     }
+
+    /// The same fit with a bound on how near to zero elements of averaged tensors may be.
+    pub fn at_least(mut self, layout: &Layout, least: f64) -> Self {
+        for tensor in self.tensors.iter_mut().filter(|tensor| layout.rule(&tensor.name) == Some(Rule::Mean)) {
+            tensor.least = Some(least);
+        }
+        self
+    }
 }
 
 fn shown(dtype: Dtype, shape: &[u64]) -> String {
     format!("{dtype} {shape:?}")
 }
 
-/// Checks names, shapes and dtypes; gives the update's dtype for each segment.
+/// Checks names, shapes and dtypes; gives each segment's dtype in the slab.
 fn section_dtypes(layout: &Layout, update: &Header, dtypes: &[Dtype]) -> Result<Vec<Dtype>, LayoutError> {
     let mut present = vec![false; layout.tensors.len()];
-    let mut chosen: Vec<Option<(Dtype, &str)>> = vec![None; layout.segments().len()];
+    let mut found_in: Vec<Vec<Dtype>> = vec![Vec::new(); layout.segments().len()];
     for info in &update.tensors {
         let fail = |expected: String, found: String| LayoutError { tensor: info.name.clone(), expected, found };
         let found = || shown(info.dtype, &info.shape);
@@ -107,13 +137,11 @@ fn section_dtypes(layout: &Layout, update: &Header, dtypes: &[Dtype]) -> Result<
             return Err(fail(shown(expected.dtype, &expected.shape), found()));
         }
         present[index] = true;
-        if let Some((segment, _)) = expected.place {
-            match chosen[segment] {
-                Some((dtype, first)) if dtype != info.dtype => {
-                    return Err(fail(format!("{dtype}, as its neighbour `{first}` has"), found()));
-                }
-                Some(_) => {}
-                None => chosen[segment] = Some((info.dtype, &info.name)),
+        // A tensor without elements has nothing to hold.
+        if let Some((segment, _)) = expected.place.filter(|_| info.elements() > 0) {
+            let known = &mut found_in[segment];
+            if !known.contains(&info.dtype) {
+                known.push(info.dtype);
             }
         }
     }
@@ -127,21 +155,24 @@ fn section_dtypes(layout: &Layout, update: &Header, dtypes: &[Dtype]) -> Result<
         }
     }
     let own = layout.segments().iter().map(|segment| segment.dtype);
-    Ok(chosen.into_iter().zip(own).map(|(chosen, own)| chosen.map_or(own, |(dtype, _)| dtype)).collect())
+    Ok(found_in.iter().zip(own).map(|(found, own)| Dtype::holding(found).unwrap_or(own)).collect())
 }
 
 fn placed(layout: &Layout, sections: &[Section], info: &TensorInfo) -> Placed {
     let place = layout.by_name.get(&info.name).and_then(|index| layout.tensors[*index].place);
-    let width = info.dtype.bits() / 8;
+    let stored = place.map_or(info.dtype, |(segment, _)| sections[segment].dtype);
+    let width = stored.bits() / 8;
     let padded = info.elements().next_multiple_of(super::ALIGN_ELEMENTS);
     Placed {
         name: info.name.clone(),
         dtype: info.dtype,
+        stored,
         begin: info.begin,
         end: info.end,
         slab_offset: place.map(|(segment, first)| sections[segment].offset + first * width),
         padding: if place.is_some() { (padded - info.elements()) * width } else { 0 },
         bounds: Bounds::default(),
+        least: None,
     }
 }
 
@@ -185,9 +216,44 @@ mod tests {
         let update = header(&[("w", "BF16", &[2, 3]), ("n", "I64", &[]), ("b", "BF16", &[3])]);
         assert!(Fit::new(&layout(), &update, &[]).unwrap_err().to_string().contains("expected F32 [2, 3], found BF16"));
         assert_eq!(Fit::new(&layout(), &update, &[Dtype::Bf16]).unwrap().slab_bytes, 256);
-        let mixed = header(&[("w", "BF16", &[2, 3]), ("n", "I64", &[]), ("b", "F32", &[3])]);
-        let error = Fit::new(&layout(), &mixed, &[Dtype::Bf16]).unwrap_err().to_string();
-        assert!(error.contains("as its neighbour `w` has"), "{error}");
+        let refused = header(&[("w", "BF16", &[2, 3]), ("n", "I64", &[]), ("b", "F16", &[3])]);
+        let error = Fit::new(&layout(), &refused, &[Dtype::Bf16]).unwrap_err().to_string();
+        assert!(error.contains("`b`: expected F32 [3], found F16 [3]"), "{error}");
+    }
+
+    /// As training in mixed precision leaves them.
+    #[test]
+    fn one_update_may_have_several_float_types() {
+        let dtypes = [Dtype::Bf16, Dtype::F16, Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F64];
+        for (w, b, stored, bytes) in [
+            ("BF16", "F32", Dtype::F32, 512),
+            ("F32", "BF16", Dtype::F32, 512),
+            ("F16", "BF16", Dtype::F32, 512),
+            ("F8_E4M3", "F64", Dtype::F64, 1024),
+            ("F8_E5M2", "F8_E4M3", Dtype::Bf16, 256),
+            ("F8_E4M3", "F16", Dtype::F16, 256),
+            ("F8_E4M3", "F8_E4M3", Dtype::F8E4M3, 128),
+        ] {
+            let update = header(&[("b", b, &[3]), ("n", "I64", &[]), ("w", w, &[2, 3])]);
+            let fit = Fit::new(&layout(), &update, &dtypes).unwrap();
+            assert_eq!((fit.sections[0].dtype, fit.slab_bytes), (stored, bytes), "{w} {b}");
+            let width = stored.bits() / 8;
+            for (tensor, first) in [(&fit.tensors[0], 64), (&fit.tensors[2], 0)] {
+                let (count, own) = (tensor.padding / width, tensor.end - tensor.begin);
+                assert_eq!((tensor.stored, tensor.slab_offset), (stored, Some(first * width)));
+                assert_eq!(tensor.landing(), Some((first + 64 - count) * width - own), "they end where its place ends");
+            }
+            assert_eq!((fit.tensors[1].stored, fit.tensors[1].landing()), (Dtype::I64, None));
+        }
+    }
+
+    #[test]
+    fn a_tensor_without_elements_widens_nothing() {
+        let model = header(&[("w", "F32", &[3]), ("e", "F32", &[0, 3])]);
+        let layout = Layout::new(&model, &[]).unwrap();
+        let update = header(&[("w", "BF16", &[3]), ("e", "F64", &[0, 3])]);
+        let fit = Fit::new(&layout, &update, &[Dtype::Bf16, Dtype::F64]).unwrap();
+        assert_eq!((fit.sections[0].dtype, fit.slab_bytes, fit.tensors[1].landing()), (Dtype::Bf16, 128, Some(128)));
     }
 
     #[test]

@@ -9,6 +9,10 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+/// Bytes of data that a header may describe: a thousand times more than any file has, and far enough from where sums and
+/// multiples of them overflow.
+const DATA_BYTES_MAX: u64 = 1 << 56;
+
 /// What a header may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -161,6 +165,9 @@ fn check_tensor(name: String, entry: RawTensor, limits: &Limits) -> Result<Tenso
         return Err(fail(format!("{} dimensions, the limit is {}", entry.shape.len(), limits.rank)));
     }
     let [begin, end] = entry.data_offsets;
+    if end > DATA_BYTES_MAX {
+        return Err(fail(format!("its data_offsets end at {end}, and no file has more than {DATA_BYTES_MAX} bytes")));
+    }
     let bytes = entry
         .shape
         .iter()
@@ -283,6 +290,8 @@ mod tests {
             (one("F4", "[3]", "[0,1]"), "whole number"),
             (one("F32", "[4294967296,4294967296]", "[0,8]"), "whole number"),
             (one("F32", "[-1]", "[0,8]"), "not safetensors JSON"),
+            (one("U8", "[18446744073709551615]", "[0,18446744073709551615]"), "no file has more"),
+            (one("F8_E4M3", "[72057594037927937]", "[0,72057594037927937]"), "no file has more"),
             (one("F32", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]"), "dimensions"),
             ("[]".to_owned(), "begin with"),
             ("{\"a\"".to_owned(), "not safetensors JSON"),

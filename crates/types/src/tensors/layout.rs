@@ -5,6 +5,7 @@
 //! names the same element in the model, in every update and in every partial.
 
 use super::header::Header;
+use super::update_layout::UpdateLayout;
 use crate::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -47,18 +48,23 @@ pub struct TensorRule {
 impl TensorRule {
     /// Whether `name` matches the pattern.
     pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.pattern.split('*');
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = name.strip_prefix(first) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            match rest.find(part) {
-                Some(at) => rest = &rest[at + part.len()..],
-                None => return false,
-            }
-        }
-        rest.ends_with(last)
+        matches(&self.pattern, name)
     }
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for any text.
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 /// A rule that a tensor's dtype cannot follow.
@@ -113,10 +119,16 @@ pub struct Layout {
 impl Layout {
     /// Lays out the model whose header is `model` by the spec's rules.
     pub fn new(model: &Header, rules: &[TensorRule]) -> Result<Self, SpecRuleError> {
+        Self::made_by(&UpdateLayout::AsModel, model, rules)
+    }
+
+    /// The same for a function that may not make all of the model's tensors.
+    pub fn made_by(function: &UpdateLayout, model: &Header, rules: &[TensorRule]) -> Result<Self, SpecRuleError> {
         let mut tensors = Vec::with_capacity(model.tensors.len());
         let mut segments: Vec<Segment> = Vec::new();
         for info in &model.tensors {
-            let explicit = rules.iter().find(|rule| rule.matches(&info.name)).map(|rule| rule.rule);
+            let ruled = || rules.iter().find(|rule| rule.matches(&info.name)).map(|rule| rule.rule);
+            let explicit = function.rule_of_others(info).or_else(ruled);
             let rule = explicit.unwrap_or(if info.dtype.is_float() { Rule::Mean } else { Rule::Keep });
             if rule.is_folded() && !info.dtype.is_foldable() {
                 return Err(SpecRuleError { tensor: info.name.clone(), dtype: info.dtype, rule });

@@ -5,9 +5,9 @@
 
 use super::fit::{Fit, LayoutError, Placed};
 use super::header::{Header, TensorInfo};
-use super::layout::{Rule, TensorRule};
+use super::layout::{Rule, matches};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Where tensors begin within a slab.
 const ALIGN_BYTES: u64 = 64;
@@ -80,22 +80,15 @@ impl UpdateLayout {
         matches!(self, Self::AsModel | Self::Subset(_))
     }
 
-    /// The rules of a job's tensors: the spec's, with those tensors left out that the function does not make.
-    pub fn rules(&self, model: &Header, spec: &[TensorRule]) -> Vec<TensorRule> {
-        let only = |rule: Rule, takes: &dyn Fn(&TensorInfo) -> bool| {
-            let left = model.tensors.iter().filter(|info| !takes(info));
-            // A name is a pattern that matches itself, unless it has a `*`; then it matches more, first match first.
-            left.map(|info| TensorRule { pattern: info.name.clone(), rule }).chain(spec.iter().cloned()).collect()
-        };
+    /// The rule of a tensor of the model that the function does not make, whatever the spec says. `None`: it makes it.
+    pub(super) fn rule_of_others(&self, info: &TensorInfo) -> Option<Rule> {
         match self {
-            Self::AsModel | Self::Free { .. } => spec.to_vec(),
+            Self::AsModel | Self::Free { .. } => None,
             Self::Subset(patterns) => {
-                let matches = |pattern: &String, name: &str| {
-                    TensorRule { pattern: pattern.clone(), rule: Rule::Mean }.matches(name)
-                };
-                only(Rule::Exclude, &|info| patterns.iter().any(|pattern| matches(pattern, &info.name)))
+                let is_made = patterns.iter().any(|pattern| matches(pattern, &info.name));
+                (!is_made).then_some(Rule::Exclude)
             }
-            Self::Template(template) => only(Rule::Keep, &|info| template.is_of(info)),
+            Self::Template(template) => (!template.is_of(info)).then_some(Rule::Keep),
         }
     }
 
@@ -133,11 +126,13 @@ impl UpdateLayout {
             Placed {
                 name: info.name.clone(),
                 dtype: info.dtype,
+                stored: info.dtype,
                 begin: info.begin,
                 end: info.end,
                 slab_offset: Some(offset),
                 padding: bytes.next_multiple_of(ALIGN_BYTES) - bytes,
                 bounds: Default::default(),
+                least: None,
             }
         };
         let tensors = update.tensors.iter().map(&mut place).collect();
@@ -168,6 +163,8 @@ impl Template {
     }
 
     fn check(&self, model: &Header, update: &Header) -> Result<(), LayoutError> {
+        let targets = model.tensors.iter().filter(|target| self.is_of(target));
+        let targets: HashMap<&str, &TensorInfo> = targets.map(|target| (target.name.as_str(), target)).collect();
         // For each tensor of the model: its dimensions, and which of the kinds are there.
         let mut found: BTreeMap<&str, (Dimensions, BTreeSet<usize>)> = BTreeMap::new();
         for info in &update.tensors {
@@ -178,7 +175,7 @@ impl Template {
                 return Err(wrong(info, format!("a name like {}", names.join(" or "))));
             };
             let of = self.of.name.replace("{}", stem);
-            let Some(target) = model.tensors.iter().find(|target| target.name == of && self.is_of(target)) else {
+            let Some(target) = targets.get(of.as_str()) else {
                 return Err(wrong(info, format!("a tensor for `{of}` of the model, which it does not have")));
             };
             let (known, kinds) = found.entry(stem).or_insert_with(|| {
@@ -189,7 +186,8 @@ impl Template {
             let expected = self.tensors[kind].shown(known);
             let fits = self.tensors[kind].bind(&info.shape, known) && kinds.insert(kind);
             let fixed = |name: &String| self.of.shape.contains(name);
-            if !fits || known.iter().any(|(name, d)| !fixed(name) && !(1..=self.dimension_max).contains(d)) {
+            // Such a dimension may be 0: factors of rank 0 are an update's way to say that it has nothing for a tensor.
+            if !fits || known.iter().any(|(name, d)| !fixed(name) && *d > self.dimension_max) {
                 return Err(wrong(info, format!("{expected}, once, with dimensions up to {}", self.dimension_max)));
             }
         }
@@ -253,6 +251,32 @@ mod tests {
         assert_eq!(lora().bytes_max(&model()), 2 * (8 * 6 + 4 * 8) * 8);
     }
 
+    /// As a method that chooses ranks by itself leaves some layers without any.
+    #[test]
+    fn factors_of_rank_0_have_no_bytes_and_a_partner_all_the_same() {
+        let update = header(&[
+            ("q.A.weight", "F32", &[0, 6]),
+            ("k.B.weight", "F64", &[4, 2]),
+            ("q.B.weight", "F32", &[4, 0]),
+            ("k.A.weight", "F16", &[2, 6]),
+        ]);
+        let fit = lora().place(&model(), &update).unwrap();
+        let places: Vec<_> = fit.tensors.iter().map(|t| (t.name.as_str(), t.end - t.begin, t.slab_offset)).collect();
+        let empty = |name| places.iter().any(|(found, bytes, at)| *found == name && *bytes == 0 && at.is_some());
+        assert!(empty("q.A.weight") && empty("q.B.weight"), "{places:?}");
+        let all = header(&[("q.A.weight", "F32", &[0, 6]), ("q.B.weight", "BF16", &[4, 0])]);
+        assert_eq!(lora().place(&model(), &all).unwrap().head_at, Some(0));
+        for (tensors, expected) in [
+            (&[("q.A.weight", "F32", &[0u64, 6][..])][..], "`q.B.weight`: expected a float [4, 0], found nothing"),
+            (&[("q.A.weight", "F32", &[0, 5]), ("q.B.weight", "F32", &[4, 0])], "expected a float [r, 6]"),
+            (&[("q.A.weight", "F32", &[0, 6]), ("q.B.weight", "F32", &[4, 1])], "expected a float [4, 0]"),
+            (&[("q.A.weight", "F32", &[1, 6]), ("q.B.weight", "F32", &[4, 0])], "expected a float [4, 1]"),
+        ] {
+            let error = lora().place(&model(), &header(tensors)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_named() {
         for (tensors, expected) in [
@@ -280,13 +304,28 @@ mod tests {
 
     #[test]
     fn tensors_that_the_function_does_not_make_stay() {
-        let rule = |layout: &UpdateLayout, name: &str| {
-            let layout = crate::Layout::new(&model(), &layout.rules(&model(), &[])).unwrap();
-            layout.rule(name)
-        };
+        let rule =
+            |layout: &UpdateLayout, name: &str| crate::Layout::made_by(layout, &model(), &[]).unwrap().rule(name);
         assert_eq!((rule(&lora(), "q.weight"), rule(&lora(), "q.bias")), (Some(Rule::Mean), Some(Rule::Keep)));
         assert_eq!(rule(&lora(), "n.weight"), Some(Rule::Keep));
         let subset = UpdateLayout::Subset(vec!["*.bias".to_owned()]);
         assert_eq!((rule(&subset, "q.weight"), rule(&subset, "q.bias")), (Some(Rule::Exclude), Some(Rule::Mean)));
+    }
+
+    /// A name is a name, also where it looks like a pattern.
+    #[test]
+    fn a_tensor_that_is_not_made_takes_no_other_along() {
+        let model = header(&[
+            ("*.weight", "F32", &[4]),
+            ("q.weight", "F32", &[4, 6]),
+            ("\u{1f600}*", "F32", &[2]),
+            ("", "F32", &[1, 1]),
+        ]);
+        let layout = crate::Layout::made_by(&lora(), &model, &[]).unwrap();
+        let rules: Vec<_> = model.tensors.iter().map(|info| layout.rule(&info.name).unwrap()).collect();
+        assert_eq!(rules, [Rule::Keep, Rule::Mean, Rule::Keep, Rule::Keep]);
+        let subset = UpdateLayout::Subset(vec!["q.*".to_owned()]);
+        let layout = crate::Layout::made_by(&subset, &model, &[]).unwrap();
+        assert_eq!(layout.rule("q.weight"), Some(Rule::Mean));
     }
 }
