@@ -20,12 +20,14 @@ mod sizing;
 mod slices;
 mod total;
 mod tree;
+mod trouble;
 mod worker;
 
 pub use holdings::Holdings;
 pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
 pub use ranges::Range;
 pub use recover::recover;
+pub use trouble::Trouble;
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;

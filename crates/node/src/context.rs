@@ -1,7 +1,7 @@
 //! What every part of a node works with.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{Holdings, Pieces};
+use crate::aggregate::{Holdings, Pieces, Trouble};
 use crate::desk::Desk;
 use crate::functions::Functions;
 use crate::layouts::Layouts;
@@ -152,6 +152,8 @@ pub struct Context {
     pub digests: Digests,
     /// What they have ordered.
     pub pieces: Pieces,
+    /// What keeps jobs from going on here.
+    pub trouble: Trouble,
     /// Uploads whose connection broke.
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.

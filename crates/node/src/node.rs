@@ -1,7 +1,7 @@
 //! Puts a node together, starts it, and stops it in order.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{self, Holdings};
+use crate::aggregate::{self, Holdings, Trouble};
 use crate::context::{Context, Ending, Environment, Membership, NodeConfig, RunnersConfig};
 use crate::desk::{self, Desk};
 use crate::functions::Functions;
@@ -102,6 +102,7 @@ impl Node {
             peers,
             digests: Digests::default(),
             pieces: Default::default(),
+            trouble: Trouble::new(clock.clone()),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
             heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
@@ -243,6 +244,7 @@ impl Context {
     pub(crate) fn forget_job(&self, uid: JobUid) {
         self.layouts.forget(uid);
         self.runners.erase(uid);
+        self.trouble.clear(uid);
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
         }

@@ -125,6 +125,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             work = Work::Pieces;
         }
         if matches!(work, Work::Nothing) {
+            context.trouble.clear(uid);
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -149,7 +150,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             }
         };
         match step.await {
-            Ok(()) => {}
+            Ok(()) => context.trouble.clear(uid),
             Err(StepError::Job(reason)) if !is_help => fail(&context, uid, reason).await,
             Err(StepError::Missing { round, receipt }) => {
                 // Somebody removed it: the client is asked again.
@@ -161,6 +162,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             }
             Err(StepError::Again(reason) | StepError::Job(reason)) => {
                 tracing::warn!(job = %uid, %reason, "aggregate; trying again");
+                context.trouble.set(uid, reason);
                 tokio::time::sleep(RETRY).await;
             }
         }

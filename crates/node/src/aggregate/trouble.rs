@@ -1,0 +1,111 @@
+//! What keeps each job from going on here: the last error of its work on this node, until a step succeeds or there is
+//! nothing left to do.
+//!
+//! What a node meets is not in the log, because another node may do the same work meanwhile. So this is what one node
+//! knows: its gateway shows it, and its metrics and readiness follow it.
+
+use catchment_types::{Clock, JobUid, TimeMs};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of an error that are kept.
+const TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// The last error of a job's work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What it was, for people.
+    pub text: String,
+    /// When it came last.
+    pub at_ms: TimeMs,
+    /// Whether it was the data directory that refused a write.
+    pub is_disk: bool,
+}
+
+/// The last errors of jobs on this node. Every use of it is a look-up in a table.
+pub struct Trouble {
+    clock: Arc<dyn Clock>,
+    jobs: Mutex<HashMap<JobUid, Told>>,
+    refused: Mutex<HashSet<JobUid>>,
+}
+
+impl Trouble {
+    /// No job is in trouble.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, jobs: Mutex::default(), refused: Mutex::default() }
+    }
+
+    /// A job's step failed and is tried again.
+    pub fn set(&self, uid: JobUid, text: impl Into<String>) {
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        let is_disk = lock(&self.refused).remove(&uid);
+        lock(&self.jobs).insert(uid, Told { text, at_ms: self.clock.now_ms(), is_disk });
+    }
+
+    /// The data directory refused a write of this job, whose step fails for that: [`Trouble::set`] follows.
+    pub fn disk_refused(&self, uid: JobUid) {
+        lock(&self.refused).insert(uid);
+    }
+
+    /// A job's step succeeded, or it has nothing left to do here.
+    pub fn clear(&self, uid: JobUid) {
+        lock(&self.refused).remove(&uid);
+        lock(&self.jobs).remove(&uid);
+    }
+
+    /// What keeps a job from going on here.
+    pub fn of(&self, uid: JobUid) -> Option<Told> {
+        lock(&self.jobs).get(&uid).cloned()
+    }
+
+    /// A write that the data directory refused last, if one waits for it.
+    pub fn of_disk(&self) -> Option<Told> {
+        lock(&self.jobs).values().filter(|told| told.is_disk).max_by_key(|told| told.at_ms).cloned()
+    }
+
+    /// Jobs in trouble.
+    pub fn jobs(&self) -> HashSet<JobUid> {
+        lock(&self.jobs).keys().copied().collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now_ms(&self) -> TimeMs {
+            7
+        }
+    }
+
+    #[test]
+    fn the_last_error_stands_until_a_step_succeeds() {
+        let (job, other) = (JobUid::from_bytes([1; 16]), JobUid::from_bytes([2; 16]));
+        let trouble = Trouble::new(Arc::new(Still));
+        trouble.disk_refused(job);
+        trouble.set(job, "no space left");
+        trouble.set(other, "the function does not compile");
+        let told = |text: &str, is_disk| Some(Told { text: text.to_owned(), at_ms: 7, is_disk });
+        assert_eq!(trouble.of(job), told("no space left", true));
+        assert_eq!(trouble.of_disk(), trouble.of(job));
+        assert_eq!(trouble.jobs().len(), 2);
+        trouble.set(job, "é".repeat(1 << 10));
+        assert_eq!(trouble.of(job), told(&"é".repeat(1 << 9), false));
+        assert_eq!(trouble.of_disk(), None, "this one was not the disk's");
+        trouble.disk_refused(other);
+        trouble.clear(other);
+        trouble.set(other, "again");
+        assert_eq!(trouble.of(other), told("again", false));
+        trouble.clear(job);
+        trouble.clear(other);
+        assert!(trouble.jobs().is_empty() && trouble.of(job).is_none());
+    }
+}
