@@ -13,6 +13,8 @@ mod evaluation;
 mod job;
 mod keeper;
 mod ledger;
+mod mean;
+mod names;
 mod outcome;
 mod round;
 mod snapshot;

@@ -9,6 +9,7 @@ mod faults;
 mod faulty;
 mod follow;
 mod life;
+mod means;
 #[allow(dead_code, reason = "the bus's own tests use the rest")]
 #[path = "../../../bus/tests/common/nats_server.rs"]
 mod nats_server;
