@@ -9,6 +9,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
+use crate::readiness::Readiness;
 use catchment_bus::Bus;
 use catchment_fleet::CoordinatorBeat;
 use catchment_ledger::Ledger;
@@ -154,6 +155,8 @@ pub struct Context {
     pub pieces: Pieces,
     /// What keeps jobs from going on here.
     pub trouble: Trouble,
+    /// Whether it can write.
+    pub readiness: Readiness,
     /// Uploads whose connection broke.
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.

@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
+use crate::readiness::Readiness;
 use crate::{drain, gateway, head, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
@@ -102,6 +103,7 @@ impl Node {
             peers,
             digests: Digests::default(),
             pieces: Default::default(),
+            readiness: Readiness::default(),
             trouble: Trouble::new(clock.clone()),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),

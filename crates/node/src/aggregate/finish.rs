@@ -99,8 +99,6 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
     let waits = metrics.accept_to_commit.with_label_values(&labels);
     facts.accepted_ms.iter().for_each(|accepted| waits.observe(seconds(*accepted)));
     metrics.rounds.with_label_values(&[labels[0], labels[1], "committed"]).inc();
-    metrics.last_commit.with_label_values(&labels).set((at_ms / 1000) as i64);
-    metrics.publish(labels, &model.metrics);
     tracing::info!(job = %spec.name, round, version = model.version, contributors = model.contributors, "model committed");
     let payload = serde_json::json!({ "uid": uid, "namespace": labels[0], "job": labels[1], "round": round,
         "version": model.version, "etag": model.etag, "contributors": model.contributors, "metrics": model.metrics });

@@ -117,10 +117,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
         let gathers = |spec: &JobSpec| context.functions.gathers(&spec.function);
-        let mut work = context.ledger.read(|state| {
-            count_queue(&context, state, uid);
-            next_work(state, uid, context.node, gathers)
-        });
+        let mut work = context.ledger.read(|state| next_work(state, uid, context.node, gathers));
         if context.pieces.waits_for(uid) {
             work = Work::Pieces;
         }
@@ -156,7 +153,8 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                 // Somebody removed it: the client is asked again.
                 tracing::error!(job = %uid, round, %receipt, "an update is lost: its slab is missing");
                 let record = Record::Lost { uid, round, receipts: vec![receipt], at_ms: context.clock.now_ms() };
-                if context.ledger.propose(record).await.is_err() {
+                if let Err(error) = context.ledger.propose(record).await {
+                    context.trouble.set(uid, format!("record that an update is lost: {error}"));
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -169,18 +167,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     }
 }
 
-fn count_queue(context: &Context, state: &State, uid: JobUid) {
-    let Some(job) = state.job(uid) else { return };
-    let depth = job.active_round().map_or(0, |round| round.received() - round.folded());
-    let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
-    context.metrics.queue_depth.with_label_values(&labels).set(depth as i64);
-}
-
 async fn fail(context: &Context, uid: JobUid, reason: String) {
     tracing::error!(job = %uid, %reason, "the job fails");
     let record = Record::JobFailed { uid, reason, at_ms: context.clock.now_ms() };
     if let Err(error) = context.ledger.propose(record).await {
         tracing::warn!(%error, "record the failure");
+        context.trouble.set(uid, format!("record that the job fails: {error}"));
         tokio::time::sleep(RETRY).await;
     }
 }
