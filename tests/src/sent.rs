@@ -46,9 +46,10 @@ impl Sent {
         (self.body)(round, client)
     }
 
-    /// The address of an update, its weight said.
+    /// The address of an update, its weight and its job said.
     pub fn path(&self, job: &Job, round: u64, client: u64) -> String {
-        job.update_path(round, &format!("c{client}"), &format!("weight={}", (self.weight)(round, client)))
+        let uid = job.created["uid"].as_str().map_or_else(String::new, |uid| format!("&uid={uid}"));
+        job.update_path(round, &format!("c{client}"), &format!("weight={}{uid}", (self.weight)(round, client)))
     }
 
     /// Writes down a receipt. One may be given again and again.

@@ -96,6 +96,10 @@ async fn the_reply_to_a_bad_update_is_the_problem() {
             (subject, &[], file(&[Tensor::f32("v", &[3], &[0.0; 3])]), 422, "layout"),
             (subject, &[("Catchment-Weight", "0")], update(1.0), 422, "out_of_range"),
             (subject, &[("Catchment-Weight", "heavy")], update(1.0), 400, "bad_request"),
+            (subject, &[("Catchment-Num-Samples", "0")], update(1.0), 422, "out_of_range"),
+            (subject, &[("Catchment-Num-Samples", "-1")], update(1.0), 400, "bad_request"),
+            (subject, &[("Catchment-Task", "mine")], update(1.0), 409, "conflict"),
+            (subject, &[("Catchment-Uid", "mine")], update(1.0), 400, "bad_request"),
             (subject, &digest, update(1.0), 422, "checksum"),
             ("catchment.v1.default.nosuch.ingest.1.c", &[], update(1.0), 404, "not_found"),
             ("catchment.v1.default.lora.ingest.one.c", &[], update(1.0), 400, "bad_request"),
@@ -139,6 +143,38 @@ async fn a_crowd_over_nats_is_counted_one_by_one() {
         job.in_state("completed").await;
         assert_close(&read(&job.model(1).await), &[("w".to_owned(), vec![149.5, 150.5, 151.5])].into(), 1e-6);
         server.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// A job was deleted, and another has its name: what is on its way for the old one does not land in the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_for_a_deleted_job_lands_in_no_namesake() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let old = begin(&server, json!({"goal": 5})).await;
+        let outside = Outside::connect(&mut server).await;
+        let subject = |client: &str| format!("catchment.v1.default.lora.ingest.1.{client}");
+        outside.send(&subject("before"), &[], &update(1.0)).await["receipt"].as_str().expect("a receipt");
+        old.call("DELETE", "").await.expect(204);
+        let new = begin(&server, json!({"goal": 5})).await;
+        let uid = |job: &Job| job.created["uid"].as_str().expect("a uid").to_owned();
+        assert_problem(&outside.send(&subject("late"), &[], &update(1.0)).await, 409, "uid_required");
+        let of_old = [("Catchment-Uid", &*uid(&old))];
+        assert_problem(&outside.send(&subject("late"), &of_old, &update(1.0)).await, 404, "not_found");
+        assert_eq!(new.round().await["received"], 0);
+
+        let task = server.api().checkin("b", &json!({"job": "lora"})).await.expect(200).json();
+        let said = |member: &str| task[member].as_str().expect("a text").to_owned();
+        for (client, name, value) in [
+            ("a", "Catchment-Uid", uid(&new)),
+            ("b", "Catchment-Task", said("task_id")),
+            ("c", "Catchment-Base", said("etag")),
+        ] {
+            let receipt = outside.send(&subject(client), &[(name, &*value)], &update(1.0)).await;
+            assert_eq!(receipt["uid"], uid(&new), "{receipt}");
+        }
+        assert_eq!(new.round().await["received"], 3);
     })
     .await;
 }

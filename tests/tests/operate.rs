@@ -320,3 +320,51 @@ async fn processes_may_start_before_the_bus() {
     })
     .await;
 }
+
+/// What one gateway has answered, the others show; and gauges of jobs are those of the job, not of the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_gateway_was_asked_the_others_show() {
+    run(async {
+        let cluster = Cluster::start(small()).await;
+        let apis = cluster.apis();
+        for k in 0..20 {
+            let job = apis[k % 2].create(&format!("a{k}"), json!({"goal": 1, "rounds": 2})).await;
+            let other = job.through(&apis[(k + 1) % 2]);
+            job.put_model(&body(0, 0)).await.expect(201);
+            let round = other.round().await;
+            assert_eq!((&round["round"], &round["state"]), (&json!(1), &json!("open")), "{k}: {round}");
+            for (action, state) in [("pause", "paused"), ("resume", "running"), ("stop", "stopped")] {
+                job.call("POST", &format!("/{action}")).await.expect(200);
+                assert_eq!(other.round().await["job_state"], state, "{k}");
+                assert_eq!(other.view().await["state"], state, "{k}");
+            }
+            job.call("DELETE", "").await.expect(204);
+            other.call("GET", "").await.problem(404, "not_found");
+            // The name again, at the one; an update for either, at the other.
+            let again = job.api.create(&format!("a{k}"), json!({"goal": 9})).await;
+            again.put_model(&body(0, 0)).await.expect(201);
+            let query = |job: &Job| format!("uid={}", job.created["uid"].as_str().expect("a uid"));
+            other.submit(1, "late", "", &body(1, 1)).await.problem(409, "uid_required");
+            other.submit(1, "late", &query(&job), &body(1, 1)).await.problem(404, "not_found");
+            other.submit(1, "late", &query(&again), &body(1, 1)).await.expect(202);
+        }
+        let job = apis[0].begin("shown", json!({"goal": 1, "rounds": 2}), &body(0, 0)).await;
+        job.submit_with(1, "c", "", &[("catchment-metrics", r#"{"loss": 0.5}"#)], &body(1, 1)).await.expect(202);
+        job.open_round(2).await;
+        let of_job = [("job", "shown")];
+        let mut seen = Vec::new();
+        for api in &apis {
+            let metrics = until("the commit is known", async || {
+                let metrics = api.metrics().await;
+                (metrics.sum("catchment_job_metric", &of_job) != 0.0).then_some(metrics)
+            })
+            .await;
+            seen.push(
+                ["catchment_job_metric", "catchment_last_commit_timestamp_seconds", "catchment_queue_depth"]
+                    .map(|name| metrics.sum(name, &of_job)),
+            );
+        }
+        assert_eq!(seen[0], seen[1]);
+    })
+    .await;
+}

@@ -28,7 +28,7 @@ impl JobClient {
     ///
     /// # Errors
     /// `conflict` when this client has reported other numbers for this version; `not_found` when the version is too old
-    /// to be measured.
+    /// to be measured; `uid_required` when another job had the name and this one is not [`JobClient::identified`].
     pub async fn report(&self, measured: &Measurement) -> Result<EvaluationView, ClientError> {
         if measured.metrics.is_empty() {
             return Err(ClientError::Argument("a measurement names at least one number".to_owned()));

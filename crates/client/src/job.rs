@@ -50,11 +50,24 @@ pub struct JobClient {
     pub(crate) client: Client,
     namespace: Name,
     name: Name,
+    uid: Option<JobUid>,
 }
 
 impl JobClient {
     pub(crate) fn new(client: Client, namespace: Name, name: Name) -> Self {
-        Self { client, namespace, name }
+        Self { client, namespace, name, uid: None }
+    }
+
+    /// The same, for the job with this identity and no other: as a check-in or a round names it. A job may be deleted and
+    /// another be made with its name; that one takes none of these calls. Work goes out through this, always.
+    #[must_use]
+    pub fn identified(&self, uid: impl Into<Option<JobUid>>) -> Self {
+        Self { uid: uid.into(), ..self.clone() }
+    }
+
+    /// The identity of the job it calls, if it calls no other.
+    pub fn uid(&self) -> Option<JobUid> {
+        self.uid
     }
 
     /// Whom it calls.
@@ -75,7 +88,7 @@ impl JobClient {
     /// A call to an address under the job's.
     pub(crate) fn call(&self, method: Method, path: &[&str]) -> Call {
         let job = ["v1", "namespaces", self.namespace.as_str(), "jobs", self.name.as_str()];
-        Call::new(method, &[&job, path].concat())
+        Call::new(method, &[&job, path].concat()).query("uid", self.uid)
     }
 
     /// The job.

@@ -14,6 +14,8 @@
 //! let client = Client::new("http://127.0.0.1:7070")?;
 //! let job = client.job(Name::default_namespace(), "digits".parse().expect("a name"));
 //! let round = job.round(None).await?;
+//! // Of this job only, should it be deleted and another get its name while this client trains.
+//! let job = job.identified(round.uid);
 //! let model = job.model(round.model_version).await?;
 //! # let trained = model.bytes.clone();
 //! let me = "client-3".parse().expect("a client id");

@@ -128,7 +128,8 @@ impl JobClient {
     ///
     /// # Errors
     /// `round_closed`, with the member `next_round`; `conflict` when this client sent another update for the round;
-    /// `stale_base`; `layout`, `not_finite`, `out_of_range` naming the tensor; `too_large`, `wrong_state`.
+    /// `stale_base`; `layout`, `not_finite`, `out_of_range` naming the tensor; `too_large`, `wrong_state`; `uid_required`
+    /// when another job had the name, and neither identity ([`JobClient::identified`]), task nor base is said.
     pub async fn submit(&self, update: &Update) -> Result<Submitted, ClientError> {
         if let Some(weight) = update.weight
             && !(weight.is_finite() && weight > 0.0)
@@ -143,13 +144,15 @@ impl JobClient {
                 (Payload::File(path.clone(), 0..length), digest)
             }
         };
-        let whole = self
+        // A task says the job, too, and older servers know no `uid` here.
+        let job = if update.task.is_some() { self.identified(None) } else { self.clone() };
+        let whole = job
             .on_update(Method::PUT, update)
             .query("weight", update.weight)
             .query("num_samples", update.num_samples)
             .query("task", update.task)
-            .header("catchment-metrics", metrics)
             .header("catchment-base", update.base)
+            .header("catchment-metrics", metrics)
             .header("catchment-digest", Some(digest))
             .payload(payload.clone());
         let mut attempts = self.client.attempts(Repeat::Safe);
@@ -185,7 +188,12 @@ impl JobClient {
 
     /// The call that sends what the server does not have of an update; `None` when it has nothing to go on from.
     async fn rest(&self, update: &Update, payload: &Payload, digest: Digest) -> Result<Option<Call>, ClientError> {
-        let response = match self.client.exchange(&self.on_update(Method::HEAD, update)).await {
+        let is_said = self.uid().is_some() || update.base.is_some();
+        let of_job = |method| {
+            let call = self.on_update(method, update).query("task", update.task.filter(|_| !is_said));
+            call.header("catchment-base", update.base)
+        };
+        let response = match self.client.exchange(&of_job(Method::HEAD)).await {
             Ok(response) => response,
             Err(error) if error.is_retryable() => return Err(error),
             Err(_) => return Ok(None),
@@ -197,7 +205,7 @@ impl JobClient {
         let offset = number("upload-offset").filter(|offset| is_ours && *offset <= payload.len());
         Ok(offset.map(|offset| {
             tracing::debug!(offset, "go on with an update");
-            self.on_update(Method::PATCH, update)
+            of_job(Method::PATCH)
                 .header("upload-offset", Some(offset))
                 .header("upload-complete", Some("?1"))
                 .header("catchment-digest", Some(digest))

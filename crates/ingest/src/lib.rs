@@ -22,7 +22,7 @@ pub use head::Head;
 pub use part::Part;
 pub use range::{first_beyond, first_inexact, largest};
 pub use request::{Way, classify};
-pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics, parse_numbers};
+pub use said::{METRICS_BYTES_MAX, Said, check_samples, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;
 pub use screen::first_non_finite;
 

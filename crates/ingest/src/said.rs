@@ -3,6 +3,8 @@
 use catchment_types::{Code, Digest, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a query may say.
+const NAMES: [&str; 4] = ["weight", "num_samples", "task", "uid"];
 /// Bytes of `Catchment-Metrics`.
 pub const METRICS_BYTES_MAX: usize = 4 << 10;
 
@@ -18,11 +20,23 @@ pub struct Said {
 }
 
 impl Said {
-    /// Reads the query.
+    /// Reads the query of an update, which holds nothing else.
     ///
     /// # Errors
     /// `bad_request`, naming the field and its value.
     pub fn parse(query: &str) -> Result<Self, Problem> {
+        Self::read(query, true)
+    }
+
+    /// Reads what it knows of another call's query.
+    ///
+    /// # Errors
+    /// `bad_request`, naming the field and its value.
+    pub fn parse_known(query: &str) -> Result<Self, Problem> {
+        Self::read(query, false)
+    }
+
+    fn read(query: &str, is_strict: bool) -> Result<Self, Problem> {
         let mut said = Self::default();
         let mut names = BTreeSet::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -30,17 +44,31 @@ impl Said {
             let bad = |expected: &str| {
                 Problem::new(Code::BadRequest, format!("{name}=`{value}` in the address: expected {expected}"))
             };
-            if !names.insert(name) {
+            if NAMES.contains(&name) && !names.insert(name) {
                 return Err(bad("each name once"));
             }
             match name {
                 "weight" => said.weight = Some(value.parse().map_err(|_| bad("a number"))?),
                 "num_samples" => said.num_samples = Some(value.parse().map_err(|_| bad("a whole number"))?),
                 "task" => said.task = Some(value.to_owned()),
-                _ => return Err(bad("only weight, num_samples and task are known")),
+                // Whose update it is; read where the job is looked up.
+                "uid" => {}
+                _ if is_strict => return Err(bad("only weight, num_samples, task and uid are known")),
+                _ => {}
             }
         }
         Ok(said)
+    }
+}
+
+/// Samples that an update was trained on, or a model measured on: 1 when nobody says.
+///
+/// # Errors
+/// `out_of_range` for none: there is nothing to learn from them.
+pub fn check_samples(num_samples: Option<u64>) -> Result<u64, Problem> {
+    match num_samples {
+        Some(0) => Err(Problem::new(Code::OutOfRange, "num_samples is 0: what comes of no samples has nothing to say")),
+        said => Ok(said.unwrap_or(1)),
     }
 }
 
@@ -90,7 +118,24 @@ mod tests {
         assert!(Said::parse("num_samples=-1").is_err());
         assert!(Said::parse("wieght=1").is_err());
         assert!(Said::parse("weight=1&weight=2").is_err());
+        assert!(Said::parse("uid=1&uid=1").is_err());
         assert!(Said::parse("").unwrap().weight.is_none());
+        assert_eq!(Said::parse("uid=ab&task=t").unwrap().task.as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn other_calls_say_more_and_their_numbers_are_read_alike() {
+        let said = Said::parse_known("limit=5&limit=6&num_samples=4").unwrap();
+        assert_eq!(said, Said { num_samples: Some(4), ..Said::default() });
+        for bad in ["num_samples=-1", "num_samples=1&num_samples=1", "num_samples=18446744073709551616"] {
+            assert!(Said::parse_known(bad).is_err() && Said::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_samples_are_too_few() {
+        assert_eq!((check_samples(None).unwrap(), check_samples(Some(u64::MAX)).unwrap()), (1, u64::MAX));
+        assert_eq!(check_samples(Some(0)).unwrap_err().code, "out_of_range");
     }
 
     #[test]

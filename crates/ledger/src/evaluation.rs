@@ -4,6 +4,7 @@
 //! results: without an end to that, a job would remember every client for each of its models.
 
 use crate::job::Job;
+use crate::mean::Mean;
 use crate::outcome::EvaluateOutcome;
 use crate::round::METRICS_MAX;
 use catchment_types::{ClientId, EvaluationResult, EvaluationView};
@@ -16,23 +17,6 @@ pub const MEASURED_MAX: u64 = 16;
 const CLIENTS_MAX: usize = 100_000;
 /// Versions whose means are kept, the best one besides; more than the largest patience.
 const VERSIONS_MAX: usize = 1_100;
-
-/// The running, sample-weighted mean of one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Mean {
-    clients: u64,
-    samples: f64,
-    value: f64,
-}
-
-impl Mean {
-    /// A running mean stays in the range of its values, where a sum of large ones would overflow.
-    fn add(&mut self, value: f64, samples: f64) {
-        self.clients += 1;
-        self.samples += samples;
-        self.value += (value - self.value) * (samples / self.samples);
-    }
-}
 
 /// What clients measured of one model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -58,27 +42,22 @@ impl Evaluation {
     /// The mean of one number, and how many clients reported it.
     pub fn mean(&self, metric: &str) -> Option<(f64, u64)> {
         let mean = self.means.get(metric)?;
-        mean.value.is_finite().then_some((mean.value, mean.clients))
+        mean.value().map(|value| (value, mean.clients()))
     }
 
     /// As callers see it.
     pub fn view(&self) -> EvaluationView {
-        let finite = self.means.iter().filter(|(_, mean)| mean.value.is_finite());
-        EvaluationView {
-            results: self.results,
-            num_samples: self.num_samples,
-            metrics: finite.map(|(name, mean)| (name.clone(), mean.value)).collect(),
-        }
+        let finite = self.means.iter().filter_map(|(name, mean)| Some((name.clone(), mean.value()?)));
+        EvaluationView { results: self.results, num_samples: self.num_samples, metrics: finite.collect() }
     }
 
     fn insert(&mut self, result: &EvaluationResult) {
         self.clients.insert(result.client.clone(), fingerprint(result));
         self.results += 1;
         self.num_samples = self.num_samples.saturating_add(result.num_samples);
-        let samples = result.num_samples.max(1) as f64;
         for (name, value) in result.metrics.iter().filter(|(_, value)| value.is_finite()) {
             if self.means.len() < METRICS_MAX || self.means.contains_key(name) {
-                self.means.entry(name.clone()).or_default().add(*value, samples);
+                self.means.entry(name.clone()).or_default().add(*value, result.num_samples);
             }
         }
     }
@@ -107,6 +86,11 @@ impl Job {
     /// What clients measured of this version.
     pub fn evaluation(&self, version: u64) -> Option<&Evaluation> {
         self.evaluations.get(&version)
+    }
+
+    /// What clients measured of the newest version that any did.
+    pub fn newest_evaluation(&self) -> Option<&Evaluation> {
+        self.evaluations.last_key_value().map(|(_, evaluation)| evaluation)
     }
 
     /// Of the measured models whose files are kept, the best one.

@@ -78,6 +78,11 @@ impl Job {
         self.models.last()
     }
 
+    /// When a round last made a model.
+    pub fn last_commit_ms(&self) -> Option<TimeMs> {
+        self.newest_model().filter(|model| model.round.is_some()).map(|model| model.at_ms)
+    }
+
     /// The model of this version.
     pub fn model(&self, version: u64) -> Option<&Model> {
         self.models.get(usize::try_from(version).ok()?)
@@ -217,6 +222,13 @@ impl Job {
         }
     }
 
+    /// What the contributors of a model reported. The log may hold sums of older releases that overflowed; JSON has no
+    /// such numbers.
+    pub fn numbers(model: &Model) -> BTreeMap<String, f64> {
+        let finite = model.commit.metrics.iter().filter(|(_, value)| value.is_finite());
+        finite.map(|(name, value)| (name.clone(), *value)).collect()
+    }
+
     /// A model as callers see it.
     pub fn model_view(&self, model: &Model) -> ModelView {
         let commit = &model.commit;
@@ -229,7 +241,7 @@ impl Job {
             round: model.round,
             function: commit.function,
             contributors: commit.contributors,
-            metrics: commit.metrics.clone(),
+            metrics: Self::numbers(model),
             evaluation: self.evaluation(commit.version).map(Evaluation::view),
             best: self.best == Some(commit.version),
             available: self.keeps(commit.version),
@@ -253,6 +265,14 @@ impl Job {
         match self.spec.mode {
             Mode::Sync => round.number,
             Mode::Async(_) => round.model_version,
+        }
+    }
+
+    /// The model that an update at this address is trained from, where that is known.
+    pub fn base_at(&self, number: u64) -> Option<&Model> {
+        match self.spec.mode {
+            Mode::Sync => self.model(self.round_numbered(number)?.model_version),
+            Mode::Async(_) => self.model(number),
         }
     }
 

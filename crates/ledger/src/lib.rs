@@ -14,6 +14,8 @@ mod given_up;
 mod job;
 mod keeper;
 mod ledger;
+mod mean;
+mod names;
 mod outcome;
 mod round;
 mod snapshot;

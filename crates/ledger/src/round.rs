@@ -1,5 +1,6 @@
 //! One round: who sent what, and how far it is.
 
+use crate::mean::Mean;
 use catchment_types::{
     Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundNodeView,
     RoundState, TimeMs,
@@ -257,21 +258,17 @@ impl Round {
     /// Sample-weighted means of the numbers that contributors reported: of the first [`METRICS_MAX`] names in the order
     /// of acceptance, because they go into the commit's record.
     pub fn metrics(&self) -> BTreeMap<String, f64> {
-        let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        let mut means: BTreeMap<&str, Mean> = BTreeMap::new();
         let mut contributors: Vec<&Update> = self.contributors().collect();
         contributors.sort_unstable_by_key(|update| update.order);
         for update in contributors {
-            let samples = update.accept.num_samples.max(1) as f64;
-            for (name, value) in &update.accept.metrics {
-                if sums.len() >= METRICS_MAX && !sums.contains_key(name.as_str()) {
-                    continue;
+            for (name, value) in update.accept.metrics.iter().filter(|(_, value)| value.is_finite()) {
+                if means.len() < METRICS_MAX || means.contains_key(name.as_str()) {
+                    means.entry(name).or_default().add(*value, update.accept.num_samples);
                 }
-                let (sum, total) = sums.entry(name).or_default();
-                *sum += samples * value;
-                *total += samples;
             }
         }
-        sums.into_iter().map(|(name, (sum, total))| (name.to_owned(), sum / total)).collect()
+        means.into_iter().filter_map(|(name, mean)| Some((name.to_owned(), mean.value()?))).collect()
     }
 
     pub(crate) fn insert(&mut self, accept: &Accept) -> ReceiptId {

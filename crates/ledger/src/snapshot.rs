@@ -12,6 +12,9 @@ use std::sync::Arc;
 /// The layout of a snapshot, its last byte. Raise it with every change of what the state holds, and then keep reading
 /// the one before: a log whose first records are forgotten cannot be replayed instead.
 pub const SNAPSHOT_VERSION: u8 = 1;
+/// Added to the version where names of deleted jobs follow the state. Without any, nothing follows, so that whoever does
+/// not know of them reads such a snapshot; one with names it takes for a version that it does not read.
+const WITH_NAMES: u8 = 0x80;
 
 /// How often snapshots are taken. Each has the log forget what is in the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +79,13 @@ impl State {
     /// # Errors
     /// Why it cannot be one: it is too large.
     pub fn to_snapshot(&self) -> Result<Vec<u8>, String> {
-        let mut bytes = catchment_codec::encode_large(self).map_err(|error| error.to_string())?;
-        bytes.push(SNAPSHOT_VERSION);
+        let names = (!self.used_names.is_empty()).then_some(&self.used_names);
+        let bytes = match names {
+            None => catchment_codec::encode_large(self),
+            Some(names) => catchment_codec::encode_large(&(self, names)),
+        };
+        let mut bytes = bytes.map_err(|error| error.to_string())?;
+        bytes.push(names.map_or(SNAPSHOT_VERSION, |_| SNAPSHOT_VERSION | WITH_NAMES));
         Ok(bytes)
     }
 
@@ -90,13 +98,21 @@ impl State {
             Some((version, message)) => (message, *version),
             None => return Err("it is empty".to_owned()),
         };
-        if version != SNAPSHOT_VERSION {
+        if version & !WITH_NAMES != SNAPSHOT_VERSION {
             return Err(format!(
                 "it is of version {version}, and this build reads version {SNAPSHOT_VERSION}: use a release that \
                  reads version {version}"
             ));
         }
-        let mut state: Self = catchment_codec::decode_large(message).map_err(|error| error.to_string())?;
+        let read = if version & WITH_NAMES == 0 {
+            catchment_codec::decode_large(message)
+        } else {
+            catchment_codec::decode_large(message).map(|(mut state, used_names): (Self, _)| {
+                state.used_names = used_names;
+                state
+            })
+        };
+        let mut state = read.map_err(|error| error.to_string())?;
         state.complete()?;
         Ok(state)
     }

@@ -1,6 +1,7 @@
 //! The fold over the event log.
 
 use crate::job::{Job, Model, Verdict};
+use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
@@ -26,6 +27,9 @@ pub struct State {
     receipts: HashMap<ReceiptId, (JobUid, u64)>,
     /// How often each node was given up, where that ever happened.
     incarnations: BTreeMap<NodeId, u64>,
+    /// Names that deleted jobs had. A snapshot carries them beside the rest.
+    #[serde(skip)]
+    pub(crate) used_names: UsedNames,
 }
 
 impl State {
@@ -62,6 +66,12 @@ impl State {
     /// The job that has this name now.
     pub fn job_named(&self, namespace: &Name, name: &Name) -> Option<&Job> {
         self.names.get(&(namespace.clone(), name.clone())).and_then(|uid| self.jobs.get(uid))
+    }
+
+    /// Whether no job before this one had its name, as far as the log is known. Otherwise a caller that says nothing but
+    /// the name may mean another.
+    pub fn is_first_of_its_name(&self, job: &Job) -> bool {
+        !self.used_names.has(&job.spec.namespace, &job.spec.name)
     }
 
     /// The receipt with this name, as callers see it.
@@ -216,6 +226,7 @@ impl State {
 
     fn delete(&mut self, uid: JobUid) -> Outcome {
         let Some(job) = self.jobs.remove(&uid) else { return Outcome::Ignored("no such job") };
+        self.used_names.insert(&job.spec.namespace, &job.spec.name);
         self.names.remove(&(job.spec.namespace, job.spec.name));
         self.forget_receipts(job.round.iter().chain(&job.history));
         Outcome::Done

@@ -29,7 +29,7 @@ use job::StepError;
 pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
 pub use ranges::Range;
 pub use recover::recover;
-pub use trouble::Troubles;
+pub use trouble::Trouble;
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;
@@ -199,7 +199,7 @@ impl Dispatcher {
         let uid = self.jobs.remove(&id);
         uid.iter().for_each(|uid| drop(self.wakers.remove(uid)));
         let panicked = uid.zip(error).map(|(uid, error)| (uid, StepError::Panicked(error.to_string())));
-        panicked.iter().for_each(|(uid, error)| self.context.troubles.failed(&self.context, *uid, error));
+        panicked.iter().for_each(|(uid, error)| self.context.trouble.failed(&self.context, *uid, error));
         panicked.is_none()
     }
 

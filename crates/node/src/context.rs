@@ -1,7 +1,7 @@
 //! What every part of a node works with.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{Holdings, Pieces, Troubles};
+use crate::aggregate::{Holdings, Pieces, Trouble};
 use crate::bases::Bases;
 use crate::desk::Desk;
 use crate::functions::Functions;
@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
+use crate::readiness::Readiness;
 use catchment_bus::Bus;
 use catchment_fleet::CoordinatorBeat;
 use catchment_ledger::Ledger;
@@ -145,8 +146,6 @@ pub struct Context {
     pub runners: Arc<dyn Runners>,
     /// What it counts.
     pub metrics: Metrics,
-    /// Steps of jobs' aggregations that failed and are tried again.
-    pub troubles: Troubles,
     /// Who trains or measures what.
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.
@@ -157,6 +156,10 @@ pub struct Context {
     pub digests: Digests,
     /// What they have ordered.
     pub pieces: Pieces,
+    /// What keeps jobs from going on here.
+    pub trouble: Trouble,
+    /// Whether it can write.
+    pub readiness: Readiness,
     /// Uploads whose connection broke.
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.

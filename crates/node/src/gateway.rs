@@ -10,6 +10,7 @@ mod evaluations;
 mod jobs;
 mod models;
 mod nodes;
+mod opening;
 mod path;
 mod peers;
 mod problem;

@@ -7,12 +7,10 @@ use prometheus::{
     Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
-/// Series of `catchment_job_metric` that one job may have.
-const JOB_METRICS_MAX: usize = 32;
 const JOB: [&str; 2] = ["namespace", "job"];
 
 /// The node's metrics.
@@ -65,6 +63,10 @@ pub struct Metrics {
     pub cold_start_seconds: Histogram,
     /// Accepted updates that no accumulator has yet.
     pub queue_depth: IntGaugeVec,
+    /// Jobs whose work fails here and is tried again.
+    pub stalled: IntGaugeVec,
+    /// Whether the directories that the node writes to can be written to.
+    pub writable: IntGauge,
     /// Bytes that came from other nodes, by what they were.
     pub peer_bytes: IntCounterVec,
     /// Shared memory by state.
@@ -73,15 +75,11 @@ pub struct Metrics {
     pub slab_large_files: IntGaugeVec,
     /// What contributors reported, averaged, for the newest model.
     pub job_metric: prometheus::GaugeVec,
-    job_metric_names: JobMetricNames,
     /// Held while counters are set from elsewhere and shown.
     pub scrape: Arc<Mutex<()>>,
     /// What else this process counts.
     beside: Arc<OnceLock<Registry>>,
 }
-
-/// The names of [`Metrics::job_metric`] that each job has used.
-type JobMetricNames = Arc<Mutex<HashMap<[String; 2], HashSet<String>>>>;
 
 impl Metrics {
     /// Registers everything.
@@ -188,6 +186,19 @@ impl Metrics {
             ),
             cold_start_seconds: register(&registry, Histogram::with_opts(cold).expect("valid names")),
             queue_depth: gauge("catchment_queue_depth", "Accepted updates that wait to be folded.", &JOB),
+            stalled: gauge(
+                "catchment_job_stalled",
+                "1 while a job's work fails on this node and is tried again; its reason says why.",
+                &JOB,
+            ),
+            writable: register(
+                &registry,
+                IntGauge::new(
+                    "catchment_data_dir_writable",
+                    "1 while data and slab directory take writes, 0 while one refuses them.",
+                )
+                .expect("a valid name"),
+            ),
             peer_bytes: counter(
                 "catchment_peer_bytes_total",
                 "Bytes that came from other nodes: partials or updates.",
@@ -207,23 +218,9 @@ impl Metrics {
                 )
                 .expect("valid names"),
             ),
-            job_metric_names: JobMetricNames::default(),
             scrape: Arc::default(),
             beside: Arc::default(),
             registry,
-        }
-    }
-
-    /// Shows what contributors reported, averaged. Names come from clients, so a job has a limited number of them: those
-    /// it began with.
-    pub fn publish(&self, [namespace, job]: [&str; 2], values: &BTreeMap<String, f64>) {
-        let mut shown = self.job_metric_names.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = shown.entry([namespace.to_owned(), job.to_owned()]).or_default();
-        for (name, value) in values {
-            if shown.contains(name) || shown.len() < JOB_METRICS_MAX {
-                shown.insert(name.clone());
-                self.job_metric.with_label_values(&[namespace, job, name]).set(*value);
-            }
         }
     }
 
@@ -254,12 +251,11 @@ impl Metrics {
         for histogram in [&self.order_wait, &self.round_duration, &self.aggregation, &self.accept_to_commit] {
             remove(histogram, &is_gone);
         }
-        for gauge in [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.instances] {
+        let gauges = [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.stalled, &self.instances];
+        for gauge in gauges {
             remove(gauge, &is_gone);
         }
         remove(&self.job_metric, &is_gone);
-        let mut names = self.job_metric_names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.retain(|[namespace, job], _| !is_gone([namespace, job]));
     }
 
     /// Seconds of CPU that functions took for each byte of updates; 0 before the first. Both are sums since the start, so

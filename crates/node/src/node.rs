@@ -1,7 +1,7 @@
 //! Puts a node together, starts it, and stops it in order.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{self, Holdings};
+use crate::aggregate::{self, Holdings, Trouble};
 use crate::context::{Context, Ending, Environment, Membership, NodeConfig, RunnersConfig};
 use crate::desk::{self, Desk};
 use crate::functions::Functions;
@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
+use crate::readiness::Readiness;
 use crate::{drain, gateway, head, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
@@ -98,12 +99,13 @@ impl Node {
             functions,
             runners,
             metrics,
-            troubles: Default::default(),
             desk: Desk::new(entropy.bytes16()),
             holdings,
             peers,
             digests: Digests::default(),
             pieces: Default::default(),
+            readiness: Readiness::default(),
+            trouble: Trouble::new(clock.clone()),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
             heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
@@ -245,8 +247,8 @@ impl Context {
     pub(crate) fn forget_job(&self, uid: JobUid) {
         self.layouts.forget(uid);
         self.bases.forget(uid);
-        self.troubles.over(uid);
         self.runners.erase(uid);
+        self.trouble.clear(uid);
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
         }

@@ -144,6 +144,12 @@ impl Parking {
         }
     }
 
+    /// Whether an upload is parked at an address, or a connection sends one.
+    pub fn knows(&self, address: &Address) -> bool {
+        let table = self.lock();
+        table.parked.contains_key(address) || table.live.contains_key(address)
+    }
+
     /// How far a parked upload is.
     pub fn progress(&self, address: &Address) -> Option<Progress> {
         self.lock().parked.get(address).and_then(|parked| parked.upload.progress())

@@ -8,7 +8,7 @@ use crate::gateway::body::Body;
 use crate::parking::{Address, Live};
 use crate::upload::{Frozen, Upload};
 use bytes::Bytes;
-use catchment_ingest::UpdateDigest;
+use catchment_ingest::{UpdateDigest, check_samples};
 use catchment_ledger::{AcceptOutcome, LedgerError};
 use catchment_types::{
     Accept, ClientId, Code, Descriptor, Digest, FunctionId, JobSpec, JobUid, Kind, Mode, Problem, Receipt, Step,
@@ -188,9 +188,7 @@ async fn take_again(context: &Context, submission: &Submission, body: &mut Body)
 }
 
 fn check_weight(submission: &Submission) -> Result<(), Problem> {
-    if submission.num_samples == Some(0) {
-        return Err(Problem::new(Code::OutOfRange, "num_samples is 0: an update of no samples has nothing to say"));
-    }
+    check_samples(submission.num_samples)?;
     let (weight, max) = (submission.weight(), submission.spec.weight_max());
     if !(weight.is_finite() && weight > 0.0) {
         return Err(Problem::new(Code::OutOfRange, format!("weight {weight} is not a finite positive number")));
@@ -242,12 +240,8 @@ async fn await_round(context: &Context, submission: &Submission) -> Result<(), P
 
 fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem> {
     let etag = context.ledger.read(|state| {
-        let job = state.job(submission.uid)?;
-        let version = match submission.spec.mode {
-            Mode::Sync => job.round_numbered(submission.round)?.model_version,
-            Mode::Async(_) => submission.round,
-        };
-        Some((version, job.model(version)?.commit.etag))
+        let commit = &state.job(submission.uid)?.base_at(submission.round)?.commit;
+        Some((commit.version, commit.etag))
     });
     let Some((version, etag)) = etag else { return Ok(()) };
     match submission.base {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 
 /// How long a client that was drawn has to come for its task, after the time it was told.
 const CLAIM_MS: u64 = 5_000;
-/// How long a client waits at least that has not the labels a job wants: those rarely change.
+/// How long a client waits at least that has not the labels a job wants, or no samples: those rarely change.
 const STRANGER_MS: u64 = 30_000;
 /// The share of the job's check-ins that are left to those.
 const STRANGERS: f64 = 0.2;
@@ -66,7 +66,7 @@ pub struct Floor {
     book: Book,
     /// When candidates come back.
     returns: Book,
-    /// Those that have not the labels the job wants.
+    /// Those that have not the labels the job wants, or no samples.
     strangers: Waiting,
     strangers_book: Book,
     utilities: Utilities,
@@ -84,7 +84,9 @@ impl Floor {
         self.waiting.sweep(call.now_ms);
         self.strangers.sweep(call.now_ms);
         let job = call.job;
-        if !job.spec.selection.admits(&call.checkin.labels) {
+        // Whoever has no samples could only send what is refused: an update, or a measurement, of nothing.
+        let has_something = call.checkin.num_samples != Some(0);
+        if !(has_something && job.spec.selection.admits(&call.checkin.labels)) {
             return self.turn_away(call);
         }
         let open = job.active_round().filter(|round| round.phase == Phase::Open && job.state == JobState::Running);

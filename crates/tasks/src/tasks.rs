@@ -58,7 +58,7 @@ fn on_model(job: &Job, round: &Round, kind: TaskKind, now_ms: TimeMs) -> Task {
     let task = Task {
         round: Some(job.address_of(round)),
         model_version: Some(version),
-        model_url: Some(format!("/v1/namespaces/{namespace}/jobs/{name}/model?version={version}")),
+        model_url: Some(format!("/v1/namespaces/{namespace}/jobs/{name}/model?uid={}&version={version}", job.uid)),
         etag: job.model(version).map(|model| model.commit.etag),
         config: job.spec.client_config_for(round.number),
         deadline_at: round.deadline_ms.map(rfc3339),

@@ -89,6 +89,8 @@ codes! {
     // The log's snapshots hold codes by their place in this list: new ones go to the end.
     /// No model could be made of the round's updates; the round is asked again as the next one.
     RoundGivenUp "round_given_up" 410 false,
+    /// Several jobs have had this name: the call must say which it means, by `uid`, task or base.
+    UidRequired "uid_required" 409 false,
 }
 
 impl fmt::Display for Code {
@@ -175,6 +177,40 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
+    }
+
+    /// Logs and snapshots hold a code's place.
+    #[test]
+    fn codes_keep_their_places() {
+        let places = [
+            "bad_request",
+            "truncated",
+            "too_slow",
+            "not_found",
+            "method_not_allowed",
+            "exists",
+            "conflict",
+            "stale_base",
+            "wrong_state",
+            "wrong_offset",
+            "round_closed",
+            "too_large",
+            "unsupported_encoding",
+            "invalid_spec",
+            "invalid_safetensors",
+            "layout",
+            "not_finite",
+            "out_of_range",
+            "checksum",
+            "function_refused",
+            "function_trap",
+            "no_room",
+            "internal",
+            "log_unavailable",
+            "not_ready",
+            "uid_required",
+        ];
+        assert!(Code::ALL.iter().map(|code| code.as_str()).eq(places), "a new code comes last");
     }
 
     #[test]

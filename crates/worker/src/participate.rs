@@ -247,7 +247,7 @@ impl Participant {
             ..Update::new(round, self.id.clone(), bytes)
         };
         let train_ms = begun.elapsed().as_millis() as u64;
-        match self.job.through(task.gateway.as_deref()).submit(&update).await {
+        match self.job_of(task).submit(&update).await {
             Ok(sent) => {
                 let (receipt, known) = (sent.receipt.receipt.to_string(), sent.known);
                 observe(Event::Submitted { round, model_version: base.version, receipt, known, train_ms, metrics });
@@ -290,7 +290,7 @@ impl Participant {
             num_samples: Some(self.samples.len() as u64),
             metrics: [("loss".to_owned(), metrics.loss), ("accuracy".to_owned(), metrics.accuracy)].into(),
         };
-        match self.job.report(&measured).await {
+        match self.job.identified(task.uid).report(&measured).await {
             Ok(_) => {
                 observe(Event::Measured { model_version: base.version, metrics });
                 Ok(Step::Done)
@@ -307,8 +307,13 @@ impl Participant {
     async fn fetch(&self, task: &Task, at_hand: Option<ModelBytes>) -> Result<ModelBytes, ClientError> {
         match at_hand {
             Some(model) if task.etag == Some(model.etag) => Ok(model),
-            _ => self.job.through(task.gateway.as_deref()).model(task.model_version).await,
+            _ => self.job_of(task).model(task.model_version).await,
         }
+    }
+
+    /// The job of a task, and no namesake that was made meanwhile, at the gateway that it names.
+    fn job_of(&self, task: &Task) -> JobClient {
+        self.job.identified(task.uid).through(task.gateway.as_deref())
     }
 
     async fn train(

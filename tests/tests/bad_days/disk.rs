@@ -80,7 +80,18 @@ on_both_buses! {
         let job = api.begin("a", json!({"goal": 2, "rounds": 2}), &update(0.0)).await;
         let first = job.accepted(1, "c", "", &update(1.0)).await;
         let noise = api.begin("noise", json!({"goal": 100_000}), &update(0.0)).await;
+        assert_eq!(api.metrics().await.sum("catchment_data_dir_writable", &[]), 1.0);
         disk.fill();
+        until("the node is not ready, and says why", async || {
+            let answer = api.get("/readyz").await;
+            (answer.status == 503).then(|| answer.problem(503, "not_ready"))
+        })
+        .await["detail"]
+            .as_str()
+            .filter(|detail| detail.contains("No space left") && detail.contains("data directory"))
+            .expect("a reason");
+        assert_eq!(api.metrics().await.sum("catchment_data_dir_writable", &[]), 0.0);
+        api.get("/healthz").await.expect(200);
         if bus == Bus::Embedded {
             // The log is on that disk. It has some room in its own file; other clients use that up.
             use_up(&noise).await;
@@ -98,10 +109,23 @@ on_both_buses! {
         if bus == Bus::Nats {
             // The log is elsewhere, the model is not: the round waits for room.
             until("the server says why it waits", async || server.log().contains("No space left").then_some(())).await;
+            until("the job says it, too", async || {
+                let reason = job.view().await["reason"].as_str()?.to_owned();
+                (reason.contains("write model version 1") && reason.contains("No space left")).then_some(())
+            })
+            .await;
+            assert_eq!(api.metrics().await.sum("catchment_job_stalled", &[("job", "a")]), 1.0);
+            let listed = api.get("/v1/jobs").await.expect(200).json();
+            assert!(listed["items"][0]["reason"].is_string(), "{listed}");
             assert_eq!(job.view().await["model_version"], 0);
             disk.make_room();
         }
         job.published(1).await;
+        until("the node is ready again", async || (api.get("/readyz").await.status == 200).then_some(())).await;
+        let metrics = api.metrics().await;
+        assert_eq!(metrics.sum("catchment_data_dir_writable", &[]), 1.0);
+        assert_eq!(metrics.sum("catchment_job_stalled", &[]), 0.0);
+        assert_eq!(job.view().await["reason"], serde_json::Value::Null);
         for receipt in [&first, &second] {
             assert_eq!(api.receipt(receipt).await["state"], "committed");
         }

@@ -1,7 +1,9 @@
 //! What the HTTP interface promises, call by call: status, code and content.
 
+mod effects;
 mod jobs;
 mod models;
+mod namesakes;
 mod rounds;
 mod system;
 mod tasks;

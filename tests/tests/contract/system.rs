@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Every metric with its labels. A label that could name a client would cost more memory than the clients' updates.
-const METRICS: [(&str, &[&str]); 20] = [
+const METRICS: [(&str, &[&str]); 22] = [
     ("catchment_updates_received_total", &["job", "namespace"]),
     ("catchment_update_bytes_total", &["job", "namespace"]),
     ("catchment_updates_rejected_total", &["job", "namespace", "reason"]),
@@ -19,6 +19,8 @@ const METRICS: [(&str, &[&str]); 20] = [
     ("catchment_cold_starts_total", &["job", "namespace"]),
     ("catchment_cold_start_seconds_count", &[]),
     ("catchment_queue_depth", &["job", "namespace"]),
+    ("catchment_job_stalled", &["job", "namespace"]),
+    ("catchment_data_dir_writable", &[]),
     ("catchment_slab_bytes", &["state"]),
     ("catchment_slab_large_files", &["pages"]),
     ("catchment_accept_to_commit_seconds_count", &["job", "namespace"]),

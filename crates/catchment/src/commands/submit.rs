@@ -6,7 +6,7 @@ use crate::progress;
 use crate::text;
 use anyhow::Result;
 use catchment_client::{Client, Update, Waiting};
-use catchment_types::{ClientId, Digest, JobState, Name, Receipt, ReceiptState, RoundState, TaskId};
+use catchment_types::{ClientId, Digest, JobState, JobUid, Name, Receipt, ReceiptState, RoundState, TaskId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,6 +53,9 @@ pub struct Submit {
     /// ETag of the model it was trained from; required for deltas.
     #[arg(long, value_name = "ETAG", value_parser = etag)]
     base: Option<Digest>,
+    /// The job it was trained for, as its round names it [default: the one of this name now, unless --round is given].
+    #[arg(long, value_name = "UID")]
+    uid: Option<JobUid>,
     /// The task it answers, as the check-in named it.
     #[arg(long, value_name = "ID")]
     task: Option<TaskId>,
@@ -92,9 +95,10 @@ struct Shown<'a> {
 impl Submit {
     /// Submits, and waits if asked to.
     pub async fn run(self, session: &Session) -> Result<()> {
-        let round = match self.round {
-            Some(round) => round,
-            None => open_round(session, &self.name).await?,
+        let (uid, round) = match self.round {
+            // Whoever names a round by hand may name the job, too; without, the server says when it must.
+            Some(round) => (self.uid, round),
+            None => open_round(session, &self.name, self.uid).await?,
         };
         let update = Update {
             weight: self.weight,
@@ -106,6 +110,7 @@ impl Submit {
         };
         // Asking for the round has shown that the server is there; without that, this call is the first.
         let job = if self.round.is_none() { session.patient_job(&self.name) } else { session.job(&self.name) };
+        let job = job.identified(uid);
         let sent = progress::sending(&self.file, job.submit(&update)).await?;
         let show = |receipt: &Receipt| {
             session.output.item(&Shown { receipt, known: sent.known }, || sentence(receipt, sent.known))
@@ -116,12 +121,12 @@ impl Submit {
 }
 
 /// The round that takes updates, or the next to: between two rounds, and after the initial model came, a moment passes.
-async fn open_round(session: &Session, name: &Name) -> Result<u64> {
-    let mut view = session.job(name).round(None).await?;
-    let job = session.patient_job(name);
+async fn open_round(session: &Session, name: &Name, uid: Option<JobUid>) -> Result<(Option<JobUid>, u64)> {
+    let mut view = session.job(name).identified(uid).round(None).await?;
+    let job = session.patient_job(name).identified(view.uid);
     loop {
         match (view.job_state, view.state) {
-            (JobState::Running, RoundState::Open) => return Ok(view.round),
+            (JobState::Running, RoundState::Open) => return Ok((Some(view.uid), view.round)),
             (JobState::Running, _) => {
                 view = job.round(Some(Waiting { after: view.revision, wait: OPENING })).await?;
             }

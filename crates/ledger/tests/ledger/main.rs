@@ -11,6 +11,7 @@ mod faulty;
 mod follow;
 mod given_up;
 mod life;
+mod means;
 #[allow(dead_code, reason = "the bus's own tests use the rest")]
 #[path = "../../../bus/tests/common/nats_server.rs"]
 mod nats_server;

@@ -7,7 +7,7 @@ use crate::nats_server::NatsServer;
 use bytes::Bytes;
 use catchment_bus::{Bus, EventLog, LogError, NatsConfig, Snapshot};
 use catchment_ledger::{Ledger, LedgerError, SNAPSHOT_VERSION, SnapshotPace, State};
-use catchment_types::{Record, SpecPatch};
+use catchment_types::{JobAction, JobUid, Record, SpecPatch};
 use futures::future::join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,4 +212,48 @@ fn the_layout_is_what_its_version_says() {
     for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
         assert!(State::from_snapshot(&bytes[..cut]).is_err());
     }
+}
+
+/// The layout test's state as release 0.1 wrote it.
+const WRITTEN_BEFORE: &[u8] = include_bytes!("snapshot-1.bin");
+
+#[test]
+fn a_snapshot_of_the_release_before_is_read() {
+    let mut fixture = Fixture::running(r#","goal":3,"client_config":{"lr":0.1}"#);
+    fixture.accepted(1, 7);
+    fixture.patch(SpecPatch { goal: Some(2), ..SpecPatch::default() });
+    assert_eq!(
+        blake3::hash(WRITTEN_BEFORE).to_hex().as_str(),
+        "3d275218697b53e2202feeebd5ab64726a476aff0c4fef3b75205d793011d512"
+    );
+    let read = State::from_snapshot(WRITTEN_BEFORE).unwrap();
+    assert_eq!(read, fixture.state);
+    assert!(read.is_first_of_its_name(read.job(JOB).unwrap()));
+}
+
+/// Names that were used follow the state, in snapshots that a release without them refuses instead of misreading.
+#[test]
+fn a_snapshot_carries_the_names_of_deleted_jobs() {
+    let mut fixture = Fixture::running("");
+    let before = fixture.state.to_snapshot().unwrap();
+    assert_eq!(before.last(), Some(&SNAPSHOT_VERSION), "without any, every release reads it");
+    fixture.act(JobAction::Delete);
+    let (other, again) = (JobUid::from_bytes([2; 16]), JobUid::from_bytes([3; 16]));
+    fixture.apply(created(other, spec("b", "")));
+    fixture.apply(created(again, spec("a", "")));
+    let bytes = fixture.state.to_snapshot().unwrap();
+    assert_eq!(bytes.last(), Some(&(SNAPSHOT_VERSION | 0x80)));
+    let read = State::from_snapshot(&bytes).unwrap();
+    assert!(read == fixture.state);
+    for state in [&read, &fixture.state] {
+        let is_first = |uid| state.is_first_of_its_name(state.job(uid).unwrap());
+        assert_eq!((is_first(other), is_first(again)), (true, false));
+    }
+    for cut in [0, 1, bytes.len() / 2, bytes.len() - 2, bytes.len() - 1] {
+        assert!(State::from_snapshot(&bytes[..cut]).is_err());
+    }
+    // Neither is taken for the other.
+    let marked = |bytes: &[u8], mark| [&bytes[..bytes.len() - 1], &[mark]].concat();
+    assert!(State::from_snapshot(&marked(&bytes, SNAPSHOT_VERSION)).is_err());
+    assert!(State::from_snapshot(&marked(&before, SNAPSHOT_VERSION | 0x80)).is_err());
 }

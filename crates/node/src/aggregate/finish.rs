@@ -142,8 +142,6 @@ async fn commit_model(job: &JobAggregation, round: u64, model: ModelCommit, fact
     let waits = metrics.accept_to_commit.with_label_values(&labels);
     facts.accepted_ms.iter().for_each(|accepted| waits.observe(seconds(*accepted)));
     metrics.rounds.with_label_values(&[labels[0], labels[1], "committed"]).inc();
-    metrics.last_commit.with_label_values(&labels).set((at_ms / 1000) as i64);
-    metrics.publish(labels, &model.metrics);
     tracing::info!(job = %spec.name, round, version = model.version, contributors = model.contributors, "model committed");
     let payload = serde_json::json!({ "uid": uid, "namespace": labels[0], "job": labels[1], "round": round,
         "version": model.version, "etag": model.etag, "contributors": model.contributors, "metrics": model.metrics });
@@ -267,7 +265,10 @@ impl Worker {
 
     /// Writes the checkpoint: the initial file's head, folded tensors from `out`, the rest from the version before.
     fn write(&self, out: &Scratch, facts: &Facts) -> Result<(Digest, u64), StepError> {
-        let disk = |error: std::io::Error| StepError::Again(format!("write model version {}: {error}", facts.version));
+        let disk = |error: std::io::Error| {
+            self.context.trouble.disk_refused(self.uid);
+            StepError::Again(format!("write model version {}: {error}", facts.version))
+        };
         let models = &self.context.models;
         let before = models.file(self.uid, facts.previous.version, facts.previous.etag).map_err(disk)?;
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;

@@ -119,15 +119,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
         let gathers = |spec: &JobSpec| context.functions.gathers(&spec.function);
-        let mut work = context.ledger.read(|state| {
-            count_queue(&context, state, uid);
-            next_work(state, uid, context.node, gathers)
-        });
+        let mut work = context.ledger.read(|state| next_work(state, uid, context.node, gathers));
         if context.pieces.waits_for(uid) {
             work = Work::Pieces;
         }
         if matches!(work, Work::Nothing) {
-            context.troubles.over(uid);
+            context.trouble.clear(uid);
             match tokio::time::timeout(IDLE, waker.notified()).await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -153,13 +150,14 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         });
         let came = step.catch_unwind().await.unwrap_or_else(|panic| Err(StepError::Panicked(said(&*panic))));
         match came {
-            Ok(()) => context.troubles.over(uid),
+            Ok(()) => context.trouble.clear(uid),
             Err(StepError::Job(reason)) if !is_help => fail(&context, uid, reason).await,
             Err(StepError::Missing { round, receipt }) => {
                 // Somebody removed it: the client is asked again.
                 tracing::error!(job = %uid, round, %receipt, "an update is lost: its slab is missing");
                 let record = Record::Lost { uid, round, receipts: vec![receipt], at_ms: context.clock.now_ms() };
-                if context.ledger.propose(record).await.is_err() {
+                if let Err(error) = context.ledger.propose(record).await {
+                    context.trouble.set(uid, format!("record that an update is lost: {error}"));
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -168,18 +166,11 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     // Nobody knows what it left behind; what counts lies in shared memory.
                     aggregation = None;
                 }
-                context.troubles.failed(&context, uid, &error);
+                context.trouble.failed(&context, uid, &error);
                 tokio::time::sleep(RETRY).await;
             }
         }
     }
-}
-
-fn count_queue(context: &Context, state: &State, uid: JobUid) {
-    let Some(job) = state.job(uid) else { return };
-    let depth = job.active_round().map_or(0, |round| round.received() - round.folded());
-    let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
-    context.metrics.queue_depth.with_label_values(&labels).set(depth as i64);
 }
 
 async fn fail(context: &Context, uid: JobUid, reason: String) {
@@ -187,6 +178,7 @@ async fn fail(context: &Context, uid: JobUid, reason: String) {
     let record = Record::JobFailed { uid, reason, at_ms: context.clock.now_ms() };
     if let Err(error) = context.ledger.propose(record).await {
         tracing::warn!(%error, "record the failure");
+        context.trouble.set(uid, format!("record that the job fails: {error}"));
         tokio::time::sleep(RETRY).await;
     }
 }

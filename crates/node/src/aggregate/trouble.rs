@@ -1,32 +1,46 @@
-//! Steps of a job's aggregation that failed for no reason of its updates: told, counted, shown, and tried again.
+//! What keeps each job from going on here: the last error of its work on this node, until a step succeeds or there is
+//! nothing left to do. It is told, counted, shown, and tried again, so that nobody has to search a log to see why.
 //!
-//! They may fail again and again, a full disk or a mistake in this program for example, and the job waits all that time. So
-//! nobody should have to search a log to see why.
+//! What a node meets is not in the log, because another node may do the same work meanwhile. So this is what one node
+//! knows: its gateway shows it, and its metrics and readiness follow it.
 
 use super::job::StepError;
 use crate::context::Context;
-use catchment_types::JobUid;
+use catchment_types::{Clock, JobUid, TimeMs};
 use std::any::Any;
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Failures in a row from which on a job shows them. What passes at the next try, nobody needs to know.
-const SHOWN_FROM: u64 = 2;
+/// Bytes of an error that are kept.
+const TEXT_BYTES_MAX: usize = 1 << 10;
 
-struct Trouble {
-    times: u64,
-    is_panic: bool,
-    reason: String,
+/// The last error of a job's work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What it was, for people.
+    pub text: String,
+    /// When it came last.
+    pub at_ms: TimeMs,
+    /// Errors in a row.
+    pub times: u64,
+    /// Whether it was the data directory that refused a write.
+    pub is_disk: bool,
 }
 
-/// The jobs of this node whose last step failed.
-#[derive(Default)]
-pub struct Troubles {
-    known: Mutex<HashMap<JobUid, Trouble>>,
+/// The last errors of jobs on this node. Every use of it is a look-up in a table.
+pub struct Trouble {
+    clock: Arc<dyn Clock>,
+    jobs: Mutex<HashMap<JobUid, Told>>,
+    refused: Mutex<HashSet<JobUid>>,
 }
 
-impl Troubles {
-    /// Takes note of a step that failed and is tried again.
+impl Trouble {
+    /// No job is in trouble.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, jobs: Mutex::default(), refused: Mutex::default() }
+    }
+
+    /// A job's step failed and is tried again: logs and counts it besides.
     pub(super) fn failed(&self, context: &Context, uid: JobUid, error: &StepError) {
         let is_panic = matches!(error, StepError::Panicked(_));
         let named = context.ledger.read(|state| {
@@ -37,10 +51,7 @@ impl Troubles {
             Some(spec.name.to_string())
         });
         let job = named.unwrap_or_else(|| uid.to_string());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let times = known.get(&uid).map_or(0, |trouble| trouble.times) + 1;
-        known.insert(uid, Trouble { times, is_panic, reason: error.to_string() });
-        drop(known);
+        let times = self.set(uid, error.to_string());
         if is_panic {
             tracing::error!(job, times, %error, "a step of the aggregation panicked; trying again");
         } else {
@@ -48,18 +59,42 @@ impl Troubles {
         }
     }
 
-    /// A step went through, or there is nothing to do.
-    pub fn over(&self, uid: JobUid) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    /// The same without a word. Says how often in a row.
+    pub fn set(&self, uid: JobUid, text: impl Into<String>) -> u64 {
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        let is_disk = lock(&self.refused).remove(&uid);
+        let at_ms = self.clock.now_ms();
+        let mut jobs = lock(&self.jobs);
+        let times = jobs.get(&uid).map_or(0, |told| told.times) + 1;
+        jobs.insert(uid, Told { text, at_ms, times, is_disk });
+        times
     }
 
-    /// Why a job does not get on here, for its owner.
-    pub fn shown(&self, uid: JobUid) -> Option<String> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Trouble { times, reason, .. } =
-            known.get(&uid).filter(|trouble| trouble.is_panic || trouble.times >= SHOWN_FROM)?;
-        let count = if *times == 1 { "once".to_owned() } else { format!("{times} times in a row") };
-        Some(format!("its aggregation failed {count} and is tried again: {reason}"))
+    /// The data directory refused a write of this job, whose step fails for that: [`Trouble::set`] follows.
+    pub fn disk_refused(&self, uid: JobUid) {
+        lock(&self.refused).insert(uid);
+    }
+
+    /// A job's step succeeded, or it has nothing left to do here.
+    pub fn clear(&self, uid: JobUid) {
+        lock(&self.refused).remove(&uid);
+        lock(&self.jobs).remove(&uid);
+    }
+
+    /// What keeps a job from going on here.
+    pub fn of(&self, uid: JobUid) -> Option<Told> {
+        lock(&self.jobs).get(&uid).cloned()
+    }
+
+    /// A write that the data directory refused last, if one waits for it.
+    pub fn of_disk(&self) -> Option<Told> {
+        lock(&self.jobs).values().filter(|told| told.is_disk).max_by_key(|told| told.at_ms).cloned()
+    }
+
+    /// Jobs in trouble.
+    pub fn jobs(&self) -> HashSet<JobUid> {
+        lock(&self.jobs).keys().copied().collect()
     }
 }
 
@@ -67,4 +102,44 @@ impl Troubles {
 pub fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it did not say why".to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now_ms(&self) -> TimeMs {
+            7
+        }
+    }
+
+    #[test]
+    fn the_last_error_stands_until_a_step_succeeds() {
+        let (job, other) = (JobUid::from_bytes([1; 16]), JobUid::from_bytes([2; 16]));
+        let trouble = Trouble::new(Arc::new(Still));
+        trouble.disk_refused(job);
+        trouble.set(job, "no space left");
+        trouble.set(other, "the function does not compile");
+        let told = |text: &str, times, is_disk| Some(Told { text: text.to_owned(), at_ms: 7, times, is_disk });
+        assert_eq!(trouble.of(job), told("no space left", 1, true));
+        assert_eq!(trouble.of_disk(), trouble.of(job));
+        assert_eq!(trouble.jobs().len(), 2);
+        trouble.set(job, "é".repeat(1 << 10));
+        assert_eq!(trouble.of(job), told(&"é".repeat(1 << 9), 2, false));
+        assert_eq!(trouble.of_disk(), None, "this one was not the disk's");
+        trouble.disk_refused(other);
+        trouble.clear(other);
+        trouble.set(other, "again");
+        assert_eq!(trouble.of(other), told("again", 1, false));
+        trouble.clear(job);
+        trouble.clear(other);
+        assert!(trouble.jobs().is_empty() && trouble.of(job).is_none());
+    }
 }

@@ -5,55 +5,80 @@ use super::path::At;
 use super::problem::Failure;
 use super::text::Text;
 use crate::context::Context;
+use crate::meant::{Handed, Meant};
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use catchment_ingest::parse_numbers;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use catchment_ingest::{Said, check_samples, parse_digest, parse_numbers};
 use catchment_ledger::{EvaluateOutcome, Evaluation, MEASURED_MAX};
-use catchment_types::{ClientId, Code, EvaluationResult, EvaluationView, JobUid, Problem};
-use serde::Deserialize;
+use catchment_types::{ClientId, Code, EvaluationResult, EvaluationView, JobUid, Problem, TaskId};
 use std::sync::Arc;
-
-/// On how much it was measured.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-pub struct Samples {
-    /// Samples it was measured on; 1 when absent.
-    num_samples: Option<u64>,
-}
 
 /// Reports what a client measured of a model on its own data: a JSON object of finite numbers, at most 4 KiB. Counts once
 /// for each client and version; the answer is what all of them found so far.
 #[utoipa::path(put, path = "/{job}/models/{version}/evaluations/{client}", tag = "clients",
-    params(("job" = String, Path), ("version" = u64, Path), ("client" = String, Path), Samples),
+    params(("job" = String, Path), ("version" = u64, Path), ("client" = String, Path),
+        ("num_samples" = Option<u64>, Query, description = "samples it was measured on; 1 when absent"),
+        ("task" = Option<String>, Query, description = "the task it answers, as the check-in named it"),
+        ("uid" = Option<String>, Query, description = "the job, as its round or the check-in names it: no namesake takes \
+            it then. Needed, unless the task or the base is said, once another job had the name"),
+        ("Catchment-Base" = Option<String>, Header, description = "ETag of the model that was measured")),
     request_body = std::collections::BTreeMap<String, f64>,
     responses((status = 201, body = EvaluationView), (status = 200, body = EvaluationView, description = "the same again"),
         (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 409, body = Problem, description = "`conflict`: the client reported other numbers; `wrong_state`: the \
-            version has all the results it takes"),
+            version has all the results it takes; `stale_base`, `uid_required`"),
+        (status = 422, body = Problem, description = "`out_of_range`: no samples"),
         (status = 503, body = Problem)))]
 pub async fn put(
     State(context): State<Arc<Context>>,
     at: At,
-    Query(samples): Query<Samples>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
     Text(body): Text,
 ) -> Result<(StatusCode, Json<EvaluationView>), Failure> {
     let (version, client): (u64, ClientId) = (at.number("version")?, at.part("client")?);
-    let uid = context.ledger.read(|state| at.find(state).map(|job| job.uid))?;
+    let said = Said::parse_known(&query.unwrap_or_default())?;
+    let num_samples = check_samples(said.num_samples)?;
+    let text = headers.get("catchment-base").map(|value| value.to_str().unwrap_or("\u{fffd}"));
+    let base = parse_digest("Catchment-Base", text)?;
+    let meant = Meant { uid: at.uid, task: said.task.as_deref(), base };
+    let uid = context.ledger.read(|state| {
+        let job = at.find(state)?;
+        let task = TaskId::derive_evaluation(job.uid, version, &client);
+        let etag = job.model(version).map(|model| model.commit.etag);
+        meant.check(state, job, Handed { task, etag }).map(|()| job.uid).map_err(Failure::from)
+    })?;
     let bad = |why: &str| Failure(Problem::new(Code::BadRequest, format!("an evaluation is a JSON object: {why}")));
     let text = std::str::from_utf8(&body).map_err(|_| bad("the body is no text"))?;
     let metrics = parse_numbers("an evaluation", text)?;
     if metrics.is_empty() {
         return Err(bad("it names no number"));
     }
-    let result = EvaluationResult { client: client.clone(), num_samples: samples.num_samples.unwrap_or(1), metrics };
-    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
-    let outcome = answer.map_err(|_| unreachable_log())?.map_err(|_| unreachable_log())?;
+    let result = EvaluationResult { client: client.clone(), num_samples, metrics };
+    let mut outcome = report(&context, uid, version, result.clone()).await?;
+    if outcome == EvaluateOutcome::UnknownVersion {
+        // Another node may have published it already.
+        context.refresh().await;
+        outcome = report(&context, uid, version, result).await?;
+    }
     let status = match outcome {
         EvaluateOutcome::Counted => StatusCode::CREATED,
         EvaluateOutcome::Duplicate => StatusCode::OK,
         refused => return Err(refusal(refused, version, &client).into()),
     };
-    Ok((status, Json(publish(&context, uid, version))))
+    let view = context.ledger.read(|state| state.job(uid)?.evaluation(version).map(Evaluation::view));
+    Ok((status, Json(view.unwrap_or_default())))
+}
+
+async fn report(
+    context: &Context,
+    uid: JobUid,
+    version: u64,
+    result: EvaluationResult,
+) -> Result<EvaluateOutcome, Failure> {
+    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
+    answer.map_err(|_| unreachable_log())?.map_err(|_| unreachable_log())
 }
 
 fn refusal(outcome: EvaluateOutcome, version: u64, client: &ClientId) -> Problem {
@@ -74,18 +99,4 @@ fn refusal(outcome: EvaluateOutcome, version: u64, client: &ClientId) -> Problem
             Problem::new(Code::NotFound, detail)
         }
     }
-}
-
-/// What was measured of a version; shown in the metrics too, when nothing newer was measured.
-fn publish(context: &Context, uid: JobUid, version: u64) -> EvaluationView {
-    context.ledger.read(|state| {
-        let Some(job) = state.job(uid) else { return EvaluationView::default() };
-        let view = job.evaluation(version).map(Evaluation::view).unwrap_or_default();
-        let is_newest = (version + 1..job.models.len() as u64).all(|newer| job.evaluation(newer).is_none());
-        if is_newest {
-            let named = view.metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)).collect();
-            context.metrics.publish([job.spec.namespace.as_str(), job.spec.name.as_str()], &named);
-        }
-        view
-    })
 }

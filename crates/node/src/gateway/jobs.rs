@@ -1,5 +1,6 @@
 //! Jobs: create, list, look at, change, end.
 
+use super::opening;
 use super::path::At;
 use super::problem::Failure;
 use super::text::Text;
@@ -9,7 +10,9 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use catchment_ledger::{Job, Outcome};
-use catchment_types::{Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch};
+use catchment_types::{
+    Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch, rfc3339,
+};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -80,11 +83,12 @@ async fn check_function(context: &Arc<Context>, spec: &JobSpec) -> Result<(), Fa
 /// Lists jobs in the order of their names.
 #[utoipa::path(get, path = "", tag = "jobs", params(Paging), responses((status = 200, body = Page<JobView>)))]
 pub async fn list(State(context): State<Arc<Context>>, at: At, Query(paging): Query<Paging>) -> Json<Page<JobView>> {
+    opening::read_on(&context).await;
     let limit = paging.limit();
     let mut items: Vec<JobView> = context.ledger.read(|state| {
         let jobs = state.jobs_by_name().filter(|job| job.spec.namespace == at.namespace);
         let after = |name: &str| paging.cursor().is_none_or(|cursor| name > cursor);
-        jobs.filter(|job| after(job.spec.name.as_str())).take(limit + 1).map(|job| shown(&context, job)).collect()
+        jobs.filter(|job| after(job.spec.name.as_str())).take(limit + 1).map(|job| from_here(&context, job)).collect()
     });
     let more = items.len() > limit;
     items.truncate(limit);
@@ -96,11 +100,23 @@ pub async fn list(State(context): State<Arc<Context>>, at: At, Query(paging): Qu
 #[utoipa::path(get, path = "/{job}", tag = "jobs", params(("job" = String, Path)),
     responses((status = 200, body = JobView), (status = 404, body = Problem)))]
 pub async fn get(State(context): State<Arc<Context>>, at: At) -> Result<Json<JobView>, Failure> {
+    opening::read_on(&context).await;
     context.ledger.read(|state| {
         let job = at.find(state)?;
         let round = super::rounds::seen_from_here(&context, job, job.round_view());
-        Ok(Json(JobView { round, ..shown(&context, job) }))
+        Ok(Json(JobView { round, ..from_here(&context, job) }))
     })
+}
+
+/// A job, with what keeps it from going on at this node.
+fn from_here(context: &Context, job: &Job) -> JobView {
+    let view = job.view();
+    let told = context.trouble.of(job.uid).filter(|_| job.reason.is_none() && !view.state.is_over());
+    let trouble = told.map(|told| {
+        let (at, times) = (rfc3339(told.at_ms), told.times);
+        format!("a node tries again what failed {times} times in a row, last at {at}: {}", told.text)
+    });
+    JobView { reason: trouble.or(view.reason), ..view }
 }
 
 /// Changes rounds, goal or deadline of a job that is not over.
@@ -160,7 +176,10 @@ async fn changed(context: &Arc<Context>, uid: JobUid, record: Record) -> Result<
             let state = view(context, uid).map_or("gone", |view| super::state_text(view.state));
             Err(Problem::new(Code::WrongState, format!("the job is {state}: {why}")).into())
         }
-        _ => view(context, uid).map(Json),
+        _ => {
+            opening::settled(context, uid).await;
+            view(context, uid).map(Json)
+        }
     }
 }
 
@@ -168,15 +187,8 @@ fn uid(context: &Context, at: &At) -> Result<JobUid, Failure> {
     context.ledger.read(|state| at.find(state).map(|job| job.uid))
 }
 
-/// A job as callers see it, with what keeps it from getting on here.
-fn shown(context: &Context, job: &Job) -> JobView {
-    let trouble = context.troubles.shown(job.uid).filter(|_| job.reason.is_none() && !job.state.is_over());
-    let view = job.view();
-    JobView { reason: trouble.or(view.reason), ..view }
-}
-
 fn view(context: &Context, uid: JobUid) -> Result<JobView, Failure> {
-    let view = context.ledger.read(|state| state.job(uid).map(|job| shown(context, job)));
+    let view = context.ledger.read(|state| state.job(uid).map(|job| from_here(context, job)));
     view.ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile").into())
 }
 

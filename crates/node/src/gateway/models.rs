@@ -3,6 +3,7 @@
 use super::body::Body as Incoming;
 use super::encoding;
 use super::jobs::propose;
+use super::opening;
 use super::path::At;
 use super::problem::Failure;
 use super::stretch::Stretch;
@@ -10,20 +11,34 @@ use crate::context::Context;
 use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
 use crate::peers::models::{ensure, spread};
+use crate::submit::RETRY_AFTER_S;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use catchment_ingest::Scatter;
-use catchment_types::{Code, Footprint, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record};
-use serde::Deserialize;
+use catchment_types::{
+    Code, Footprint, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record, RoundView,
+};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Stores the initial model and opens the first round.
+/// The initial model, and the round that it opened.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct StoredModel {
+    #[serde(flatten)]
+    model: ModelView,
+    /// The job's newest round: open, as a rule. Its state is `none` while none has opened yet, after two seconds.
+    current_round: RoundView,
+}
+
+/// Stores the initial model and opens the first round. The answer comes when that is open.
 #[utoipa::path(put, path = "/{job}/model", tag = "models", params(("job" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 201, body = ModelView), (status = 404, body = Problem), (status = 413, body = Problem),
+    responses((status = 201, body = StoredModel, headers(
+            ("Retry-After" = u64, description = "when to ask for the round; absent when it is open"))),
+        (status = 404, body = Problem), (status = 413, body = Problem),
         (status = 409, body = Problem, description = "`wrong_state`: the job has a model already"),
         (status = 422, body = Problem, description = "`invalid_safetensors`, `not_finite`, `out_of_range`, `layout`")))]
 pub async fn put(
@@ -31,11 +46,11 @@ pub async fn put(
     at: At,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<ModelView>), Failure> {
+) -> Result<Response, Failure> {
     let (body, declared) = encoding::decoded(&headers, body)?;
     let mut body = Incoming::stream(body, declared, context.config.pace);
     match store(&context, &at, &mut body).await {
-        Ok(view) => Ok((StatusCode::CREATED, Json(view))),
+        Ok((uid, model)) => stored(&context, uid, model).await,
         Err(failure) => {
             body.drain().await;
             Err(failure)
@@ -43,18 +58,34 @@ pub async fn put(
     }
 }
 
-async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<ModelView, Failure> {
+/// Answers when the round is open, or says when to ask for it.
+async fn stored(context: &Context, uid: JobUid, model: ModelView) -> Result<Response, Failure> {
+    opening::settled(context, uid).await;
+    let found = context.ledger.read(|state| state.job(uid).map(|job| (job.round_view(), opening::is_opening(job))));
+    let (current_round, is_opening) = found.ok_or_else(deleted)?;
+    let mut response = (StatusCode::CREATED, Json(StoredModel { model, current_round })).into_response();
+    if is_opening {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+    }
+    Ok(response)
+}
+
+fn deleted() -> Failure {
+    Problem::new(Code::NotFound, "the job was deleted meanwhile").into()
+}
+
+async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<(JobUid, ModelView), Failure> {
     let (uid, spec, state) =
         context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone(), job.state)))?;
     if state != JobState::WaitingForModel {
-        return same_again(context, uid, &spec, body).await;
+        return same_again(context, uid, &spec, body).await.map(|known| (uid, known));
     }
     let (model, needs) = receive(context, uid, &spec, body).await?;
     let (etag, at_ms) = (model.etag, context.clock.now_ms());
     spread(context, uid, 0, etag).await;
     propose(context, Record::ModelPut { uid, model, needs, at_ms }).await?;
     let stored = context.ledger.read(|state| initial(state, uid));
-    let view = stored.ok_or_else(|| Failure(Problem::new(Code::NotFound, "the job was deleted meanwhile")));
+    let view = stored.ok_or_else(deleted);
     if !view.as_ref().is_ok_and(|view| view.etag == etag) {
         // Another model was first, or the job is gone: this file is nobody's.
         let is_another = |version, found| version != 0 || found != etag;
@@ -63,13 +94,13 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<M
         }
     }
     let view = view?;
-    if view.etag == etag { Ok(view) } else { Err(has_its_model(&spec, state)) }
+    if view.etag == etag { Ok((uid, view)) } else { Err(has_its_model(&spec, state)) }
 }
 
 /// The initial model may be sent again, as after an answer that was lost; another one may not.
 async fn same_again(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelView, Failure> {
     let known = context.ledger.read(|state| state.job(uid).map(|job| (job.state, initial(state, uid))));
-    let (state, known) = known.ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile"))?;
+    let (state, known) = known.ok_or_else(deleted)?;
     let Some(known) = known.filter(|known| body.length().is_none_or(|length| length == known.bytes)) else {
         return Err(has_its_model(spec, state));
     };
@@ -157,7 +188,8 @@ pub struct Version {
 }
 
 /// A model version's file. `Range` and `If-None-Match` are honoured.
-#[utoipa::path(get, path = "/{job}/model", tag = "models", params(("job" = String, Path), Version),
+#[utoipa::path(get, path = "/{job}/model", tag = "models", params(("job" = String, Path), Version,
+        ("uid" = Option<String>, Query, description = "the job's identity: 404 when the name is another job's by now")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 206), (status = 304),
         (status = 404, body = Problem), (status = 416)))]
 pub async fn get(
@@ -208,6 +240,7 @@ pub async fn list(
     at: At,
     Query(paging): Query<super::jobs::Paging>,
 ) -> Result<Json<Page<ModelView>>, Failure> {
+    opening::read_on(&context).await;
     context.ledger.read(|state| {
         let job = at.find(state)?;
         let before = paging.cursor().and_then(|cursor| cursor.parse::<u64>().ok()).unwrap_or(u64::MAX);

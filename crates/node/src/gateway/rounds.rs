@@ -1,5 +1,6 @@
 //! Rounds, check-ins and receipts.
 
+use super::opening;
 use super::path::At;
 use super::problem::Failure;
 use super::text::Text;
@@ -33,7 +34,8 @@ pub struct Waiting {
 
 /// The job's newest round. With `wait` and `after`, waits for the next change: a round that opens, closes or ends, or
 /// a job that changes its state. Single updates do not count as changes.
-#[utoipa::path(get, path = "/{job}/round", tag = "rounds", params(("job" = String, Path), Waiting),
+#[utoipa::path(get, path = "/{job}/round", tag = "rounds", params(("job" = String, Path), Waiting,
+        ("uid" = Option<String>, Query, description = "the job's identity: 404 when the name is another job's by now")),
     responses((status = 200, body = RoundView), (status = 404, body = Problem)))]
 pub async fn round(
     State(context): State<Arc<Context>>,
@@ -50,6 +52,9 @@ pub async fn round(
             Ok::<_, Failure>(seen_from_here(&context, job, job.round_view()))
         })
     };
+    if wait.is_zero() {
+        opening::read_on(&context).await;
+    }
     let first = look()?;
     let after = waiting.after.unwrap_or(first.revision);
     if wait.is_zero() || first.revision > after {
@@ -92,7 +97,8 @@ pub fn seen_from_here(context: &Context, job: &Job, mut view: RoundView) -> Roun
 
 /// What the job's function hands clients beside the model for a round, if anything: control variates, masks, stacks.
 #[utoipa::path(get, path = "/{job}/rounds/{round}/broadcast", tag = "rounds",
-    params(("job" = String, Path), ("round" = u64, Path)),
+    params(("job" = String, Path), ("round" = u64, Path),
+        ("uid" = Option<String>, Query, description = "the job's identity: 404 when the name is another job's by now")),
     responses((status = 404, body = Problem, description = "the function hands out nothing beside the model")))]
 pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<(), Failure> {
     let round = at.number("round")?;

@@ -2,6 +2,7 @@
 
 use super::problem::Failure;
 use crate::context::Context;
+use crate::gauges;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -21,10 +22,11 @@ pub async fn healthz() -> &'static str {
 pub async fn readyz(State(context): State<Arc<Context>>) -> Result<&'static str, Failure> {
     if context.ending.drain.is_cancelled() {
         Err(Problem::new(Code::NotReady, "the node is about to end: others take its work").into())
-    } else if context.ledger.is_reachable() && context.bus.events.is_connected() {
-        Ok("ready\n")
-    } else {
+    } else if !(context.ledger.is_reachable() && context.bus.events.is_connected()) {
         Err(Problem::new(Code::NotReady, "the event bus cannot be reached").into())
+    } else {
+        let writable = context.readiness.look(&context).await;
+        writable.map(|()| "ready\n").map_err(|why| Problem::new(Code::NotReady, why).into())
     }
 }
 
@@ -45,18 +47,11 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
     for (pages, files) in [("2m", huge), ("4k", small)] {
         context.metrics.slab_large_files.with_label_values(&[pages]).set(files as i64);
     }
-    let parked = context.parking.counts();
-    // Under the ledger's lock, so that no job is deleted and forgotten meanwhile.
-    context.ledger.read(|state| {
-        for job in state.jobs() {
-            let labels = [job.spec.namespace.as_str(), job.spec.name.as_str()];
-            let count = parked.get(&job.uid).copied().unwrap_or_default();
-            context.metrics.uploads_parked.with_label_values(&labels).set(count);
-        }
-    });
+    context.metrics.writable.set(context.readiness.look(&context).await.is_ok().into());
     // Work that was under way may have counted after its job was deleted. Refusals of unknown jobs have no names.
     context.metrics.forget(|named| named != ["", ""] && !is_job(&context, named));
     let _one = context.metrics.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+    gauges::show(&context);
     gauge_runners(&context);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.text()).into_response()
 }

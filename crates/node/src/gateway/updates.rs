@@ -6,12 +6,13 @@ use super::encoding;
 use super::path::At;
 use super::problem::Failure;
 use crate::context::Context;
+use crate::meant::{Handed, Meant};
 use crate::submit::{Submission, Submitted, submit};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use catchment_ingest::{Said, parse_digest, parse_metrics};
-use catchment_types::{Code, JobSpec, Problem, Receipt, TaskId};
+use catchment_types::{JobSpec, Problem, Receipt, TaskId};
 use std::sync::Arc;
 
 /// Submits an update: a safetensors body with the model's tensors.
@@ -20,13 +21,15 @@ use std::sync::Arc;
         ("weight" = Option<f64>, Query, description = "finite, positive; `num_samples` when absent, else 1"),
         ("num_samples" = Option<u64>, Query, description = "samples it was trained on"),
         ("task" = Option<String>, Query, description = "the task it answers, as the check-in named it"),
+        ("uid" = Option<String>, Query, description = "the job it is for, as its round or the check-in names it: no \
+            namesake takes it then. Needed, unless the task or the base is said, once another job had the name"),
         ("Catchment-Metrics" = Option<String>, Header, description = "JSON object of finite numbers, at most 4 KiB"),
         ("Catchment-Base" = Option<String>, Header, description = "ETag of the model it was trained from; required for deltas"),
         ("Catchment-Digest" = Option<String>, Header, description = "BLAKE3 of the body, checked when present")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 202, body = Receipt), (status = 200, body = Receipt, description = "the same update again"),
         (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
-        (status = 409, body = Problem, description = "`conflict`, `stale_base`, `wrong_state`"),
+        (status = 409, body = Problem, description = "`conflict`, `stale_base`, `wrong_state`, `uid_required`"),
         (status = 410, body = Problem, description = "`round_closed`, with `next_round`"), (status = 413, body = Problem),
         (status = 422, body = Problem, description = "`layout`, `not_finite`, `out_of_range`, `invalid_safetensors`, `checksum`"),
         (status = 429, body = Problem), (status = 503, body = Problem)))]
@@ -82,16 +85,17 @@ pub async fn refuse(context: &Context, spec: Option<&JobSpec>, body: Option<Body
 }
 
 fn read_request(context: &Context, at: &At, query: &str, headers: &HeaderMap) -> Result<Submission, Failure> {
-    let (uid, spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
     let (round, client) = (at.number("round")?, at.part("client")?);
     let said = Said::parse(query)?;
-    if let Some(task) = &said.task
-        && task.parse::<TaskId>().ok() != Some(TaskId::derive(uid, round, &client))
-    {
-        let detail = format!("task `{task}` is not a task of client `{client}` for round {round} of this job");
-        return Err(Problem::new(Code::Conflict, detail).into());
-    }
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"));
+    let base = parse_digest("Catchment-Base", text("catchment-base"))?;
+    let meant = Meant { uid: at.uid, task: said.task.as_deref(), base };
+    let (uid, spec) = context.ledger.read(|state| {
+        let job = at.find(state)?;
+        // The base is compared once the round is known to be there.
+        meant.check(state, job, Handed { task: TaskId::derive(job.uid, round, &client), etag: None })?;
+        Ok::<_, Failure>((job.uid, job.spec.clone()))
+    })?;
     Ok(Submission {
         uid,
         spec: Arc::<JobSpec>::new(spec),
@@ -100,7 +104,7 @@ fn read_request(context: &Context, at: &At, query: &str, headers: &HeaderMap) ->
         weight: said.weight,
         num_samples: said.num_samples,
         metrics: parse_metrics(text("catchment-metrics"))?,
-        base: parse_digest("Catchment-Base", text("catchment-base"))?,
+        base,
         body_digest: parse_digest("Catchment-Digest", text("catchment-digest"))?,
     })
 }

@@ -5,30 +5,39 @@ use super::path::At;
 use super::problem::Failure;
 use super::updates::{open, refuse};
 use crate::context::Context;
-use crate::parking::Address;
+use crate::meant::{Handed, Meant};
+use crate::parking::{Address, unknown};
 use crate::resume::{Resumed, Standing, look, resume};
 use crate::submit::Submitted;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use catchment_ingest::Part;
-use catchment_types::{Code, JobSpec, Problem, Receipt};
+use catchment_ingest::{Part, Said, parse_digest};
+use catchment_types::{ClientId, Code, JobSpec, Problem, Receipt, TaskId};
 use std::sync::Arc;
 
 /// How far an update is, after its connection broke: `Upload-Offset` says where a PATCH goes on. An update that another
 /// connection still sends is taken from it. Kept are, for a minute and as long as there is room, plain bodies with a
 /// `Content-Length` whose safetensors header had come; nothing is kept of chunked and compressed ones.
 #[utoipa::path(head, path = "/{job}/rounds/{round}/updates/{client}", tag = "clients",
-    params(("job" = String, Path), ("round" = u64, Path), ("client" = String, Path)),
+    params(("job" = String, Path), ("round" = u64, Path), ("client" = String, Path),
+        ("uid" = Option<String>, Query, description = "the job it is for, as with PUT"),
+        ("task" = Option<String>, Query, description = "the task it answers, as with PUT")),
     responses((status = 204, headers(
             ("Upload-Offset" = u64, description = "bytes that are here"),
             ("Upload-Length" = u64, description = "bytes of the whole update"),
             ("Upload-Complete" = String, description = "`?1` once it is accepted, else `?0`"))),
-        (status = 404, description = "nothing is kept: PUT it whole"), (status = 409, description = "`wrong_state`"),
+        (status = 404, description = "nothing is kept: PUT it whole"),
+        (status = 409, description = "`wrong_state`, `uid_required`"),
         (status = 410, description = "`round_closed`"), (status = 503)))]
-pub async fn head(State(context): State<Arc<Context>>, at: At) -> Result<Response, Failure> {
-    let (spec, address) = find(&context, &at)?;
+pub async fn head(
+    State(context): State<Arc<Context>>,
+    at: At,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let (spec, address) = find(&context, &at, query.as_deref(), &headers)?;
     let (offset, length, is_complete) = match look(&context, &spec, &address).await? {
         Standing::Accepted(length) => (length, length, true),
         Standing::Parked(progress) => (progress.offset, progress.length, false),
@@ -42,6 +51,8 @@ pub async fn head(State(context): State<Arc<Context>>, at: At) -> Result<Respons
 /// base and digest. The answer to its last part is that to a PUT; 204 asks for more.
 #[utoipa::path(patch, path = "/{job}/rounds/{round}/updates/{client}", tag = "clients",
     params(("job" = String, Path), ("round" = u64, Path), ("client" = String, Path),
+        ("uid" = Option<String>, Query, description = "the job it is for, as with PUT"),
+        ("task" = Option<String>, Query, description = "the task it answers, as with PUT"),
         ("Upload-Offset" = u64, Header, description = "bytes before this part, as HEAD says"),
         ("Upload-Complete" = Option<String>, Header,
             description = "`?1`: the update ends with this part; `?0`: it does not; when absent, its length decides"),
@@ -53,17 +64,18 @@ pub async fn head(State(context): State<Arc<Context>>, at: At) -> Result<Respons
         (status = 400, body = Problem, description = "`bad_request`: longer than what is missing, or of no known length; `truncated`: it may be gone on with"),
         (status = 404, body = Problem, description = "nothing is kept: PUT it whole"), (status = 408, body = Problem),
         (status = 409, body = Problem,
-            description = "`wrong_offset`, with the right `Upload-Offset`, or without when another connection sends it; `conflict`, `wrong_state`"),
+            description = "`wrong_offset`, with the right `Upload-Offset`, or without when another connection sends it; `conflict`, `wrong_state`, `uid_required`"),
         (status = 410, body = Problem, description = "`round_closed`, with `next_round`"), (status = 415, body = Problem),
         (status = 422, body = Problem, description = "`not_finite`, `out_of_range`, `checksum`"), (status = 503, body = Problem)))]
 pub async fn patch(
     State(context): State<Arc<Context>>,
     at: At,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     home: Option<Extension<Home>>,
     body: axum::body::Body,
 ) -> Result<Response, Response> {
-    let found = find(&context, &at);
+    let found = find(&context, &at, query.as_deref(), &headers);
     let spec = found.as_ref().ok().map(|(spec, _)| spec.clone());
     let (mut body, resumed) = match plain(&headers).and_then(|()| open(&context, &headers, home, body)) {
         Err(problem) => (None, Err(problem)),
@@ -98,9 +110,33 @@ pub async fn patch(
     })
 }
 
-fn find(context: &Context, at: &At) -> Result<(Arc<JobSpec>, Address), Failure> {
-    let (uid, spec) = context.ledger.read(|state| at.find(state).map(|job| (job.uid, job.spec.clone())))?;
-    Ok((Arc::new(spec), Address { uid, round: at.number("round")?, client: at.part("client")? }))
+/// The upload's job and address: of the job that is meant, as a PUT says it.
+fn find(
+    context: &Context,
+    at: &At,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(Arc<JobSpec>, Address), Failure> {
+    let (round, client): (u64, ClientId) = (at.number("round")?, at.part("client")?);
+    let said = Said::parse_known(query.unwrap_or_default())?;
+    let base = headers.get("catchment-base").map(|value| value.to_str().unwrap_or("\u{fffd}"));
+    let base = parse_digest("Catchment-Base", base)?;
+    let meant = Meant { uid: at.uid, task: said.task.as_deref(), base };
+    context.ledger.read(|state| {
+        let job = at.find(state)?;
+        let address = Address { uid: job.uid, round, client: client.clone() };
+        let etag = job.base_at(round).map(|model| model.commit.etag);
+        let handed = Handed { task: TaskId::derive(job.uid, round, &client), etag };
+        match meant.check(state, job, handed) {
+            Ok(()) => Ok((Arc::new(job.spec.clone()), address)),
+            // Of nothing there is no doubt whose it is; the PUT that follows says it.
+            Err(problem) if problem.is(Code::UidRequired) => {
+                let is_there = job.update_at(round, &client).is_some() || context.parking.knows(&address);
+                Err(if is_there { problem } else { unknown() }.into())
+            }
+            Err(problem) => Err(problem.into()),
+        }
+    })
 }
 
 fn part(headers: &HeaderMap) -> Result<Part, Problem> {

@@ -24,6 +24,30 @@ fn everyone_who_asks_gets_a_task_while_there_are_some() {
     assert_eq!(site.ask(7, &[]), wait, "an appointment stays");
 }
 
+/// An update of no samples is refused, and so is a measurement: nobody is sent for either.
+#[test]
+fn who_has_no_samples_gets_no_task_and_takes_no_place() {
+    for policy in ["all", "random", "weighted", "utility"] {
+        let fields = r#","goal":2,"over_provision":1,"deadline":null,"evaluate":{"fraction":1}"#;
+        let mut site = Site::new(&format!(r#"{fields},"selection":{{"policy":"{policy}"}}"#));
+        site.samples = |number| if number < 50 { 0 } else { 10 };
+        for _ in 0..200 {
+            site.now_ms += 500;
+            for number in 0..50 {
+                let task = site.ask(number, &[]);
+                assert_eq!(task.task, TaskKind::Wait, "{policy}");
+                assert!(task.retry_after_ms.is_some_and(|ms| ms > 0), "{policy}");
+            }
+        }
+        let mut kinds = Vec::new();
+        for _ in 0..20 {
+            site.now_ms += 500;
+            kinds.extend((50..60).map(|number| site.kind(number)));
+        }
+        assert!(kinds.contains(&TaskKind::Train), "{policy}: the places are there for others");
+    }
+}
+
 #[test]
 fn a_task_that_takes_too_long_goes_to_another_client() {
     let mut site = Site::new(r#","goal":1,"over_provision":1,"deadline":null,"selection":{"task_timeout":"10s"}"#);
