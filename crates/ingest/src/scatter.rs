@@ -180,7 +180,9 @@ impl Scatter {
             let index = self.screened / width + at;
             let is_number = first_non_finite(tensor.dtype, &bytes[at * width..][..width]).is_none();
             let (code, what) = match tensor.bound.filter(|_| is_number) {
-                None => (Code::NotFinite, "is NaN or infinite".to_owned()),
+                // Tensors without coordinates follow no rule.
+                None if self.fit.head_at.is_some() => (Code::NotFinite, "is NaN or infinite".to_owned()),
+                None => (Code::NotFinite, format!("is NaN or infinite; {}", remedy(&tensor.name))),
                 Some(bound) => (Code::OutOfRange, format!("is further from zero than the job's exact.bound, {bound}")),
             };
             let detail = format!("tensor `{}`: element {index} {what}", tensor.name);
@@ -189,6 +191,15 @@ impl Scatter {
         self.screened = whole;
         Ok(())
     }
+}
+
+/// What to do about a tensor that is meant to hold what is no number, as an attention mask does.
+fn remedy(name: &str) -> String {
+    let rule = serde_json::json!({"match": name, "rule": "keep"});
+    format!(
+        "where that is meant, as in a mask, the job is to leave the tensor as it is: create it with \"tensors\": [{rule}], or \
+         with \"exclude\" as the rule if updates shall not carry it"
+    )
 }
 
 #[cfg(test)]
@@ -306,6 +317,30 @@ mod tests {
             prop_assert_eq!(problem.extra["tensor"].as_str(), Some(tensor));
             prop_assert_eq!(problem.extra["index"].as_u64(), Some(index as u64));
         }
+    }
+
+    #[test]
+    fn a_mask_is_refused_with_its_remedy_and_kept_with_the_rule() {
+        let header = Header::parse(TWO.as_bytes(), &Limits::default()).unwrap();
+        for bad in [f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
+            let problem = write(&fit(TWO), &data([1.0, bad, 2.0, 0.0, 0.0]), 7).unwrap_err();
+            assert_eq!((problem.code.as_str(), problem.extra["index"].as_u64()), ("not_finite", Some(1)));
+            let rule = r#""tensors": [{"match":"w","rule":"keep"}]"#;
+            assert!(problem.detail.contains(rule) && problem.detail.contains("exclude"), "{problem}");
+            // What it says to do helps.
+            for rule in [catchment_types::Rule::Keep, catchment_types::Rule::Exclude] {
+                let rules = [catchment_types::TensorRule { pattern: "w".to_owned(), rule }];
+                let layout = Layout::new(&header, &rules).unwrap();
+                let fit = Fit::new(&layout, &header, &[]).unwrap();
+                for step in [1, 7, 100] {
+                    assert!(write(&fit, &data([1.0, bad, bad, 3.0, 4.0]), step).is_ok());
+                    assert!(receive(&fit, &data([1.0, bad, bad, 3.0, 4.0]), step, 5).is_ok());
+                }
+                assert_eq!(write(&fit, &data([bad, bad, bad, 3.0, bad]), 7).unwrap_err().extra["tensor"], "b");
+            }
+        }
+        // Names are written as JSON has them.
+        assert!(remedy("a\"b").contains(r#"{"match":"a\"b","rule":"keep"}"#), "{}", remedy("a\"b"));
     }
 
     #[test]
