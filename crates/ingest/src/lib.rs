@@ -13,6 +13,7 @@ mod request;
 mod said;
 mod scatter;
 mod screen;
+mod zstd_frames;
 
 pub use digest::UpdateDigest;
 pub use head::Head;
@@ -22,6 +23,7 @@ pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;
 pub use screen::first_non_finite;
+pub use zstd_frames::ZstdFrames;
 
 use catchment_types::{Code, HeaderError, LayoutError, Problem};
 
