@@ -1,5 +1,6 @@
 //! A coordinator as a process of its own (`coordinator`), and how one is named wherever it runs.
 
+use crate::address::Listen;
 use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy};
@@ -9,9 +10,7 @@ use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Speak};
 use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
 use catchment_types::{Clock, Entropy};
-use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Connections of operators served at one time; more wait.
@@ -21,9 +20,10 @@ const CONNECTIONS_MAX: usize = 256;
 /// and the others stand by.
 #[derive(Debug, clap::Args)]
 pub struct CoordinatorRole {
-    /// Address to serve /healthz, /readyz, /metrics and /v1/nodes on; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:7071", env = "CATCHMENT_COORDINATOR_LISTEN")]
-    listen: SocketAddr,
+    /// Address to serve /healthz, /readyz, /metrics and /v1/nodes on: an address or a host's name, and a port; port 0 picks
+    /// a free one.
+    #[arg(long, default_value = "127.0.0.1:7071", value_name = "HOST:PORT", env = "CATCHMENT_COORDINATOR_LISTEN")]
+    listen: Listen,
     /// The cluster's NATS server (JetStream).
     #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
     nats: String,
@@ -36,7 +36,7 @@ pub struct CoordinatorRole {
 impl CoordinatorRole {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
-        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
+        let listener = self.listen.bind().await?;
         let address = listener.local_addr()?;
         let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), SystemEntropy);
         let pace = self.cluster.pace()?;

@@ -1,5 +1,6 @@
 //! What a process that takes updates is told on the command line.
 
+use crate::address::{Advertised, Listen};
 use crate::system::{END_AT, default_slab_budget_bytes, default_slab_dir};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
@@ -22,9 +23,10 @@ pub type OpenLink = (Arc<dyn Link>, Report);
 /// Where a node keeps what it has, what it may use, and how others reach it.
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
-    /// Address to serve HTTP on; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:7070", env = "CATCHMENT_LISTEN")]
-    pub listen: SocketAddr,
+    /// Address to serve HTTP on: an address or a host's name, and a port; port 0 picks a free one. Of a name's addresses the
+    /// first of IPv4 is taken. 0.0.0.0 is every address of this machine, for everybody who can reach it.
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "HOST:PORT", env = "CATCHMENT_LISTEN")]
+    pub listen: Listen,
     /// Where checkpoints and the node's name are kept, and the event log where it is not on NATS.
     #[arg(long, default_value = "./catchment-data", value_name = "DIR", env = "CATCHMENT_DATA")]
     pub data: PathBuf,
@@ -77,7 +79,7 @@ pub struct NodeArgs {
     /// Address at which other nodes and clients reach this one, like http://10.0.0.7:7070. Default: the address it listens
     /// on.
     #[arg(long, value_name = "URL", env = "CATCHMENT_ADVERTISE")]
-    advertise: Option<String>,
+    advertise: Option<Advertised>,
     /// The node's name for people. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "CATCHMENT_NODE_NAME")]
     name: Option<String>,
@@ -128,15 +130,12 @@ impl NodeArgs {
         coordinator: Option<Beside>,
     ) -> Result<Membership> {
         let url = match &self.advertise {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(Advertised(url)) => url.clone(),
             None if address.ip().is_unspecified() && pace.is_some() => {
                 bail!("it listens on every address ({address}): say with --advertise at which others reach it")
             }
             None => format!("http://{address}"),
         };
-        if !url.starts_with("http://") {
-            bail!("--advertise {url}: an address is like http://10.0.0.7:7070");
-        }
         let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let name = self.name.clone().unwrap_or_else(host);
         if !(self.link_gbit.is_finite() && self.link_gbit > 0.0) {

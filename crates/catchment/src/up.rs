@@ -12,7 +12,6 @@ use catchment_ledger::Ledger;
 use catchment_node::{Beside, Ending, Environment, Node};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
-use tokio::net::TcpListener;
 
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
@@ -67,7 +66,7 @@ async fn serve(
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
     std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
-    let listener = TcpListener::bind(node.listen).await.with_context(|| format!("listen on {}", node.listen))?;
+    let listener = node.listen.bind().await?;
     let config = node.node_config()?;
     let runners = link.map(|link| node.runners_config(config.lanes, link)).transpose()?;
     let functions = node.functions()?;
