@@ -11,10 +11,13 @@ use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Connections of operators served at one time; more wait.
 const CONNECTIONS_MAX: usize = 256;
+/// How fast they must read.
+const READ_PACE: gateway::ReadPace = gateway::ReadPace { rate_min: 1 << 10, silence: Duration::from_secs(60) };
 
 /// Run a coordinator of a cluster: it opens and closes rounds, and gives up nodes that are lost. Of several, one decides
 /// and the others stand by.
@@ -45,8 +48,8 @@ impl CoordinatorRole {
         let (shown, ending) = (Shown::new(coordinator.metrics.clone()), Ending::default());
         let server = {
             let (router, clock, ending) = (shown.clone().router(), clock.clone(), ending.clone());
-            let serve = async move { gateway::serve(router, listener, CONNECTIONS_MAX, clock, &ending).await };
-            AbortOnDropHandle::new(tokio::spawn(serve))
+            let served = gateway::Served { router, clock, ending, pace: READ_PACE };
+            AbortOnDropHandle::new(tokio::spawn(gateway::serve(served, listener, CONNECTIONS_MAX)))
         };
         let bus = self.cluster.connect(&self.nats).await?;
         let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;

@@ -6,12 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod buffers;
 mod context;
 mod desk;
+mod drafts;
 mod drain;
 mod functions;
 pub mod gateway;
 mod head;
+mod holders;
 mod layouts;
 mod metrics;
 mod models;
@@ -22,6 +25,7 @@ mod requests;
 mod resume;
 mod shape;
 mod slab_meta;
+mod slack;
 mod small;
 mod subjects;
 mod submit;

@@ -4,6 +4,8 @@ mod bodies;
 mod bus;
 mod clients;
 mod disk;
+mod encodings;
+mod holders;
 mod mistakes;
 mod room;
 mod start;

@@ -54,6 +54,7 @@ fn a_wrong_setting_is_named() {
         (&["--slabs", "/proc/no/such/folder"], "/proc/no/such/folder"),
         (&["--frobnicate", "1"], "--frobnicate"),
         (&["--runners", "999"], "--runners"),
+        (&["--buffer-mib", "0"], "--buffer-mib"),
         // No port without an address: 0.0.0.0 is to be said.
         (&["--listen", ":7070"], "0.0.0.0:7070"),
         (&["--listen", "7070"], "127.0.0.1:7070"),
