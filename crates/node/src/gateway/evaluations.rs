@@ -46,7 +46,7 @@ pub async fn put(
         return Err(bad("it names no number"));
     }
     let result = EvaluationResult { client: client.clone(), num_samples: samples.num_samples.unwrap_or(1), metrics };
-    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
+    let answer = context.within(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
     let outcome = answer.map_err(|_| unreachable_log())?.map_err(|_| unreachable_log())?;
     let status = match outcome {
         EvaluateOutcome::Counted => StatusCode::CREATED,
