@@ -73,8 +73,8 @@ pub struct NodeArgs {
     /// --park-time, and 60s.
     #[arg(long, value_name = "TIME", env = "CATCHMENT_SILENCE")]
     silence: Option<DurationText>,
-    /// Memory for bodies on their way beside shared memory, in MiB: heads of safetensors files and windows of decoders (up
-    /// to 8 MiB for zstd). Without room a body is answered with 429.
+    /// Memory for bodies on their way beside shared memory, in MiB: a half for windows of decoders (up to 8 MiB for zstd), a
+    /// quarter for heads of safetensors files over 64 KiB, a quarter for others. Without room a body is answered with 429.
     #[arg(long, default_value_t = 256, value_name = "MIB", env = "CATCHMENT_BUFFER_MIB")]
     buffer_mib: u64,
     /// Initial models that are received at one time. One more is answered with 429.

@@ -12,6 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What is counted at one time.
 const UNIT_BYTES: u64 = 1 << 10;
 
+/// Bytes of a head that is nothing out of the ordinary.
+const HEAD_BYTES: u64 = 64 << 10;
+
 /// What memory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -30,42 +33,64 @@ impl Use {
     }
 }
 
-/// The budget of a node.
+/// The budget of a node. Large heads and decoders have parts of their own, so that a few of them leave room for what every
+/// body has.
 pub struct Buffers {
-    units: Arc<Semaphore>,
-    units_max: u32,
+    heads: Share,
+    large_heads: Share,
+    decoders: Share,
     gauge: IntGaugeVec,
 }
 
-/// A part of the budget; it goes back when this is dropped.
+/// A part of the budget.
+struct Share {
+    units: Arc<Semaphore>,
+    units_max: u32,
+}
+
+/// What a body has of the budget; it goes back when this is dropped.
 #[derive(Debug)]
 pub struct Buffer {
     permit: OwnedSemaphorePermit,
     gauge: IntGauge,
 }
 
+impl Share {
+    fn new(bytes: u64) -> Self {
+        let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+        let units_max = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, most);
+        Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max }
+    }
+}
+
 impl Buffers {
     /// A budget of `bytes`, whose use `gauge` shows by what it is for.
     pub fn new(bytes: u64, gauge: IntGaugeVec) -> Self {
-        let units_max = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32).max(1);
         for used in [Use::Head, Use::Decoder] {
             gauge.with_label_values(&[used.name()]).set(0);
         }
-        Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max, gauge }
+        let (heads, large_heads, decoders) = (Share::new(bytes / 4), Share::new(bytes / 4), Share::new(bytes / 2));
+        Self { heads, large_heads, decoders, gauge }
     }
 
-    /// Takes `bytes` of it, waiting a while for them. What is more than all of it takes all of it.
+    /// Takes `bytes` of it, waiting a while for them. What is more than all there is takes all there is.
     ///
     /// # Errors
     /// `no_room`; `not_ready` when the node ends meanwhile.
     pub async fn take(&self, context: &Context, used: Use, bytes: u64) -> Result<Buffer, Problem> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units_max);
+        let share = match used {
+            Use::Head if bytes <= HEAD_BYTES => &self.heads,
+            Use::Head => &self.large_heads,
+            Use::Decoder => &self.decoders,
+        };
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, share.units_max);
         let permit = tokio::select! {
             biased;
-            permit = self.units.clone().acquire_many_owned(units) => permit.expect("never closed"),
+            permit = share.units.clone().acquire_many_owned(units) => permit.expect("never closed"),
             () = tokio::time::sleep(context.config.room_wait) => {
                 let detail = format!(
-                    "no room for {bytes} bytes to receive the body with ({}): others have all of --buffer-mib; try again",
+                    "no room for {bytes} bytes to receive the body with ({}): others have that part of --buffer-mib; try \
+                     again",
                     used.name()
                 );
                 return Err(Problem::new(Code::NoRoom, detail));
