@@ -1,7 +1,9 @@
 //! Updates over NATS alone: any client of the bus publishes one as a request, and the reply is the receipt.
 
 use async_nats::HeaderMap;
-use catchment_tests::{Bus, Job, Server, Tensor, assert_close, file, read, run, weighted_mean};
+use catchment_tests::{
+    Bus, Job, Raw, Server, Tensor, assert_close, file, read, request_head, run, until, weighted_mean,
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -101,6 +103,9 @@ async fn the_reply_to_a_bad_update_is_the_problem() {
             (subject, &[("Catchment-Task", "mine")], update(1.0), 409, "conflict"),
             (subject, &[("Catchment-Uid", "mine")], update(1.0), 400, "bad_request"),
             (subject, &digest, update(1.0), 422, "checksum"),
+            (subject, &[], [&update(1.0)[..], &[0]].concat(), 422, "invalid_safetensors"),
+            (subject, &[("Catchment-Metrics", "[]")], update(1.0), 400, "bad_request"),
+            (subject, &[("Catchment-Metrics", "{} {}")], update(1.0), 400, "bad_request"),
             ("catchment.v1.default.nosuch.ingest.1.c", &[], update(1.0), 404, "not_found"),
             ("catchment.v1.default.lora.ingest.one.c", &[], update(1.0), 400, "bad_request"),
             ("catchment.v1.default.lora.ingest.9.c", &[], update(1.0), 404, "not_found"),
@@ -120,6 +125,42 @@ async fn the_reply_to_a_bad_update_is_the_problem() {
             410,
             "round_closed",
         );
+    })
+    .await;
+}
+
+/// A request that waits for memory is answered when the node ends, instead of being left without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_under_way_is_answered_when_the_node_ends() {
+    run(async {
+        let settings = [("--slab-mib", "12"), ("--body-grace", "60s"), ("--room-wait", "30s")];
+        let mut server = Server::start_with(Bus::Nats, &settings).await;
+        let large = |elements: usize| file(&[Tensor::f32("w", &[elements], &vec![1.0; elements])]);
+        let whole = large(1 << 18);
+        let full = server.api().begin("full", json!({"goal": 20}), &whole).await;
+        let waits = server.api().begin("waits", json!({"goal": 20}), &large(1 << 17)).await;
+        let mut raws = Vec::new();
+        for k in 0..6 {
+            let mut raw = Raw::connect(server.address()).await;
+            let length = whole.len().to_string();
+            let head = request_head(&full.update_path(1, &format!("h{k}"), ""), &[("content-length", &length)]);
+            raw.send(&[head.as_bytes(), &whole[..whole.len() - 1000]].concat()).await;
+            raws.push(raw);
+        }
+        until("the memory is taken", async || {
+            let granted = [("state", "granted")];
+            (server.api().metrics().await.sum("catchment_slab_bytes", &granted) > 5e6).then_some(())
+        })
+        .await;
+        assert_eq!(waits.round().await["received"], 0);
+        let outside = Outside::connect(&mut server).await;
+        let sent =
+            tokio::spawn(
+                async move { outside.send("catchment.v1.default.waits.ingest.1.c", &[], &large(1 << 17)).await },
+            );
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(server.stop().await.success());
+        assert_problem(&sent.await.expect("an answer"), 503, "not_ready");
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! A coordinator as a process of its own (`coordinator`), and how one is named wherever it runs.
 
+use crate::address::Listen;
 use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy};
@@ -11,21 +12,24 @@ use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Pace, Speak};
 use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
 use catchment_types::{Clock, Entropy};
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Connections of operators served at one time; more wait.
 const CONNECTIONS_MAX: usize = 256;
+/// How fast they must read.
+const READ_PACE: gateway::ReadPace = gateway::ReadPace { rate_min: 1 << 10, silence: Duration::from_secs(60) };
 
 /// Run a coordinator of a cluster: it opens and closes rounds, and gives up nodes that are lost. Of several, one decides
 /// and the others stand by.
 #[derive(Debug, clap::Args)]
 pub struct CoordinatorRole {
-    /// Address to serve /healthz, /readyz, /metrics and /v1/nodes on; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:7071", env = "CATCHMENT_COORDINATOR_LISTEN")]
-    listen: SocketAddr,
+    /// Address to serve /healthz, /readyz, /metrics and /v1/nodes on: an address or a host's name, and a port; port 0 picks
+    /// a free one.
+    #[arg(long, default_value = "127.0.0.1:7071", value_name = "HOST:PORT", env = "CATCHMENT_COORDINATOR_LISTEN")]
+    listen: Listen,
     /// The cluster's NATS server (JetStream).
     #[arg(long, value_name = "URL", env = "CATCHMENT_NATS")]
     nats: String,
@@ -38,7 +42,7 @@ pub struct CoordinatorRole {
 impl CoordinatorRole {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
-        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen on {}", self.listen))?;
+        let listener = self.listen.bind().await?;
         let (pace, scale) = (self.cluster.pace()?, self.scale.scale());
         coordinate(listener, pace, scale, (self.cluster.connect(&self.nats), &without_secrets(&self.nats))).await
     }
@@ -58,8 +62,8 @@ async fn coordinate(
     let (shown, ending) = (Shown::new(coordinator.metrics.clone()), Ending::default());
     let server = {
         let (router, clock, ending) = (shown.clone().router(), clock.clone(), ending.clone());
-        let serve = async move { gateway::serve(router, listener, CONNECTIONS_MAX, clock, &ending).await };
-        AbortOnDropHandle::new(tokio::spawn(serve))
+        let served = gateway::Served { router, clock, ending, pace: READ_PACE };
+        AbortOnDropHandle::new(tokio::spawn(gateway::serve(served, listener, CONNECTIONS_MAX)))
     };
     let bus = connect.await?;
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;

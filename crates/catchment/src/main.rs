@@ -1,6 +1,7 @@
 //! The `catchment` program: arguments, wiring, and what people see on a terminal.
 #![forbid(unsafe_code)]
 
+mod address;
 mod cli;
 mod cluster;
 mod commands;

@@ -1,6 +1,7 @@
 //! What a process that takes updates is told on the command line.
 
-use crate::system::{END_AT, default_slab_budget_bytes, default_slab_dir};
+use crate::address::{Advertised, Listen};
+use crate::system::{END_AT, default_draft_bytes, default_slab_budget_bytes, default_slab_dir};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
 use catchment_node::{Beside, Functions, Membership, NodeConfig, Pace, RunnersConfig};
@@ -16,15 +17,21 @@ use std::time::Duration;
 /// Functions that were embedded when the binary was built.
 const EMBEDDED: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/functions.rs"));
 
+/// The longest time in which an answer is not read, unless it is said.
+const READ_SILENCE: Duration = Duration::from_secs(60);
+/// Less than this is no silence, but how networks are.
+const SILENCE_MIN: Duration = Duration::from_millis(500);
+
 /// The node's end of the link to runners, and what it became.
 pub type OpenLink = (Arc<dyn Link>, Report);
 
 /// Where a node keeps what it has, what it may use, and how others reach it.
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
-    /// Address to serve HTTP on; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:7070", env = "CATCHMENT_LISTEN")]
-    pub listen: SocketAddr,
+    /// Address to serve HTTP on: an address or a host's name, and a port; port 0 picks a free one. Of a name's addresses the
+    /// first of IPv4 is taken. 0.0.0.0 is every address of this machine, for everybody who can reach it.
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "HOST:PORT", env = "CATCHMENT_LISTEN")]
+    pub listen: Listen,
     /// Where checkpoints and the node's name are kept, and the event log where it is not on NATS.
     #[arg(long, default_value = "./catchment-data", value_name = "DIR", env = "CATCHMENT_DATA")]
     pub data: PathBuf,
@@ -58,16 +65,31 @@ pub struct NodeArgs {
     /// How long a body may take before the minimum rate applies.
     #[arg(long, default_value = "10s", env = "CATCHMENT_BODY_GRACE")]
     body_grace: DurationText,
-    /// Least bytes a second of a body, on average.
+    /// Least bytes a second of a body, and of an answer that a client reads, over any time longer than --silence. A body
+    /// that is slower at the moment gives its memory up as soon as another one waits for it.
     #[arg(long, default_value_t = 16 << 10, env = "CATCHMENT_BODY_RATE_MIN")]
     body_rate_min: u64,
+    /// The longest time within a body in which nothing comes, and within an answer in which nothing is read. Default: as
+    /// --park-time, and 60s.
+    #[arg(long, value_name = "TIME", env = "CATCHMENT_SILENCE")]
+    silence: Option<DurationText>,
+    /// Memory for bodies on their way beside shared memory, in MiB: a half for windows of decoders (up to 8 MiB for zstd), a
+    /// quarter for heads of safetensors files over 64 KiB, a quarter for others. Without room a body is answered with 429.
+    #[arg(long, default_value_t = 256, value_name = "MIB", env = "CATCHMENT_BUFFER_MIB")]
+    buffer_mib: u64,
+    /// Initial models that are received at one time. One more is answered with 429.
+    #[arg(long, default_value_t = 16, value_name = "N", env = "CATCHMENT_DRAFTS")]
+    drafts: usize,
+    /// Disk that they may take together, in MiB. Default: half of what is free in the data directory.
+    #[arg(long, value_name = "MIB", env = "CATCHMENT_DRAFT_MIB")]
+    draft_mib: Option<u64>,
     /// How long an update waits for shared memory before it is answered with 429.
     #[arg(long, default_value = "5s", env = "CATCHMENT_ROOM_WAIT")]
     room_wait: DurationText,
     /// How long an update waits for the event log before it is answered with 503.
     #[arg(long, default_value = "10s", env = "CATCHMENT_ACCEPT_WAIT")]
     accept_wait: DurationText,
-    /// How long an update whose connection broke is kept, for its client to go on with. It gives way when there is no room.
+    /// How long an update whose connection broke or fell silent is kept, for its client to go on with. It gives way when there is no room.
     #[arg(long, default_value = "60s", env = "CATCHMENT_PARK_TIME")]
     park_time: DurationText,
     /// How long a node that is told to end (SIGTERM) waits for other nodes to take what it holds of open rounds. 0s, a
@@ -77,7 +99,7 @@ pub struct NodeArgs {
     /// Address at which other nodes and clients reach this one, like http://10.0.0.7:7070. Default: the address it listens
     /// on.
     #[arg(long, value_name = "URL", env = "CATCHMENT_ADVERTISE")]
-    advertise: Option<String>,
+    advertise: Option<Advertised>,
     /// The node's name for people. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "CATCHMENT_NODE_NAME")]
     name: Option<String>,
@@ -128,15 +150,12 @@ impl NodeArgs {
         coordinator: Option<Beside>,
     ) -> Result<Membership> {
         let url = match &self.advertise {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(Advertised(url)) => url.clone(),
             None if address.ip().is_unspecified() && pace.is_some() => {
                 bail!("it listens on every address ({address}): say with --advertise at which others reach it")
             }
             None => format!("http://{address}"),
         };
-        if !url.starts_with("http://") {
-            bail!("--advertise {url}: an address is like http://10.0.0.7:7070");
-        }
         let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let name = self.name.clone().unwrap_or_else(host);
         if !(self.link_gbit.is_finite() && self.link_gbit > 0.0) {
@@ -154,6 +173,14 @@ impl NodeArgs {
             Some(mib) => mib << 20,
             None => default_slab_budget_bytes(&slab_dir),
         };
+        if self.buffer_mib == 0 {
+            bail!("--buffer-mib is at least 1");
+        }
+        let draft_bytes_max = match self.draft_mib {
+            Some(mib) => mib << 20,
+            None => default_draft_bytes(&self.data),
+        };
+        let silence = |default: Duration| self.silence.map_or(default, duration).max(SILENCE_MIN);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let lanes = self.lanes.unwrap_or(cores).clamp(1, 256);
         Ok(NodeConfig {
@@ -161,12 +188,20 @@ impl NodeArgs {
             slab_dir,
             slab_budget_bytes,
             lanes,
-            pace: Pace { grace: duration(self.body_grace), rate_min: self.body_rate_min.max(1) },
+            pace: Pace {
+                grace: duration(self.body_grace),
+                rate_min: self.body_rate_min.max(1),
+                silence: silence(duration(self.park_time)),
+            },
+            read_silence: silence(READ_SILENCE),
             room_wait: duration(self.room_wait),
             accept_wait: duration(self.accept_wait),
             park_time: duration(self.park_time),
             drain_time: duration(self.drain_time),
             connections_max: self.connections.max(1),
+            buffer_bytes: self.buffer_mib << 20,
+            drafts_max: self.drafts.max(1),
+            draft_bytes_max,
         })
     }
 

@@ -110,6 +110,12 @@ pub fn default_slab_budget_bytes(slab_dir: &Path) -> u64 {
     (free / 2).min(limit / 2).max(16 << 20)
 }
 
+/// Half of the disk that is free for a data directory.
+pub fn default_draft_bytes(data_dir: &Path) -> u64 {
+    let on = data_dir.ancestors().find(|dir| dir.exists()).filter(|dir| !dir.as_os_str().is_empty());
+    rustix::fs::statvfs(on.unwrap_or(Path::new("."))).map_or(64 << 30, |stat| stat.f_bavail * stat.f_frsize / 2)
+}
+
 /// The memory limit of this process's cgroup, or the machine's memory.
 fn memory_limit_bytes() -> Option<u64> {
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());

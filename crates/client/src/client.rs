@@ -79,7 +79,14 @@ impl Builder {
 /// A server's address.
 fn address(text: &str) -> Result<Url, ClientError> {
     let bad = |why: &str| ClientError::Argument(format!("server address `{text}`: {why}"));
-    let url: Url = text.parse().map_err(|_| bad("not a URL; expected one like http://127.0.0.1:7070"))?;
+    // Of `localhost:7070` the host would be read as the scheme.
+    let is_bare = |(host, port): (&str, &str)| !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
+    let bare = text.trim_end_matches('/');
+    let whole = match bare.rsplit_once(':').is_some_and(is_bare) {
+        true => format!("http://{bare}"),
+        false => text.to_owned(),
+    };
+    let url: Url = whole.parse().map_err(|_| bad("not a URL; expected one like http://127.0.0.1:7070"))?;
     if url.scheme() != "http" || url.cannot_be_a_base() {
         return Err(bad("this client speaks plain http; expected one like http://127.0.0.1:7070"));
     }
@@ -233,4 +240,26 @@ pub(crate) fn json(value: &impl Serialize) -> Result<Payload, ClientError> {
 
 pub(crate) fn paged(call: Call, paging: &Paging) -> Call {
     call.query("limit", paging.limit).query("cursor", paging.cursor.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_address_may_leave_its_scheme_out() {
+        for (text, url) in [
+            ("http://127.0.0.1:7070", "http://127.0.0.1:7070/"),
+            ("localhost:7070", "http://localhost:7070/"),
+            ("127.0.0.1:7070/", "http://127.0.0.1:7070/"),
+            ("[::1]:7070", "http://[::1]:7070/"),
+            ("http://example.com/catchment/", "http://example.com/catchment/"),
+        ] {
+            assert_eq!(address(text).expect(text).as_str(), url);
+        }
+        for text in ["nowhere", ":7070", "7070", "https://localhost:7070", "ftp://localhost", "http://a?b", ""] {
+            let error = address(text).expect_err(text).to_string();
+            assert!(error.contains(&format!("server address `{text}`")), "{error}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use crate::beat::{BEAT_BYTES_MAX, Beat, NodeBeat};
 use crate::members::{Counts, Members};
 use catchment_bus::{BusError, Events, Subscription};
-use catchment_types::{NodeId, NodesView};
+use catchment_types::{NodeId, NodesView, read_object};
 use futures::StreamExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -219,7 +219,7 @@ impl Task {
     }
 
     fn hear(&self, payload: &[u8]) -> bool {
-        let beat = (payload.len() <= BEAT_BYTES_MAX).then(|| serde_json::from_slice::<Beat>(payload));
+        let beat = (payload.len() <= BEAT_BYTES_MAX).then(|| read_object::<Beat>(payload));
         match beat {
             Some(Ok(beat)) => self.lock().hear(beat),
             Some(Err(error)) => {

@@ -33,7 +33,7 @@ pub fn look(tensor: &Placed, first: usize, bytes: &[u8], base: Option<&dyn Base>
         let (index, number) = (first + i, Number::read(tensor.dtype, bytes));
         let size = number.size();
         if !size.is_finite() {
-            return Err(refused(Code::NotFinite, tensor, index, "is NaN or infinite"));
+            return Err(not_finite(tensor, index, true));
         }
         if let Some((most, cause)) = most.filter(|(most, _)| size > *most) {
             return Err(beyond(tensor, index, &told(number, most, cause)).with("bound", most));
@@ -79,6 +79,25 @@ fn largest_of(dtype: Dtype) -> Number {
 
 fn beyond(tensor: &Placed, index: usize, what: &str) -> Problem {
     refused(Code::OutOfRange, tensor, index, what)
+}
+
+/// An element that is no number. `follows_rules`: the job can be told to leave the tensor alone.
+pub fn not_finite(tensor: &Placed, index: usize, follows_rules: bool) -> Problem {
+    let what = if follows_rules {
+        format!("is NaN or infinite; {}", remedy(&tensor.name))
+    } else {
+        "is NaN or infinite".to_owned()
+    };
+    refused(Code::NotFinite, tensor, index, &what)
+}
+
+/// What to do about a tensor that is meant to hold what is no number, as an attention mask does.
+fn remedy(name: &str) -> String {
+    let rule = serde_json::json!({"match": name, "rule": "keep"});
+    format!(
+        "where that is meant, as in a mask, the job is to leave the tensor as it is: create it with \"tensors\": [{rule}], or \
+         with \"exclude\" as the rule if updates shall not carry it"
+    )
 }
 
 /// An element that is refused, as the caller is told.

@@ -15,6 +15,7 @@ mod said;
 mod scatter;
 mod screen;
 mod widen;
+mod zstd_frames;
 
 pub use closer::Base;
 pub use digest::UpdateDigest;
@@ -25,6 +26,7 @@ pub use request::{Way, classify};
 pub use said::{METRICS_BYTES_MAX, Said, check_samples, parse_digest, parse_metrics, parse_numbers};
 pub use scatter::Scatter;
 pub use screen::first_non_finite;
+pub use zstd_frames::ZstdFrames;
 
 use catchment_types::{Code, HeaderError, LayoutError, Problem};
 

@@ -1,6 +1,6 @@
 //! What is said of an update beside its body: in the address, and in headers.
 
-use catchment_types::{Code, Digest, Problem};
+use catchment_types::{Code, Digest, Problem, read_object};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a query may say.
@@ -99,7 +99,7 @@ pub fn parse_numbers(what: &str, text: &str) -> Result<BTreeMap<String, f64>, Pr
     if text.len() > METRICS_BYTES_MAX {
         return Err(bad(format!("{} bytes, the limit is {METRICS_BYTES_MAX}", text.len())));
     }
-    let metrics: BTreeMap<String, f64> = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let metrics: BTreeMap<String, f64> = read_object(text.as_bytes()).map_err(bad)?;
     match metrics.iter().find(|(_, value)| !value.is_finite()) {
         Some((name, value)) => Err(bad(format!("`{name}` is {value}"))),
         None => Ok(metrics),

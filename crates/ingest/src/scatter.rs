@@ -4,7 +4,7 @@
 //! right where they belong: [`Scatter::room`] says where the next ones go, [`Scatter::landed`] takes note of them.
 //! Either way they are screened, and widened where the slab has another type, while they are in cache.
 
-use crate::closer::{self, Base, refused};
+use crate::closer::{self, Base, not_finite, refused};
 use crate::range::{first_beyond, first_inexact, first_nearer};
 use crate::screen::first_non_finite;
 use crate::widen::widen;
@@ -187,7 +187,8 @@ impl Scatter {
         match tensor.bounds.screened(tensor.dtype) {
             None => {
                 if let Some(at) = first_non_finite(tensor.dtype, bytes) {
-                    return Err(refused(Code::NotFinite, tensor, first + at, "is NaN or infinite"));
+                    // Tensors without coordinates follow no rule.
+                    return Err(not_finite(tensor, first + at, self.fit.head_at.is_none()));
                 }
             }
             Some(limit) => {
@@ -351,6 +352,30 @@ mod tests {
             prop_assert_eq!(problem.extra["tensor"].as_str(), Some(tensor));
             prop_assert_eq!(problem.extra["index"].as_u64(), Some(index as u64));
         }
+    }
+
+    #[test]
+    fn a_mask_is_refused_with_its_remedy_and_kept_with_the_rule() {
+        let header = Header::parse(TWO.as_bytes(), &Limits::default()).unwrap();
+        for bad in [f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
+            let problem = write(&fit(TWO), &data([1.0, bad, 2.0, 0.0, 0.0]), 7).unwrap_err();
+            assert_eq!((problem.code.as_str(), problem.extra["index"].as_u64()), ("not_finite", Some(1)));
+            let rule = r#""tensors": [{"match":"w","rule":"keep"}]"#;
+            assert!(problem.detail.contains(rule) && problem.detail.contains("exclude"), "{problem}");
+            // What it says to do helps.
+            for rule in [catchment_types::Rule::Keep, catchment_types::Rule::Exclude] {
+                let rules = [catchment_types::TensorRule { pattern: "w".to_owned(), rule }];
+                let layout = Layout::new(&header, &rules).unwrap();
+                let fit = Fit::new(&layout, &header, &[]).unwrap();
+                for step in [1, 7, 100] {
+                    assert!(write(&fit, &data([1.0, bad, bad, 3.0, 4.0]), step).is_ok());
+                    assert!(receive(&fit, &data([1.0, bad, bad, 3.0, 4.0]), step, 5).is_ok());
+                }
+                assert_eq!(write(&fit, &data([bad, bad, bad, 3.0, bad]), 7).unwrap_err().extra["tensor"], "b");
+            }
+        }
+        // Names are written as JSON has them.
+        assert!(remedy("a\"b").contains(r#"{"match":"a\"b","rule":"keep"}"#), "{}", remedy("a\"b"));
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use crate::aggregate::offered::Digests;
 use crate::aggregate::{Holdings, Pieces, Trouble};
 use crate::bases::Bases;
+use crate::buffers::Buffers;
 use crate::desk::Desk;
+use crate::drafts::Drafts;
 use crate::functions::Functions;
+use crate::holders::Holders;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -38,6 +41,8 @@ pub struct NodeConfig {
     pub lanes: usize,
     /// How a body must arrive.
     pub pace: Pace,
+    /// The longest time in which a client may read nothing of its answer.
+    pub read_silence: Duration,
     /// How long a body waits for room before it is refused.
     pub room_wait: Duration,
     /// How long a client waits for the log before it is told to try again.
@@ -48,6 +53,12 @@ pub struct NodeConfig {
     pub drain_time: Duration,
     /// Connections served at one time; more wait.
     pub connections_max: usize,
+    /// Memory for heads and decoders of bodies that are being received.
+    pub buffer_bytes: u64,
+    /// Initial models that are received at one time.
+    pub drafts_max: usize,
+    /// Bytes on disk that they may take together.
+    pub draft_bytes_max: u64,
 }
 
 /// What a node does not have of itself: handed in, so that tests may choose it.
@@ -113,13 +124,16 @@ pub struct RunnersConfig {
     pub once: Vec<&'static str>,
 }
 
-/// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second on average.
+/// How fast a body must arrive: after `grace`, at least `rate_min` bytes a second over any time longer than `silence`, which
+/// is the most that may pass without any.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// Time that is free.
     pub grace: Duration,
     /// Bytes a second.
     pub rate_min: u64,
+    /// The longest silence.
+    pub silence: Duration,
 }
 
 /// What every part of a node works with.
@@ -164,8 +178,12 @@ pub struct Context {
     pub parking: Arc<Parking>,
     /// Threads that may fold at one time.
     pub lanes: Arc<Semaphore>,
-    /// KiB of large safetensors heads that may be received at one time.
-    pub heads: Arc<Semaphore>,
+    /// Memory for heads and decoders of bodies.
+    pub buffers: Buffers,
+    /// Bodies that hold shared memory.
+    pub holders: Arc<Holders>,
+    /// Initial models that are being received.
+    pub drafts: Arc<Drafts>,
     /// Told whenever shared memory is given back.
     pub room: Notify,
     /// The time.
@@ -178,11 +196,41 @@ pub struct Context {
     pub ending: Ending,
 }
 
+/// How long a request may wait for something once the node ends: what is about to come still comes.
+const LAST_WAIT: Duration = Duration::from_millis(250);
+
+/// A wait that ended in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// It took too long.
+    Time,
+    /// The node ends.
+    Ends,
+}
+
 impl Context {
+    /// Waits for something that a request wants, for `limit` at most, and for a moment only once the node ends: whoever asked
+    /// is to be answered before its connection is cut.
+    ///
+    /// # Errors
+    /// Why it did not come.
+    pub async fn within<T>(&self, limit: Duration, wanted: impl Future<Output = T>) -> Result<T, Late> {
+        let ends = async {
+            self.ending.stop.cancelled().await;
+            tokio::time::sleep(LAST_WAIT).await;
+        };
+        tokio::select! {
+            biased;
+            wanted = wanted => Ok(wanted),
+            () = tokio::time::sleep(limit) => Err(Late::Time),
+            () = ends => Err(Late::Ends),
+        }
+    }
+
     /// Reads on in the log, before something is called unknown that another node may have written. Alone, nobody has.
     pub async fn refresh(&self) {
         if !self.peers.fleet.is_alone()
-            && let Err(error) = self.ledger.refresh().await
+            && let Ok(Err(error)) = self.within(Duration::MAX, self.ledger.refresh()).await
         {
             tracing::debug!(%error, "read on in the event log");
         }

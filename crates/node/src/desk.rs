@@ -10,7 +10,7 @@ use crate::subjects;
 use catchment_bus::{BusError, Message};
 use catchment_ledger::State;
 use catchment_tasks::home;
-use catchment_types::{CheckIn, ClientId, JobUid, Name, NodeId, Task, TaskKind, TimeMs};
+use catchment_types::{CheckIn, ClientId, JobUid, Name, NodeId, Task, TaskKind, TimeMs, read_object};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,7 +102,10 @@ fn answer(context: &Context, uid: JobUid, client: &ClientId, checkin: &CheckIn) 
 async fn forward(context: &Context, home: NodeId, uid: JobUid, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
     let forwarded = Forwarded { uid, client: client.clone(), checkin: checkin.clone() };
     let payload = serde_json::to_vec(&forwarded).expect("plain fields serialise");
-    let answer = context.bus.events.request(&subjects::checkin(home), Vec::new(), payload.into(), HOME_TIME).await;
+    let subject = subjects::checkin(home);
+    let asked = context.bus.events.request(&subject, Vec::new(), payload.into(), HOME_TIME);
+    // It has a limit of its own.
+    let answer = context.within(2 * HOME_TIME, asked).await.ok()?;
     let task = answer.map(|reply| serde_json::from_slice::<Option<Task>>(&reply.payload));
     match task {
         Ok(Ok(task)) => task,
@@ -127,7 +130,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
 }
 
 async fn reply(context: Arc<Context>, request: Arc<Message>) -> Vec<u8> {
-    let task = match serde_json::from_slice::<Forwarded>(&request.payload) {
+    let task = match read_object::<Forwarded>(&request.payload) {
         Ok(Forwarded { uid, client, checkin }) => answer(&context, uid, &client, &checkin),
         Err(error) => {
             tracing::warn!(%error, "read a check-in that another node passed on");

@@ -23,6 +23,7 @@ mod text;
 mod updates;
 mod uploads;
 
+pub use connection::{ReadPace, Served};
 pub use docs::openapi_json;
 pub use serve::serve;
 

@@ -7,13 +7,16 @@
 
 mod aggregate;
 mod bases;
+mod buffers;
 mod context;
 mod desk;
+mod drafts;
 mod drain;
 mod functions;
 pub mod gateway;
 mod gauges;
 mod head;
+mod holders;
 mod layouts;
 mod meant;
 mod metrics;
@@ -26,6 +29,7 @@ mod requests;
 mod resume;
 mod shape;
 mod slab_meta;
+mod slack;
 mod small;
 mod subjects;
 mod submit;

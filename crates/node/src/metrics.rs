@@ -71,6 +71,12 @@ pub struct Metrics {
     pub peer_bytes: IntCounterVec,
     /// Shared memory by state.
     pub slab_bytes: IntGaugeVec,
+    /// Memory for heads and decoders of bodies that are being received.
+    pub buffer_bytes: IntGaugeVec,
+    /// Initial models that are being received.
+    pub drafts: IntGauge,
+    /// Bytes on disk that they may take.
+    pub draft_bytes: IntGauge,
     /// Large slab files made, by the size of their pages.
     pub slab_large_files: IntGaugeVec,
     /// What contributors reported, averaged, for the newest model.
@@ -205,6 +211,21 @@ impl Metrics {
                 &["namespace", "job", "kind"],
             ),
             slab_bytes: gauge("catchment_slab_bytes", "Shared memory, by state.", &["state"]),
+            buffer_bytes: gauge(
+                "catchment_buffer_bytes",
+                "Memory for bodies that are being received, by what for: head or decoder. --buffer-mib limits it.",
+                &["kind"],
+            ),
+            drafts: register(
+                &registry,
+                IntGauge::new("catchment_model_drafts", "Initial models that are being received.")
+                    .expect("a valid name"),
+            ),
+            draft_bytes: register(
+                &registry,
+                IntGauge::new("catchment_model_draft_bytes", "Bytes on disk that they have or are about to have.")
+                    .expect("a valid name"),
+            ),
             slab_large_files: gauge(
                 "catchment_slab_large_files",
                 "Slab files of 16 MiB and more made since the start, by the size of their pages.",

@@ -2,16 +2,19 @@
 
 use crate::aggregate::offered::Digests;
 use crate::aggregate::{self, Holdings, Trouble};
+use crate::buffers::Buffers;
 use crate::context::{Context, Ending, Environment, Membership, NodeConfig, RunnersConfig};
 use crate::desk::{self, Desk};
+use crate::drafts::Drafts;
 use crate::functions::Functions;
+use crate::holders::Holders;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::parking::Parking;
 use crate::peers::Peers;
 use crate::readiness::Readiness;
-use crate::{drain, gateway, head, small};
+use crate::{drain, gateway, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
 use catchment_ledger::Ledger;
@@ -88,6 +91,7 @@ impl Node {
         let holdings = Holdings::default();
         aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
         let Environment { clock, entropy, steps, ending } = environment;
+        let buffers = Buffers::new(config.buffer_bytes, metrics.buffer_bytes.clone());
         let context = Arc::new(Context {
             node,
             ledger,
@@ -108,7 +112,9 @@ impl Node {
             trouble: Trouble::new(clock.clone()),
             parking: Parking::new(config.park_time, config.slab_budget_bytes),
             lanes: Arc::new(Semaphore::new(config.lanes)),
-            heads: Arc::new(Semaphore::new(head::LARGE_KIB as usize)),
+            buffers,
+            holders: Holders::new(config.pace.grace.min(config.room_wait / 2), config.pace.rate_min),
+            drafts: Drafts::new(config.drafts_max, config.draft_bytes_max),
             room: Notify::new(),
             clock,
             entropy,
@@ -135,8 +141,14 @@ impl Node {
         // Requests come to any node of a group: to those that stay.
         let requests = small::run(context.clone(), drain.clone());
         let checkins = desk::run(context.clone(), stop.clone());
-        let (router, clock) = (gateway::router(context.clone()), context.clock.clone());
-        let server = gateway::serve(router, listener, context.config.connections_max, clock, &context.ending);
+        let (rate_min, silence) = (context.config.pace.rate_min, context.config.read_silence);
+        let served = gateway::Served {
+            router: gateway::router(context.clone()),
+            clock: context.clock.clone(),
+            ending: context.ending.clone(),
+            pace: gateway::ReadPace { rate_min, silence },
+        };
+        let server = gateway::serve(served, listener, context.config.connections_max);
         let (aggregated, answered, checked_in, (), ()) = tokio::join!(
             end_on_error(aggregation, &context.ending),
             end_on_error(requests, &context.ending),

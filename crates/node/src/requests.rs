@@ -4,11 +4,15 @@ use crate::context::Context;
 use catchment_bus::{BusError, Message};
 use futures::StreamExt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Requests of one kind worked on at one time; more wait in the subscription's bounded queue.
 const AT_ONCE: usize = 64;
+/// How long those that are being worked on may take once the node ends.
+const LAST_TIME: Duration = Duration::from_secs(1);
 
 /// Answers requests on `subject` until `stop`; of the nodes in one `group`, one gets each.
 ///
@@ -25,22 +29,32 @@ where
     F: Future<Output = Vec<u8>> + Send + 'static,
 {
     let mut requests = context.bus.events.subscribe(subject, group).await?;
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let request = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            request = requests.next() => match request {
-                Some(request) => Arc::new(request),
-                None => return Err(BusError::Ended),
+    let (places, tasks) = (Arc::new(Semaphore::new(AT_ONCE)), TaskTracker::new());
+    let ended = loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await.expect("never closed");
+            (place, requests.next().await)
+        };
+        let (place, request) = tokio::select! {
+            () = stop.cancelled() => break Ok(()),
+            (place, request) = next => match request {
+                Some(request) => (place, Arc::new(request)),
+                None => break Err(BusError::Ended),
             },
         };
-        let place = places.clone().acquire_owned().await.expect("never closed");
         let answered = answer(context.clone(), request.clone());
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             if let Err(error) = request.respond(answered.await.into()).await {
                 tracing::debug!(%error, subject = request.subject, "reply to a request");
             }
             drop(place);
         });
+    };
+    // Who has been asked answers. What it waits for ends soon after the node does.
+    tasks.close();
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = async { context.ending.stop.cancelled().await; tokio::time::sleep(LAST_TIME).await } => {}
     }
+    ended
 }

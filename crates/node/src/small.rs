@@ -31,7 +31,7 @@ async fn answer(context: Arc<Context>, request: Arc<Message>) -> Vec<u8> {
     await_job(context, request).await;
     let (spec, submitted) = match read(context, request) {
         Ok(submission) => {
-            let mut body = Body::whole(request.payload.clone(), context.config.pace);
+            let mut body = Body::whole(request.payload.clone(), context);
             let spec = submission.spec.clone();
             (Some(spec), submit(context, submission, &mut body).await)
         }

@@ -3,7 +3,8 @@
 //! The order is the promise: check, grant, receive, freeze, log, answer. A slab is the store's until it is frozen, the
 //! submission's until the log has spoken, and the round's after that; on every other way out it is given back.
 
-use crate::context::Context;
+use crate::buffers::ends;
+use crate::context::{Context, Late};
 use crate::gateway::body::Body;
 use crate::parking::{Address, Live};
 use crate::upload::{Frozen, Upload};
@@ -151,7 +152,8 @@ async fn take(context: &Arc<Context>, submission: Submission, body: &mut Body) -
     accept(context, upload.freeze()?).await
 }
 
-/// Receives what `body` has of an upload. One that breaks off is parked, if it can be.
+/// Receives what `body` has of an upload. One that breaks off is parked, if it can be. So is one that stands still while
+/// somebody waits for room, and whoever waits then has what it needs of it.
 pub async fn receive<'p>(
     context: &Context,
     live: Option<Live<'p>>,
@@ -159,19 +161,31 @@ pub async fn receive<'p>(
     body: &mut Body,
 ) -> Result<(Option<Live<'p>>, Upload), Problem> {
     tracing::Span::current().record("slab", tracing::field::display(upload.slab_id()));
-    let Some(live) = live else {
-        upload.receive(body).await?;
-        return Ok((None, upload));
+    let holding = context.holders.begin();
+    let gives_way = holding.gives_way();
+    body.hold(Some(holding));
+    let is_taken_over = async {
+        match &live {
+            Some(live) => live.taken_over().await,
+            None => std::future::pending().await,
+        }
     };
     let received = tokio::select! {
         biased;
-        () = live.taken_over() => Err(taken_over()),
+        () = is_taken_over => Err(taken_over()),
+        () = gives_way.cancelled() => Err(stands_still()),
         received = upload.receive(body) => received,
     };
-    let Err(problem) = received else { return Ok((Some(live), upload)) };
-    if BROKEN_OFF.iter().any(|code| problem.is(*code)) {
+    body.hold(None);
+    let Err(problem) = received else { return Ok((live, upload)) };
+    if let Some(live) = live
+        && BROKEN_OFF.iter().any(|code| problem.is(*code))
+    {
         live.park(upload, |address| address.is_open(context));
+    } else {
+        drop(upload);
     }
+    context.room.notify_waiters();
     Err(problem)
 }
 
@@ -179,12 +193,23 @@ pub async fn receive<'p>(
 /// tell.
 async fn take_again(context: &Context, submission: &Submission, body: &mut Body) -> Result<Submitted, Problem> {
     body.check_length(submission.spec.limits.update_bytes)?;
-    let digest = submission.digest(&body.digest().await?)?;
-    let judged =
-        context.ledger.read(|state| state.judge(submission.uid, submission.round, &submission.client, Some(&digest)));
-    let lost = "the update that stood here was lost while this one was read; send it again";
-    let judged = judged.ok_or_else(|| Problem::new(Code::NotReady, lost))?;
-    answer(context, submission, judged)
+    let (uid, round, client) = (submission.uid, submission.round, &submission.client);
+    let known = context.ledger.read(|state| state.job(uid)?.update_at(round, client).map(|update| update.accept.bytes));
+    let lost =
+        || Problem::new(Code::NotReady, "the update that stood here was lost while this one was read; send it again");
+    let body = body.digest(known.ok_or_else(lost)?).await?;
+    let judged = match &body {
+        Some(body) => {
+            let digest = submission.digest(body)?;
+            context.ledger.read(|state| state.judge(uid, round, client, Some(&digest)))
+        }
+        // It has another length, so it is another update, whatever its bytes are.
+        None => match context.ledger.read(|state| state.judge(uid, round, client, None)) {
+            Some(AcceptOutcome::Duplicate(receipt)) => Some(AcceptOutcome::Conflict(receipt)),
+            judged => judged,
+        },
+    };
+    answer(context, submission, judged.ok_or_else(lost)?)
 }
 
 fn check_weight(submission: &Submission) -> Result<(), Problem> {
@@ -232,9 +257,12 @@ async fn await_round(context: &Context, submission: &Submission) -> Result<(), P
             }
         }
     };
-    tokio::time::timeout(ROUND_WAIT, opened).await.map_err(|_| {
-        let detail = format!("round {} is about to open: send the update again", submission.round);
-        Problem::new(Code::NotReady, detail)
+    context.within(ROUND_WAIT, opened).await.map_err(|late| match late {
+        Late::Ends => ends(),
+        Late::Time => {
+            let detail = format!("round {} is about to open: send the update again", submission.round);
+            Problem::new(Code::NotReady, detail)
+        }
     })
 }
 
@@ -325,7 +353,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         outcome
     };
     let task = tokio::spawn(task.in_current_span());
-    match tokio::time::timeout(context.config.accept_wait, task).await {
+    match context.within(context.config.accept_wait, task).await {
         // It may still be stored: then the same bytes, sent again, find their receipt.
         Err(_) => Err(Problem::new(
             Code::LogUnavailable,
@@ -410,6 +438,12 @@ pub fn refusal(spec: &JobSpec, address: &Address, outcome: AcceptOutcome) -> Pro
         ),
         AcceptOutcome::UnknownJob => Problem::new(Code::NotFound, format!("job `{name}` does not exist any more")),
     }
+}
+
+fn stands_still() -> Problem {
+    let detail = "the body stands still, and others wait for the memory that it holds: HEAD on its address says whether, and \
+                  from where, it can be gone on with";
+    Problem::new(Code::TooSlow, detail)
 }
 
 fn taken_over() -> Problem {

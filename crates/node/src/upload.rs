@@ -5,9 +5,11 @@
 
 use crate::aggregate;
 use crate::bases::bounded;
+use crate::buffers::ends;
 use crate::context::Context;
 use crate::gateway::body::Body;
 use crate::head::{ReadHead, read_head};
+use crate::holders::Pressed;
 use crate::layouts::ModelLayout;
 use crate::peers::models::ensure;
 use crate::slab_meta::SlabMeta;
@@ -17,7 +19,7 @@ use catchment_ledger::AcceptOutcome;
 use catchment_slab::{Slab, SlabError, SlabMut};
 use catchment_types::{Code, Digest, Fit, JobUid, Mode, Problem, SlabId, Step};
 use std::sync::Arc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 /// Slabs of at least this many bytes are taken on a thread that may block.
 const BLOCKING_BYTES: u64 = 1 << 20;
@@ -77,7 +79,7 @@ impl Upload {
         let limit = submission.spec.limits.update_bytes;
         body.check_length(limit)?;
         let model = model_layout(context, &submission).await?;
-        let ReadHead { head, header, rest, room } = read_head(context, body).await?;
+        let ReadHead { head, header, rest, buffer } = read_head(context, body).await?;
         let mut digest = UpdateDigest::default();
         digest.feed(head.bytes());
         let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
@@ -85,7 +87,6 @@ impl Upload {
         if header.data_begin + header.data_bytes > limit {
             return Err(body.too_large(limit));
         }
-        drop(room);
         let (fit, base) = bounded(context, &submission, kept.round(), &model, fit).await;
         let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
         let (store, bytes, spare) =
@@ -100,6 +101,7 @@ impl Upload {
         if let Some(at) = fit.head_at {
             slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());
         }
+        drop((head, buffer));
         let fit = Arc::new(fit);
         let mut scatter = Scatter::of_deltas(fit.clone(), base);
         digest.feed(&rest);
@@ -233,16 +235,17 @@ async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result
     layout.map_err(internal)?.map_err(internal)
 }
 
-/// Takes shared memory for `bytes` bytes of updates. Parked uploads give way, the oldest first; then it waits a while for
-/// room. The body stays unread meanwhile, so memory is bounded by what was granted.
-async fn with_room<T: Send + 'static>(
+/// Takes shared memory for `bytes` bytes. Parked uploads give way, the oldest first; then those that stand still, the one
+/// that gained least first; then it waits a while for room. The body stays unread meanwhile, so memory is bounded by what
+/// was granted.
+pub async fn with_room<T: Send + 'static>(
     context: &Context,
     bytes: u64,
     take: impl Fn() -> Result<T, SlabError> + Clone + Send + 'static,
 ) -> Result<T, Problem> {
     let until = Instant::now() + context.config.room_wait;
     loop {
-        let room = context.room.notified();
+        let (room, is_last) = (context.room.notified(), Instant::now() >= until);
         // Entering a large slab's pages takes milliseconds.
         let taken = match bytes {
             BLOCKING_BYTES.. => tokio::task::spawn_blocking(take.clone()).await.map_err(internal)?,
@@ -250,14 +253,23 @@ async fn with_room<T: Send + 'static>(
         };
         match taken {
             Ok(taken) => return Ok(taken),
-            Err(SlabError::NoRoom { .. }) if context.parking.give_way() => {}
-            Err(error @ SlabError::NoRoom { .. }) => {
-                if timeout_at(until, room).await.is_err() {
-                    let detail = format!("{error}; try again when earlier updates have been folded");
-                    return Err(Problem::new(Code::NoRoom, detail));
-                }
+            Err(SlabError::NoRoom { .. }) if context.parking.give_way() => continue,
+            Err(error @ SlabError::NoRoom { .. }) if is_last => {
+                let detail = format!("{error}; try again when earlier updates have been folded");
+                return Err(Problem::new(Code::NoRoom, detail));
             }
+            Err(SlabError::NoRoom { .. }) => {}
             Err(error) => return Err(internal(error)),
+        }
+        let look_again = match context.holders.press() {
+            Pressed::One => until,
+            Pressed::Nobody(earliest) => earliest.min(until),
+        };
+        tokio::select! {
+            biased;
+            () = room => {}
+            () = context.ending.stop.cancelled() => return Err(ends()),
+            () = sleep_until(look_again) => {}
         }
     }
 }

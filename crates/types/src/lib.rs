@@ -9,6 +9,7 @@ mod descriptor;
 mod dtype;
 mod env;
 mod ids;
+mod json;
 mod problem;
 mod record;
 mod slab_id;
@@ -21,6 +22,7 @@ pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
 pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
 pub use ids::{BadId, ClientId, Digest, JobUid, Name, NodeId, ReceiptId, Role, TaskId};
+pub use json::{read_object, read_value};
 pub use problem::{Code, FieldError, Problem};
 pub use record::{
     Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, Place, Record,

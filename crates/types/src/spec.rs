@@ -178,7 +178,7 @@ impl JobSpec {
         }
         match serde_json::from_slice(text) {
             Ok(Value::Object(map)) => Self::from_map(map),
-            Ok(_) => Err(whole("a spec is a JSON object".to_owned())),
+            Ok(_) => Err(whole("expected a JSON object: a spec is one".to_owned())),
             Err(error) => Err(whole(format!("not JSON: {error}"))),
         }
     }

@@ -193,6 +193,24 @@ on_both_buses! {
         lives_on(&server.api()).await;
     }
 
+    /// Whoever writes all before it reads, on a connection that is to be closed, gets its answer too, and no reset.
+    async fn a_refusal_reaches_who_is_still_sending(bus: Bus) {
+        let server = Server::start(bus).await;
+        let before = server.observe();
+        let bytes = 40 << 20;
+        let length = bytes.to_string();
+        for more in [("connection", "close"), ("x-kept", "alive")] {
+            let mut raw = Raw::connect(server.address()).await;
+            let head = request_head("/v1/jobs/nosuch/rounds/1/updates/c", &[("content-length", &length), more]);
+            raw.send(head.as_bytes()).await;
+            for _ in 0..bytes >> 20 {
+                raw.send(&[0; 1 << 20]).await;
+            }
+            raw.answer().await.expect("an answer").problem(404, "not_found");
+        }
+        holds_no_more_than(&server, before).await;
+    }
+
     async fn bytes_that_are_no_request_do_no_harm(bus: Bus) {
         let server = Server::start(bus).await;
         let before = server.observe();

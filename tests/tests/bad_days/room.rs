@@ -3,6 +3,7 @@
 use crate::holds_no_more_than;
 use catchment_tests::{Bus, Raw, Server, Tensor, assert_close, file, on_both_buses, read, request_head};
 use serde_json::json;
+use std::time::Duration;
 
 /// A megabyte of numbers.
 const LARGE: usize = 1 << 18;
@@ -11,13 +12,27 @@ fn large(value: f32) -> Vec<u8> {
     file(&[Tensor::f32("w", &[LARGE], &vec![value; LARGE])])
 }
 
-/// Sends all of an update but its last byte, and so holds the memory it was granted.
-async fn hold(server: &Server, path: &str) -> Raw {
-    let body = large(1.0);
-    let mut raw = Raw::connect(server.address()).await;
+/// Sends most of an update, and goes on slowly: it holds the memory that it was granted.
+async fn hold(server: &Server, path: &str) -> AbortOnDrop {
+    let (body, mut raw) = (large(1.0), Raw::connect(server.address()).await);
+    let rest = body.len() - 200_000;
     raw.send(request_head(path, &[("content-length", &body.len().to_string())]).as_bytes()).await;
-    raw.send(&body[..body.len() - 1]).await;
-    raw
+    raw.send(&body[..rest]).await;
+    AbortOnDrop(tokio::spawn(async move {
+        for part in body[rest..].chunks(400) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            raw.send(part).await;
+        }
+    }))
+}
+
+/// A client that hangs up when it is dropped.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 on_both_buses! {

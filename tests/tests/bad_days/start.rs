@@ -10,8 +10,8 @@ fn refusal(settings: &[&str]) -> String {
     let slabs = tempfile::Builder::new().prefix("catchment-tests-").tempdir_in("/dev/shm").expect("make a folder");
     let text = |path: &std::path::Path| path.display().to_string();
     let (data, slabs) = (text(&dir.path().join("data")), text(slabs.path()));
-    let mut arguments = vec!["up", "--listen", "127.0.0.1:0"];
-    for (flag, value) in [("--data", data.as_str()), ("--slabs", slabs.as_str())] {
+    let mut arguments = vec!["up"];
+    for (flag, value) in [("--listen", "127.0.0.1:0"), ("--data", data.as_str()), ("--slabs", slabs.as_str())] {
         if !settings.contains(&flag) {
             arguments.extend([flag, value]);
         }
@@ -54,6 +54,15 @@ fn a_wrong_setting_is_named() {
         (&["--slabs", "/proc/no/such/folder"], "/proc/no/such/folder"),
         (&["--frobnicate", "1"], "--frobnicate"),
         (&["--runners", "999"], "--runners"),
+        (&["--buffer-mib", "0"], "--buffer-mib"),
+        // No port without an address: 0.0.0.0 is to be said.
+        (&["--listen", ":7070"], "0.0.0.0:7070"),
+        (&["--listen", "7070"], "127.0.0.1:7070"),
+        (&["--listen", "localhost"], "localhost:7070"),
+        (&["--listen", "http://127.0.0.1:7070"], "no scheme"),
+        (&["--listen", "nosuch.invalid:0"], "nosuch.invalid"),
+        (&["--advertise", ":7070"], "http://10.0.0.7:7070"),
+        (&["--advertise", "https://10.0.0.7:7070"], "http"),
         (&["--runner-user", "nobody"], "--runner-user"),
         // It needs runners.
         (&["--runners", "0", "--ebpf", "on"], "--ebpf"),
@@ -64,6 +73,17 @@ fn a_wrong_setting_is_named() {
 }
 
 on_both_buses! {
+    async fn a_host_s_name_is_listened_on(bus: Bus) {
+        let server = Server::start_with(bus, &[("--listen", "localhost:0"), ("--advertise", "localhost:7070")]).await;
+        assert!(server.address().starts_with("127.0.0.1:"), "{}", server.address());
+        crate::lives_on(&server.api()).await;
+        let address = server.address().to_owned();
+        let listed = tokio::task::spawn_blocking(move || {
+            run_to_end(&["job", "list", "--url", &address.replace("127.0.0.1", "localhost")], Duration::from_secs(20))
+        });
+        assert!(listed.await.expect("it runs").status.success(), "an address without a scheme is one");
+    }
+
     /// Two servers on one data directory would both believe that the slabs are theirs.
     async fn a_directory_in_use_is_named(bus: Bus) {
         let server = Server::start(bus).await;

@@ -125,9 +125,12 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         }
         if matches!(work, Work::Nothing) {
             context.trouble.clear(uid);
-            match tokio::time::timeout(IDLE, waker.notified()).await {
-                Ok(()) => continue,
-                Err(_) => return,
+            tokio::select! {
+                biased;
+                () = waker.notified() => continue,
+                () = tokio::time::sleep(IDLE) => return,
+                // A node that ends waits for its tasks, and this one waits for nothing.
+                () = context.ending.stop.cancelled() => return,
             }
         }
         // Who only helps does not fail the job.

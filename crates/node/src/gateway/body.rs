@@ -1,20 +1,30 @@
 //! A body as it arrives, with limits on its size and its slowness.
 
 use super::connection::Lent;
-use crate::context::Pace;
+use crate::buffers::ends;
+use crate::context::{Context, Pace};
+use crate::holders::Holding;
+use crate::slack::Slack;
 use axum::body::BodyDataStream;
 use bytes::Bytes;
 use catchment_ingest::{Scatter, UpdateDigest};
 use catchment_types::{Code, Problem};
 use futures::StreamExt;
+use std::error::Error;
+use std::io;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 /// A refused body of at most this many bytes is read to its end, so that a client which writes before it reads gets
 /// its answer instead of a broken connection.
 pub(super) const DRAIN_BYTES_MAX: u64 = 16 << 20;
 /// How long that may take.
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(3);
+/// How long a body may be silent once the node ends.
+const LAST_SILENCE: Duration = Duration::from_millis(300);
+/// How long it may go on then: its answer is to leave before the connection is cut.
+const LAST_TIME: Duration = Duration::from_secs(3);
 
 enum Source {
     Stream(BodyDataStream),
@@ -28,37 +38,92 @@ pub struct Body {
     declared: Option<u64>,
     received: u64,
     limit: u64,
-    begun: Instant,
-    /// When this side began to do something else than wait for bytes.
-    busy_since: Instant,
+    wait: Wait,
+}
+
+/// How long a body waits for its sender.
+struct Wait {
     pace: Pace,
+    slack: Slack,
+    /// What it gains while it holds shared memory.
+    holding: Option<Holding>,
+    stop: CancellationToken,
+    /// When it noticed that the node ends.
+    stopped: Option<Instant>,
+}
+
+/// Why a wait ended in vain.
+enum Late {
+    Slow,
+    Ends,
+}
+
+impl Wait {
+    /// Waits for what the sender has next; `count` says how many bytes that is.
+    async fn until_there<T>(
+        &mut self,
+        next: impl Future<Output = T>,
+        count: impl FnOnce(&T) -> Option<usize>,
+    ) -> Result<T, Late> {
+        let until = self.slack.wait();
+        if let Some(holding) = &mut self.holding {
+            holding.wait();
+        }
+        let next = tokio::select! {
+            biased;
+            next = next => Ok(next),
+            () = sleep_until(until) => Err(Late::Slow),
+            () = last_wait(&self.stop, &mut self.stopped) => Err(Late::Ends),
+        };
+        let bytes = next.as_ref().ok().and_then(count).unwrap_or_default();
+        self.slack.gain(bytes);
+        if let Some(holding) = &mut self.holding {
+            holding.gain(bytes);
+        }
+        next
+    }
+}
+
+/// Ends when a body may be waited for no longer, because the node ends.
+async fn last_wait(stop: &CancellationToken, stopped: &mut Option<Instant>) {
+    stop.cancelled().await;
+    let now = Instant::now();
+    let end = *stopped.get_or_insert(now) + LAST_TIME;
+    sleep_until(end.min(now + LAST_SILENCE)).await;
 }
 
 impl Body {
     /// A body that comes over HTTP; `declared` is its Content-Length.
-    pub fn stream(body: axum::body::Body, declared: Option<u64>, pace: Pace) -> Self {
-        Self::new(Source::Stream(body.into_data_stream()), declared, pace)
+    pub fn stream(body: axum::body::Body, declared: Option<u64>, context: &Context) -> Self {
+        Self::new(Source::Stream(body.into_data_stream()), declared, context)
     }
 
     /// A body of `length` bytes that is still on its socket.
-    pub fn socket(lent: Lent, length: u64, pace: Pace) -> Self {
-        Self::new(Source::Socket(lent), Some(length), pace)
+    pub fn socket(lent: Lent, length: u64, context: &Context) -> Self {
+        Self::new(Source::Socket(lent), Some(length), context)
     }
 
     /// A body that is there already.
-    pub fn whole(bytes: Bytes, pace: Pace) -> Self {
+    pub fn whole(bytes: Bytes, context: &Context) -> Self {
         let declared = Some(bytes.len() as u64);
-        Self::new(Source::Whole(Some(bytes)), declared, pace)
+        Self::new(Source::Whole(Some(bytes)), declared, context)
     }
 
-    fn new(source: Source, declared: Option<u64>, pace: Pace) -> Self {
-        let now = Instant::now();
-        Self { source, declared, received: 0, limit: u64::MAX, begun: now, busy_since: now, pace }
+    fn new(source: Source, declared: Option<u64>, context: &Context) -> Self {
+        let (pace, stop) = (context.config.pace, context.ending.stop.clone());
+        let slack = Slack::new(pace.grace, pace.rate_min, pace.silence);
+        let wait = Wait { pace, slack, holding: None, stop, stopped: None };
+        Self { source, declared, received: 0, limit: u64::MAX, wait }
     }
 
     /// Its length, when it was declared.
     pub fn length(&self) -> Option<u64> {
         self.declared
+    }
+
+    /// Notes what it gains from now on: it holds shared memory. `None`: no longer.
+    pub fn hold(&mut self, holding: Option<Holding>) {
+        self.wait.holding = holding;
     }
 
     /// Refuses a body that is declared larger than `limit`, and one that turns out to be.
@@ -76,14 +141,20 @@ impl Body {
 
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let until = self.until();
         let chunk = match &mut self.source {
-            Source::Whole(bytes) => Ok(bytes.take().map(Ok)),
-            Source::Stream(stream) => timeout_at(until, stream.next()).await.map(|chunk| chunk.map(broken)),
-            Source::Socket(lent) => timeout_at(until, lent.chunk()).await.map(|chunk| broken(chunk).transpose()),
+            Source::Whole(bytes) => return Ok(bytes.take()),
+            Source::Stream(stream) => {
+                let bytes = |chunk: &Option<Result<Bytes, _>>| Some(chunk.as_ref()?.as_ref().ok()?.len());
+                let chunk = self.wait.until_there(stream.next(), bytes).await;
+                chunk.map(|chunk| chunk.transpose().map_err(Broken::Decoding))
+            }
+            Source::Socket(lent) => {
+                let bytes = |chunk: &io::Result<Option<Bytes>>| Some(chunk.as_ref().ok()?.as_ref()?.len());
+                let chunk = self.wait.until_there(lent.chunk(), bytes).await;
+                chunk.map(|chunk| chunk.map_err(Broken::Connection))
+            }
         };
-        self.busy_since = Instant::now();
-        let chunk = chunk.map_err(|_| self.too_slow())?.transpose().map_err(|error| self.broke_off(&error))?;
+        let chunk = chunk.map_err(|late| self.late(late))?.map_err(|broken| self.broke_off(broken))?;
         self.count(chunk.as_ref().map_or(0, Bytes::len))?;
         Ok(chunk)
     }
@@ -96,11 +167,11 @@ impl Body {
         memory: &mut [u8],
         digest: &mut UpdateDigest,
     ) -> Result<bool, Problem> {
-        let until = self.until();
         if let Source::Socket(lent) = &mut self.source {
-            let taken = timeout_at(until, lent.receive(scatter, memory, digest)).await.map(broken);
-            self.busy_since = Instant::now();
-            let taken = taken.map_err(|_| self.too_slow())?.map_err(|error| self.broke_off(&error))??;
+            let bytes = |taken: &io::Result<Result<usize, Problem>>| taken.as_ref().ok()?.as_ref().ok().copied();
+            let taken = self.wait.until_there(lent.receive(scatter, memory, digest), bytes).await;
+            let taken = taken.map_err(|late| self.late(late))?;
+            let taken = taken.map_err(|error| self.broke_off(Broken::Connection(error)))??;
             self.count(taken)?;
             return Ok(taken > 0);
         }
@@ -110,23 +181,19 @@ impl Body {
         Ok(true)
     }
 
-    /// Reads all of it for its digest alone.
-    pub async fn digest(&mut self) -> Result<UpdateDigest, Problem> {
+    /// Reads all of it for its digest alone. `None`: it has more than `known` bytes, and the rest is not read.
+    pub async fn digest(&mut self, known: u64) -> Result<Option<UpdateDigest>, Problem> {
+        if self.declared.is_some_and(|declared| declared != known) {
+            return Ok(None);
+        }
         let mut digest = UpdateDigest::default();
         while let Some(chunk) = self.next().await? {
+            if self.received > known {
+                return Ok(None);
+            }
             digest.feed(&chunk);
         }
-        Ok(digest)
-    }
-
-    /// When what has come so far will have been too slow. Only time spent waiting for bytes counts: what this side takes
-    /// to find room for gigabytes, or to write them down, is not the sender's doing.
-    fn until(&mut self) -> Instant {
-        let now = Instant::now();
-        self.begun += now - self.busy_since;
-        self.busy_since = now;
-        let earned = Duration::from_secs_f64(self.received as f64 / self.pace.rate_min.max(1) as f64);
-        self.begun + self.pace.grace + earned
+        Ok(Some(digest))
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Problem> {
@@ -134,23 +201,37 @@ impl Body {
         if self.received > self.limit { Err(self.too_large(self.limit)) } else { Ok(()) }
     }
 
-    fn too_slow(&self) -> Problem {
-        let detail = format!(
-            "the body came too slowly: {} bytes in {:.1} s; the least is {} bytes a second after {} s",
-            self.received,
-            self.begun.elapsed().as_secs_f64(),
-            self.pace.rate_min,
-            self.pace.grace.as_secs_f64()
-        );
-        Problem::new(Code::TooSlow, detail)
+    fn late(&self, late: Late) -> Problem {
+        match late {
+            Late::Ends => ends(),
+            Late::Slow => {
+                let Pace { grace, rate_min, silence } = self.wait.pace;
+                let detail = format!(
+                    "the body came too slowly: {} bytes are here; the least is {rate_min} bytes a second after {} s, and no \
+                     more than {} s without",
+                    self.received,
+                    grace.as_secs_f64(),
+                    silence.max(grace).as_secs_f64()
+                );
+                Problem::new(Code::TooSlow, detail)
+            }
+        }
     }
 
-    fn broke_off(&self, error: &str) -> Problem {
+    fn broke_off(&self, broken: Broken) -> Problem {
+        let error = match broken {
+            Broken::Connection(error) => error.to_string(),
+            Broken::Decoding(error) => match refusal(&error) {
+                Some(problem) => return problem.clone(),
+                None => error.to_string(),
+            },
+        };
         Problem::new(Code::Truncated, format!("the body broke off after {} bytes: {error}", self.received))
     }
 
     /// Reads on to the end of a refused body, if that is not too much.
     pub async fn drain(mut self) {
+        self.hold(None);
         // Its connection drains it.
         if matches!(self.source, Source::Socket(_)) {
             return;
@@ -165,6 +246,22 @@ impl Body {
     }
 }
 
-fn broken<T>(result: Result<T, impl std::fmt::Display>) -> Result<T, String> {
-    result.map_err(|error| error.to_string())
+/// What a body ends with before its end.
+enum Broken {
+    Connection(io::Error),
+    /// Of the connection, or of what the bytes are decoded with.
+    Decoding(axum::Error),
+}
+
+/// The refusal that whoever decodes a body ended it with, if it was not the connection that ended.
+fn refusal(error: &axum::Error) -> Option<&Problem> {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+        if let Some(problem) = inner.and_then(|inner| inner.downcast_ref::<Problem>()) {
+            return Some(problem);
+        }
+        next = error.source();
+    }
+    None
 }

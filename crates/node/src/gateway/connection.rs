@@ -15,14 +15,16 @@ pub use answer::{FileBody, Kept};
 pub use lent::{Home, Lent};
 
 use crate::context::Ending;
+use crate::slack::Slack;
 use axum::Router;
 use bytes::BytesMut;
 use catchment_ingest::{Way, classify};
 use catchment_types::Clock;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lent::Incoming;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,12 +43,46 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const READ_BYTES: usize = 512 << 10;
 /// How long a client may go on sending what nobody reads, before its connection is cut and it may miss its answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// The same, and how long what has begun to come may take, once the node ends.
+const LAST_TIME: Duration = Duration::from_millis(200);
+
+/// What connections are served with.
+#[derive(Clone)]
+pub struct Served {
+    /// Who answers.
+    pub router: Router,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How the process is told to end.
+    pub ending: Ending,
+    /// How fast answers must be read.
+    pub pace: ReadPace,
+}
+
+/// How fast a client must read an answer, over any time longer than `silence`, which is the most it may read nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadPace {
+    /// Bytes a second.
+    pub rate_min: u64,
+    /// The longest silence.
+    pub silence: Duration,
+}
+
+impl ReadPace {
+    fn slack(&self) -> Slack {
+        let mut slack = Slack::new(self.silence, self.rate_min, self.silence);
+        // Nothing is there to be read yet.
+        slack.gain(0);
+        slack
+    }
+}
 
 /// Serves one connection until it ends; once the node is `ending`, until its open request is answered.
 ///
 /// # Errors
 /// A connection that broke; there is nobody left to tell.
-pub async fn serve(mut socket: TcpStream, router: Router, clock: Arc<dyn Clock>, ending: Ending) -> io::Result<()> {
+pub async fn serve(served: Served, mut socket: TcpStream) -> io::Result<()> {
+    let Served { router, clock, ending, pace } = served;
     socket.set_nodelay(true)?;
     let mut ahead = BytesMut::new();
     // Who connects to a node that drains knows no other yet, and is served once.
@@ -57,17 +93,18 @@ pub async fn serve(mut socket: TcpStream, router: Router, clock: Arc<dyn Clock>,
         match way {
             Way::Direct { request, body_bytes, expects } => {
                 let incoming = Incoming::new(socket, ahead, body_bytes, expects);
-                let done = direct(&router, *request, incoming, clock.as_ref(), ends).await?;
+                let done = direct(&router, *request, incoming, clock.as_ref(), (ends, &ending.stop), pace).await?;
                 let Some(done) = done else { return Ok(()) };
                 (socket, ahead) = done;
             }
             Way::Hyper { request_bytes: Some(request_bytes) } => {
-                let gate = gate::Gate::new(socket, ahead, request_bytes);
-                let Some(done) = through_hyper(&router, gate, ends).await? else { return Ok(()) };
+                let gate = gate::Gate::new(socket, ahead, request_bytes, pace.slack());
+                let Some(done) = through_hyper(&router, gate, ends, &ending.stop).await? else { return Ok(()) };
                 (socket, ahead) = done;
             }
             Way::Hyper { request_bytes: None } => {
-                return rest_through_hyper(&router, socket, ahead, &ending.stop).await;
+                let gate = gate::Gate::open(socket, ahead, pace.slack());
+                return rest_through_hyper(&router, gate, &ending.stop).await;
             }
         }
         if ends.is_cancelled() {
@@ -117,10 +154,18 @@ async fn next_request(
             }
         }
     };
-    match tokio::time::timeout(HEAD_TIME, read).await {
-        Ok(way) => way,
-        Err(_) => Ok(None),
+    tokio::select! {
+        biased;
+        way = read => way,
+        () = tokio::time::sleep(HEAD_TIME) => Ok(None),
+        () = soon_after(stop) => Ok(None),
     }
+}
+
+/// Ends a moment after `stop` does.
+async fn soon_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_TIME).await;
 }
 
 /// Serves a request whose body stays on the socket until its handler asks for it.
@@ -129,7 +174,8 @@ async fn direct(
     request: http::Request<()>,
     incoming: Incoming,
     clock: &dyn Clock,
-    stop: &CancellationToken,
+    (ends, stop): (&CancellationToken, &CancellationToken),
+    pace: ReadPace,
 ) -> io::Result<Option<(TcpStream, BytesMut)>> {
     let home = Home::new(incoming);
     let mut request = request.map(|()| axum::body::Body::empty());
@@ -138,10 +184,20 @@ async fn direct(
     let mut incoming = home.take().ok_or_else(|| io::Error::other("the handler kept the body"))?;
     // A client that was told to wait for "100 Continue" and never was may send its body or not: nobody knows what the
     // next bytes are.
-    let ends = !incoming.drain().await || stop.is_cancelled();
-    answer::send(incoming.socket(), response, ends, clock.now_ms()).await?;
+    let is_drained = match response.status() {
+        // It was waited for long enough.
+        StatusCode::REQUEST_TIMEOUT => false,
+        _ => tokio::select! {
+            biased;
+            is_drained = incoming.drain() => is_drained,
+            () = soon_after(stop) => false,
+        },
+    };
+    let ends = !is_drained || ends.is_cancelled();
+    answer::send(incoming.socket(), response, ends, clock.now_ms(), &mut answer::Reader::new(pace.slack(), stop))
+        .await?;
     if ends {
-        linger(incoming.into_socket().0).await;
+        linger(incoming.into_socket().0, stop).await;
         return Ok(None);
     }
     Ok(Some(incoming.into_socket()))
@@ -151,6 +207,7 @@ async fn direct(
 async fn through_hyper(
     router: &Router,
     gate: gate::Gate,
+    ends: &CancellationToken,
     stop: &CancellationToken,
 ) -> io::Result<Option<(TcpStream, BytesMut)>> {
     let answered = gate.answered();
@@ -159,7 +216,7 @@ async fn through_hyper(
         let (answer, answered) = (unread::answer(router.clone(), request), answered.clone());
         async move {
             let mut response = answer.await.map(|response| answered.watch(response))?;
-            if stop.is_cancelled() {
+            if ends.is_cancelled() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, std::convert::Infallible>(response)
@@ -171,29 +228,25 @@ async fn through_hyper(
     if gate.is_done() && parts.read_buf.is_empty() {
         return Ok(Some(gate.into_parts()));
     }
-    linger(gate.into_parts().0).await;
+    linger(gate.into_parts().0, stop).await;
     Ok(None)
 }
 
 /// Leaves the connection to hyper for good.
-async fn rest_through_hyper(
-    router: &Router,
-    socket: TcpStream,
-    ahead: BytesMut,
-    stop: &CancellationToken,
-) -> io::Result<()> {
-    let io = TokioIo::new(gate::Gate::open(socket, ahead));
-    let service = service_fn(|request| unread::answer(router.clone(), request));
-    let connection = builder().serve_connection(io, service);
-    let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
+async fn rest_through_hyper(router: &Router, gate: gate::Gate, stop: &CancellationToken) -> io::Result<()> {
+    let io = TokioIo::new(gate);
+    let service = service_fn(|request| Box::pin(unread::answer(router.clone(), request)));
+    let mut connection = builder().serve_connection(io, service);
+    let served = tokio::select! {
+        served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
     };
-    result.map_err(io::Error::other)
+    served.map_err(io::Error::other)?;
+    linger(connection.into_parts().io.into_inner().into_parts().0, stop).await;
+    Ok(())
 }
 
 fn builder() -> hyper::server::conn::http1::Builder {
@@ -203,12 +256,16 @@ fn builder() -> hyper::server::conn::http1::Builder {
 }
 
 /// Ends a connection whose client may still be sending: closing it at once would reset it, and the answer with it.
-async fn linger(mut socket: TcpStream) {
+async fn linger(mut socket: TcpStream, stop: &CancellationToken) {
     use tokio::io::AsyncWriteExt;
     if socket.shutdown().await.is_err() {
         return;
     }
     let mut scrap = vec![0; 64 << 10];
     let rest = async { while socket.read(&mut scrap).await.is_ok_and(|taken| taken > 0) {} };
-    tokio::time::timeout(LINGER_TIME, rest).await.ok();
+    tokio::select! {
+        () = rest => {}
+        () = tokio::time::sleep(LINGER_TIME) => {}
+        () = soon_after(stop) => {}
+    }
 }

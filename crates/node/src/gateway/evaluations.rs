@@ -77,7 +77,7 @@ async fn report(
     version: u64,
     result: EvaluationResult,
 ) -> Result<EvaluateOutcome, Failure> {
-    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
+    let answer = context.within(context.config.accept_wait, context.ledger.evaluate(uid, version, result)).await;
     answer.map_err(|_| unreachable_log())?.map_err(|_| unreachable_log())
 }
 

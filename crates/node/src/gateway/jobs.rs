@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use catchment_ledger::{Job, Outcome};
 use catchment_types::{
-    Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch, rfc3339,
+    Code, FieldError, JobAction, JobSpec, JobUid, JobView, Page, Problem, Record, SpecPatch, read_object, rfc3339,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -123,9 +123,7 @@ fn from_here(context: &Context, job: &Job) -> JobView {
 #[utoipa::path(patch, path = "/{job}", tag = "jobs", params(("job" = String, Path)), request_body = SpecPatch,
     responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn patch(State(context): State<Arc<Context>>, at: At, Text(body): Text) -> Result<Json<JobView>, Failure> {
-    // An object first: a list would read as a patch without fields.
-    let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&body);
-    let patch: SpecPatch = object.and_then(|map| serde_json::from_value(map.into())).map_err(|error| {
+    let patch: SpecPatch = read_object(&body).map_err(|error| {
         let detail = format!("a patch holds rounds, goal and deadline, nothing else: {error}");
         Failure(Problem::new(Code::InvalidSpec, detail))
     })?;
@@ -194,7 +192,7 @@ fn view(context: &Context, uid: JobUid) -> Result<JobView, Failure> {
 
 /// Appends a record for a caller, who waits a while for it and is then told to try again.
 pub async fn propose(context: &Arc<Context>, record: Record) -> Result<Outcome, Failure> {
-    let answer = tokio::time::timeout(context.config.accept_wait, context.ledger.propose(record)).await;
+    let answer = context.within(context.config.accept_wait, context.ledger.propose(record)).await;
     answer.map_err(|_| unreachable_log())?.map_err(|error| match error {
         catchment_ledger::LedgerError::Refused(why) => Failure(Problem::new(Code::LogUnavailable, why)),
         _ => unreachable_log(),

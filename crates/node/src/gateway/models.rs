@@ -8,20 +8,25 @@ use super::path::At;
 use super::problem::Failure;
 use super::stretch::Stretch;
 use crate::context::Context;
+use crate::drafts::DraftPlace;
 use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
 use crate::peers::models::{ensure, spread};
 use crate::submit::RETRY_AFTER_S;
+use crate::upload::with_room;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use catchment_ingest::Scatter;
+use catchment_slab::SlabMut;
 use catchment_types::{
     Code, Footprint, JobSpec, JobState, JobUid, ModelCommit, ModelView, Page, Problem, Record, RoundView,
 };
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::sync::Arc;
 
 /// The initial model, and the round that it opened.
@@ -38,7 +43,8 @@ pub struct StoredModel {
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = StoredModel, headers(
             ("Retry-After" = u64, description = "when to ask for the round; absent when it is open"))),
-        (status = 404, body = Problem), (status = 413, body = Problem),
+        (status = 404, body = Problem), (status = 408, body = Problem), (status = 413, body = Problem),
+        (status = 429, body = Problem), (status = 503, body = Problem),
         (status = 409, body = Problem, description = "`wrong_state`: the job has a model already"),
         (status = 422, body = Problem, description = "`invalid_safetensors`, `not_finite`, `out_of_range`, `layout`")))]
 pub async fn put(
@@ -47,8 +53,8 @@ pub async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    let (body, declared) = encoding::decoded(&headers, body)?;
-    let mut body = Incoming::stream(body, declared, context.config.pace);
+    let (body, declared) = encoding::decoded(&context, &headers, body).await?;
+    let mut body = Incoming::stream(body, declared, &context);
     match store(&context, &at, &mut body).await {
         Ok((uid, model)) => stored(&context, uid, model).await,
         Err(failure) => {
@@ -62,16 +68,12 @@ pub async fn put(
 async fn stored(context: &Context, uid: JobUid, model: ModelView) -> Result<Response, Failure> {
     opening::settled(context, uid).await;
     let found = context.ledger.read(|state| state.job(uid).map(|job| (job.round_view(), opening::is_opening(job))));
-    let (current_round, is_opening) = found.ok_or_else(deleted)?;
+    let (current_round, is_opening) = found.ok_or_else(gone)?;
     let mut response = (StatusCode::CREATED, Json(StoredModel { model, current_round })).into_response();
     if is_opening {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
     Ok(response)
-}
-
-fn deleted() -> Failure {
-    Problem::new(Code::NotFound, "the job was deleted meanwhile").into()
 }
 
 async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<(JobUid, ModelView), Failure> {
@@ -85,12 +87,15 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<(
     spread(context, uid, 0, etag).await;
     propose(context, Record::ModelPut { uid, model, needs, at_ms }).await?;
     let stored = context.ledger.read(|state| initial(state, uid));
-    let view = stored.ok_or_else(deleted);
+    let view = stored.ok_or_else(|| Failure(gone()));
     if !view.as_ref().is_ok_and(|view| view.etag == etag) {
         // Another model was first, or the job is gone: this file is nobody's.
         let is_another = |version, found| version != 0 || found != etag;
         if let Err(error) = context.models.prune(uid, is_another) {
             tracing::debug!(%error, "remove a model that came too late");
+        }
+        if view.is_err() {
+            context.forget_job(uid);
         }
     }
     let view = view?;
@@ -100,12 +105,11 @@ async fn store(context: &Arc<Context>, at: &At, body: &mut Incoming) -> Result<(
 /// The initial model may be sent again, as after an answer that was lost; another one may not.
 async fn same_again(context: &Context, uid: JobUid, spec: &JobSpec, body: &mut Incoming) -> Result<ModelView, Failure> {
     let known = context.ledger.read(|state| state.job(uid).map(|job| (job.state, initial(state, uid))));
-    let (state, known) = known.ok_or_else(deleted)?;
-    let Some(known) = known.filter(|known| body.length().is_none_or(|length| length == known.bytes)) else {
-        return Err(has_its_model(spec, state));
-    };
+    let (state, known) = known.ok_or_else(gone)?;
+    let Some(known) = known else { return Err(has_its_model(spec, state)) };
     body.check_length(spec.limits.update_bytes)?;
-    if body.digest().await?.body() == known.etag { Ok(known) } else { Err(has_its_model(spec, state)) }
+    let digest = body.digest(known.bytes).await?;
+    if digest.is_some_and(|digest| digest.body() == known.etag) { Ok(known) } else { Err(has_its_model(spec, state)) }
 }
 
 fn initial(state: &catchment_ledger::State, uid: JobUid) -> Option<ModelView> {
@@ -120,41 +124,37 @@ fn has_its_model(spec: &JobSpec, state: JobState) -> Failure {
 
 /// Writes the body to the checkpoint of version 0, checking it on the way as an update is checked.
 async fn receive(
-    context: &Context,
+    context: &Arc<Context>,
     uid: JobUid,
     spec: &JobSpec,
     body: &mut Incoming,
 ) -> Result<(ModelCommit, Footprint), Failure> {
-    let disk = |error: std::io::Error| Failure::internal("write the model", error);
     body.check_length(spec.limits.update_bytes)?;
-    let ReadHead { head, header, rest, room } = read_head(context, body).await?;
-    if header.data_begin + header.data_bytes > spec.limits.update_bytes {
+    let ReadHead { head, header, rest, buffer } = read_head(context, body).await?;
+    let file_bytes = header.data_begin + header.data_bytes;
+    if file_bytes > spec.limits.update_bytes {
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
+    let _place = Shown::new(context, context.drafts.begin(file_bytes)?);
     let (text, rules, takes) = (head.bytes().to_vec(), spec.clone(), context.functions.takes(&spec.function)?);
     // Many tensors and many rules take a while.
     let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules, takes)).await;
     let layout = layout.map_err(|error| Failure::internal("lay the model out", error))?;
     let layout = layout.map_err(|error| Problem::new(Code::Layout, error))?;
-    drop(room);
     check_room(context, spec, &layout)?;
-    let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
-    let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
-    draft.write(head.bytes()).map_err(disk)?;
     // Memory that the system has never handed out takes seconds for each gigabyte.
     let (store, bytes) = (context.store.clone(), layout.own.slab_bytes);
-    let scratch = tokio::task::spawn_blocking(move || store.grant(bytes)).await;
-    let mut scratch = scratch
-        .map_err(|error| Failure::internal("take memory", error))?
-        .map_err(|error| Problem::new(Code::NoRoom, format!("no room to check the model in: {error}")))?;
-    let mut scatter = Scatter::new(layout.own.clone());
-    let mut chunk = Some(rest);
-    while let Some(bytes) = chunk {
-        scatter.feed(&bytes, scratch.bytes_mut())?;
-        draft.write(&bytes).map_err(disk)?;
-        chunk = body.next().await?;
-    }
-    scatter.finish(scratch.bytes_mut())?;
+    let scratch = with_room(context, bytes, move || store.grant(bytes)).await?;
+    let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
+    let disk = |error| disk(context, uid, error);
+    let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
+    draft.write(head.bytes()).map_err(disk)?;
+    drop((head, buffer));
+    let taken =
+        take(context, uid, body, Scatter::new(layout.own.clone()), scratch, rest, |bytes| draft.write(bytes)).await;
+    // It has given its memory back, whatever became of it.
+    context.room.notify_waiters();
+    taken?.map_err(disk)?;
     let (etag, bytes) = context.models.keep(draft, uid, 0).map_err(disk)?;
     let needs = Footprint {
         class: layout.takes.class(),
@@ -163,6 +163,83 @@ async fn receive(
     };
     let commit = ModelCommit::initial(etag, bytes, context.node);
     Ok((commit, needs))
+}
+
+/// Takes a model's data: checks it in `scratch`, and has it written.
+async fn take(
+    context: &Context,
+    uid: JobUid,
+    body: &mut Incoming,
+    mut scatter: Scatter,
+    mut scratch: SlabMut,
+    rest: Bytes,
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<io::Result<()>, Problem> {
+    let holding = context.holders.begin();
+    let gives_way = holding.gives_way();
+    body.hold(Some(holding));
+    let received = async {
+        let mut chunk = Some(rest);
+        while let Some(bytes) = chunk {
+            scatter.feed(&bytes, scratch.bytes_mut())?;
+            if let Err(error) = write(&bytes) {
+                return Ok(Err(error));
+            }
+            chunk = body.next().await?;
+        }
+        scatter.finish(scratch.bytes_mut()).map(Ok)
+    };
+    let mut changes = context.ledger.watch_job(uid);
+    let is_gone =
+        async { while context.ledger.read(|state| state.job(uid).is_some()) && changes.changed().await.is_ok() {} };
+    tokio::select! {
+        biased;
+        () = is_gone => Err(gone()),
+        () = gives_way.cancelled() => {
+            let detail = "the body stands still, and others wait for the memory that it is checked in: send it again";
+            Err(Problem::new(Code::TooSlow, detail))
+        }
+        received = received => received,
+    }
+}
+
+/// A draft that could not be written down.
+fn disk(context: &Context, uid: JobUid, error: io::Error) -> Failure {
+    if context.ledger.read(|state| state.job(uid).is_none()) {
+        return gone().into();
+    }
+    Failure::internal("write the model", error)
+}
+
+fn gone() -> Problem {
+    Problem::new(Code::NotFound, "the job was deleted meanwhile")
+}
+
+/// A draft's place, as the metrics show it.
+struct Shown<'c> {
+    context: &'c Context,
+    place: Option<DraftPlace>,
+}
+
+impl<'c> Shown<'c> {
+    fn new(context: &'c Context, place: DraftPlace) -> Self {
+        let shown = Self { context, place: Some(place) };
+        shown.show();
+        shown
+    }
+
+    fn show(&self) {
+        let taken = self.context.drafts.taken();
+        self.context.metrics.drafts.set(taken.count as i64);
+        self.context.metrics.draft_bytes.set(taken.bytes as i64);
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.place.take();
+        self.show();
+    }
 }
 
 /// Refuses a model whose rounds could never be aggregated in the shared memory that this node may use.

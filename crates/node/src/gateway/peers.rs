@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use catchment_types::{BadId, Code, Digest, JobUid, NodeId, Problem};
+use catchment_types::{BadId, Code, Digest, JobUid, NodeId, Problem, read_object};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -88,8 +88,8 @@ fn with_meta((stretch, meta): (Stretch, Vec<u8>), headers: &HeaderMap) -> Result
 }
 
 async fn order(State(context): State<Arc<Context>>, at: At, body: Bytes) -> Result<StatusCode, Failure> {
-    let order: Order = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Code::BadRequest, format!("read an order: {error}")))?;
+    let order: Order =
+        read_object(&body).map_err(|error| Problem::new(Code::BadRequest, format!("read an order: {error}")))?;
     Ok(match offered::order(&context, at.part("name")?, order).await? {
         Ordered::Made => StatusCode::NO_CONTENT,
         Ordered::StillAtIt => StatusCode::ACCEPTED,

@@ -4,7 +4,7 @@ use super::opening;
 use super::path::At;
 use super::problem::Failure;
 use super::text::Text;
-use crate::context::Context;
+use crate::context::{Context, Ending};
 use crate::desk::check_in;
 use crate::shape::shape;
 use axum::Json;
@@ -13,7 +13,7 @@ use catchment_fleet::beat_of;
 use catchment_ledger::Job;
 use catchment_planner::Levels;
 use catchment_types::{
-    CheckIn, ClientId, Code, DurationText, NodeId, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind,
+    CheckIn, ClientId, Code, DurationText, NodeId, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind, read_object,
 };
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -33,7 +33,8 @@ pub struct Waiting {
 }
 
 /// The job's newest round. With `wait` and `after`, waits for the next change: a round that opens, closes or ends, or
-/// a job that changes its state. Single updates do not count as changes.
+/// a job that changes its state. Single updates do not count as changes. A node that is told to end answers at once, with
+/// what is known; ask again then, as after any answer without news.
 #[utoipa::path(get, path = "/{job}/round", tag = "rounds", params(("job" = String, Path), Waiting,
         ("uid" = Option<String>, Query, description = "the job's identity: 404 when the name is another job's by now")),
     responses((status = 200, body = RoundView), (status = 404, body = Problem)))]
@@ -60,6 +61,9 @@ pub async fn round(
     if wait.is_zero() || first.revision > after {
         return Ok(Json(first));
     }
+    // Who asks a node that drains already knows no other yet: it waits for as long as the node is there.
+    let Ending { drain, stop } = &context.ending;
+    let leaves = if drain.is_cancelled() { stop.cancelled() } else { drain.cancelled() };
     let mut revisions = context.ledger.watch_job(first.uid);
     let changed = async {
         loop {
@@ -69,9 +73,12 @@ pub async fn round(
             }
         }
     };
-    match tokio::time::timeout(wait, changed).await {
-        Ok(view) => view.map(Json),
-        Err(_) => look().map(Json),
+    tokio::select! {
+        biased;
+        view = changed => view.map(Json),
+        () = tokio::time::sleep(wait) => look().map(Json),
+        // Nothing has changed as far as this node knows, and another one may be asked for what comes.
+        () = leaves => look().map(Json),
     }
 }
 
@@ -125,7 +132,7 @@ pub async fn checkin(
     let checkin: CheckIn = if body.is_empty() {
         CheckIn::default()
     } else {
-        serde_json::from_slice(&body)
+        read_object(&body)
             .map_err(|error| Problem::new(Code::BadRequest, format!("the check-in does not parse: {error}")))?
     };
     let Some(task) = check_in(&context, &client, &checkin).await else {

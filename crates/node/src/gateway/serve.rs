@@ -1,9 +1,6 @@
 //! Accepts connections, as many as there is room for, and ends them in order.
 
-use super::connection;
-use crate::context::Ending;
-use axum::Router;
-use catchment_types::Clock;
+use super::connection::{self, Served};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +14,16 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 /// Serves until it is told to end, then lets open requests finish. From when it drains on, connections end with the
 /// request that they are at, so that clients which reconnect come to another node. `connections_max`: connections served
 /// at one time; more wait.
-pub async fn serve(
-    router: Router,
-    listener: TcpListener,
-    connections_max: usize,
-    clock: Arc<dyn Clock>,
-    ending: &Ending,
-) {
+pub async fn serve(served: Served, listener: TcpListener, connections_max: usize) {
     let places = Arc::new(Semaphore::new(connections_max));
     let tasks = TaskTracker::new();
     loop {
-        let place = places.clone().acquire_owned().await.expect("never closed");
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.expect("never closed"),
+            () = served.ending.stop.cancelled() => break,
+        };
         let stream = tokio::select! {
-            () = ending.stop.cancelled() => break,
+            () = served.ending.stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -38,10 +32,10 @@ pub async fn serve(
                 }
             },
         };
-        let (router, clock, ending) = (router.clone(), clock.clone(), ending.clone());
+        let served = served.clone();
         tasks.spawn(async move {
             let _place = place;
-            if let Err(error) = connection::serve(stream, router, clock, ending).await {
+            if let Err(error) = connection::serve(served, stream).await {
                 tracing::debug!(%error, "connection ended");
             }
         });

@@ -43,7 +43,7 @@ pub async fn put(
 ) -> Result<(StatusCode, Json<Receipt>), Failure> {
     let request = read_request(&context, &at, &query.unwrap_or_default(), &headers);
     let spec = request.as_ref().ok().map(|submission| submission.spec.clone());
-    let mut body = match open(&context, &headers, home, body) {
+    let mut body = match open(&context, &headers, home, body).await {
         Ok(body) => body,
         Err(problem) => return Err(refuse(&context, spec.as_deref(), None, problem).await),
     };
@@ -62,16 +62,16 @@ pub async fn put(
 }
 
 /// The body, from its socket where it is still there.
-pub fn open(
-    context: &Context,
+pub async fn open(
+    context: &Arc<Context>,
     headers: &HeaderMap,
     home: Option<Extension<Home>>,
     body: axum::body::Body,
 ) -> Result<Body, Problem> {
-    let (body, declared) = encoding::decoded(headers, body)?;
+    let (body, declared) = encoding::decoded(context, headers, body).await?;
     Ok(match home.and_then(|home| home.lend()).zip(declared) {
-        Some((lent, length)) => Body::socket(lent, length, context.config.pace),
-        None => Body::stream(body, declared, context.config.pace),
+        Some((lent, length)) => Body::socket(lent, length, context),
+        None => Body::stream(body, declared, context),
     })
 }
 

@@ -77,7 +77,11 @@ pub async fn patch(
 ) -> Result<Response, Response> {
     let found = find(&context, &at, query.as_deref(), &headers);
     let spec = found.as_ref().ok().map(|(spec, _)| spec.clone());
-    let (mut body, resumed) = match plain(&headers).and_then(|()| open(&context, &headers, home, body)) {
+    let opened = match plain(&headers) {
+        Ok(()) => open(&context, &headers, home, body).await,
+        Err(problem) => Err(problem),
+    };
+    let (mut body, resumed) = match opened {
         Err(problem) => (None, Err(problem)),
         Ok(mut body) => {
             let resumed = match (found, part(&headers)) {

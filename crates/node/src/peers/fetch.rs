@@ -1,7 +1,8 @@
 //! One stream from another node, gone on with when it breaks off, and checked against its digest.
 
-use super::{Peers, Wanted};
+use super::{Peers, READ_TIME, Wanted};
 use crate::aggregate::Order;
+use crate::slack::Slack;
 use catchment_fleet::NodeBeat;
 use catchment_types::{Digest, NodeId};
 use http::header;
@@ -14,6 +15,8 @@ const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long another node may take to make a piece. After that it is no help.
 const ORDER_TIME: Duration = Duration::from_secs(120);
+/// Least bytes a second that a stream must bring, beside what [`READ_TIME`] leaves free.
+const RATE_MIN: u64 = 16 << 10;
 /// Names the digest of a whole stream, as its ETag.
 const ETAG_LENGTH: usize = 66;
 
@@ -95,13 +98,15 @@ impl Peers {
         loop {
             // Asked for each time: it may have come back at another address.
             let beat = self.fleet.node(node).ok_or(FetchError::Unknown(node))?;
-            let before = stream.done;
+            let (before, begun) = (stream.done, Instant::now());
             let why = match stream.go_on(&beat, sink).await {
                 Ok(()) => return stream.check(beat.name),
                 Err(Broken::Final(error)) => return Err(error),
                 Err(Broken::Connection(why)) => why,
             };
-            if stream.done > before {
+            // A trickle is as good as nothing.
+            let least = RATE_MIN * begun.elapsed().as_secs();
+            if stream.done > before + least {
                 (attempt, pause) = (0, PAUSE);
             }
             attempt += 1;
@@ -173,7 +178,13 @@ impl Stream<'_> {
             }
             _ => return Err(Broken::Final(refused(beat, answer).await)),
         }
-        while let Some(bytes) = answer.chunk().await.map_err(broken)? {
+        let mut slack = Slack::new(READ_TIME, RATE_MIN, READ_TIME);
+        loop {
+            let until = slack.wait();
+            let next = tokio::time::timeout_at(until, answer.chunk()).await;
+            let next = next.map_err(|_| Broken::Connection("it sends too slowly".to_owned()))?.map_err(broken)?;
+            let Some(bytes) = next else { break };
+            slack.gain(bytes.len());
             if bytes.len() as u64 > self.bytes - self.done {
                 return Err(Broken::Final(FetchError::Damaged(beat.name.clone())));
             }

@@ -42,7 +42,7 @@ impl Exact {
     pub(super) fn read(f: &mut Fields) -> Option<Self> {
         let exact = match f.or_else("exact", || Value::Bool(false)) {
             Value::Bool(false) => return None,
-            value => serde_json::from_value::<Self>(value),
+            value => crate::read_value::<Self>(value),
         };
         let exact = match exact {
             Ok(exact) => exact,

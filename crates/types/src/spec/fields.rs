@@ -62,7 +62,7 @@ impl Fields {
     fn take<T: DeserializeOwned>(&mut self, field: &str) -> Option<T> {
         let value = self.map.remove(field)?;
         let shown = shortened(&value);
-        match serde_json::from_value(value) {
+        match crate::read_value(value) {
             Ok(value) => Some(value),
             Err(error) => {
                 self.error(field, &format!("{shown}: {error}"));

@@ -1,5 +1,7 @@
 //! Writes the answer to a request that hyper did not read.
 
+use super::soon_after;
+use crate::slack::Slack;
 use axum::response::Response;
 use bytes::Bytes;
 use catchment_types::TimeMs;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes of an answer that does not come from a file.
 const BODY_BYTES_MAX: usize = 16 << 20;
@@ -20,8 +23,6 @@ const BODY_BYTES_MAX: usize = 16 << 20;
 const SEND_BYTES: usize = 1 << 20;
 /// Bytes read at one time where this process has to.
 const READ_BYTES: usize = 256 << 10;
-/// How long a client may take nothing before its connection is cut.
-const STALL_TIME: Duration = Duration::from_secs(60);
 
 /// An answer's body that lies in a file. Where nobody can have the kernel send it, the body itself is read.
 #[derive(Debug, Clone)]
@@ -58,8 +59,41 @@ impl FileBody {
     }
 }
 
+/// Who reads an answer, and how fast it must.
+pub struct Reader<'s> {
+    slack: Slack,
+    stop: &'s CancellationToken,
+}
+
+impl<'s> Reader<'s> {
+    /// One that has as much time as `slack` says, and little once the process is to `stop`.
+    pub fn new(slack: Slack, stop: &'s CancellationToken) -> Self {
+        Self { slack, stop }
+    }
+
+    /// Waits until the reader has made room for some bytes.
+    async fn takes(&mut self, some: impl Future<Output = io::Result<usize>>) -> io::Result<usize> {
+        let until = self.slack.wait();
+        let taken = tokio::select! {
+            biased;
+            taken = some => taken?,
+            () = tokio::time::sleep_until(until) => return Err(io::ErrorKind::TimedOut.into()),
+            // Who reads on has what there is time for; who reads nothing holds nobody up.
+            () = soon_after(self.stop) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        self.slack.gain(taken);
+        Ok(taken)
+    }
+}
+
 /// Sends an answer at `now_ms`; `ends` tells the client that the connection ends with it.
-pub async fn send(socket: &mut TcpStream, mut response: Response, ends: bool, now_ms: TimeMs) -> io::Result<()> {
+pub async fn send(
+    socket: &mut TcpStream,
+    mut response: Response,
+    ends: bool,
+    now_ms: TimeMs,
+    reader: &mut Reader<'_>,
+) -> io::Result<()> {
     let file = response.extensions_mut().remove::<FileBody>();
     let body = match &file {
         Some(_) => Bytes::new(),
@@ -71,9 +105,16 @@ pub async fn send(socket: &mut TcpStream, mut response: Response, ends: bool, no
     let length = file.as_ref().map_or(body.len() as u64, |file| file.end - file.begin);
     let mut message = head(&response, length, ends, now_ms);
     message.extend_from_slice(&body);
-    within(socket.write_all(&message)).await?;
+    let mut rest = &message[..];
+    while !rest.is_empty() {
+        let sent = reader.takes(socket.write(rest)).await?;
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        rest = &rest[sent..];
+    }
     match file {
-        Some(file) => send_file(socket, &file).await,
+        Some(file) => send_file(socket, &file, reader).await,
         None => Ok(()),
     }
 }
@@ -108,19 +149,15 @@ fn head(response: &Response, length: u64, ends: bool, now_ms: TimeMs) -> Vec<u8>
 }
 
 /// Has the kernel send a part of a file: no byte of it passes through this process.
-async fn send_file(socket: &TcpStream, body: &FileBody) -> io::Result<()> {
+async fn send_file(socket: &TcpStream, body: &FileBody, reader: &mut Reader<'_>) -> io::Result<()> {
     let mut offset = body.begin;
     while offset < body.end {
         let count = SEND_BYTES.min((body.end - offset) as usize);
         let send = || rustix::fs::sendfile(socket, &*body.file, Some(&mut offset), count).map_err(io::Error::from);
-        let sent = within(socket.async_io(Interest::WRITABLE, send)).await?;
+        let sent = reader.takes(socket.async_io(Interest::WRITABLE, send)).await?;
         if sent == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was"));
         }
     }
     Ok(())
-}
-
-async fn within<T>(progress: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(STALL_TIME, progress).await.map_err(|_| io::ErrorKind::TimedOut)?
 }

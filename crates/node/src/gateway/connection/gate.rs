@@ -4,6 +4,7 @@
 //! written the whole answer, then the end: so it finishes without closing the socket and without telling the client that
 //! it will be closed.
 
+use crate::slack::Slack;
 use axum::response::Response;
 use bytes::{Buf, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep_until};
 
 /// A socket, seen through what may be read of it.
 pub struct Gate {
@@ -24,6 +26,10 @@ pub struct Gate {
     answered: Answered,
     /// The answer has been handed to the kernel.
     flushed: bool,
+    /// How long the client may take to read more of it.
+    slack: Slack,
+    /// Runs while the client reads nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 /// Set once hyper needs no more of the answer.
@@ -32,13 +38,13 @@ pub struct Answered(Arc<AtomicBool>);
 
 impl Gate {
     /// Lets `request_bytes` bytes through.
-    pub fn new(socket: TcpStream, ahead: BytesMut, request_bytes: u64) -> Self {
-        Self { socket, ahead, left: Some(request_bytes), answered: Answered::default(), flushed: false }
+    pub fn new(socket: TcpStream, ahead: BytesMut, request_bytes: u64, slack: Slack) -> Self {
+        Self { left: Some(request_bytes), ..Self::open(socket, ahead, slack) }
     }
 
     /// Lets everything through.
-    pub fn open(socket: TcpStream, ahead: BytesMut) -> Self {
-        Self { socket, ahead, left: None, answered: Answered::default(), flushed: false }
+    pub fn open(socket: TcpStream, ahead: BytesMut, slack: Slack) -> Self {
+        Self { socket, ahead, left: None, answered: Answered::default(), flushed: false, slack, stalled: None }
     }
 
     /// What to watch answers with.
@@ -54,6 +60,24 @@ impl Gate {
     /// The socket, and what was read of it beyond the request.
     pub fn into_parts(self) -> (TcpStream, BytesMut) {
         (self.socket, self.ahead)
+    }
+
+    /// Ends a write whose client reads too slowly.
+    fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Ok(bytes)) => {
+                self.slack.gain(bytes);
+                self.stalled = None;
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                let until = self.slack.wait();
+                let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(until)));
+                ready!(stalled.as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        written
     }
 
     /// Between the request's last byte and the answer's, all that may come is the end of the connection.
@@ -97,7 +121,8 @@ impl AsyncRead for Gate {
 
 impl AsyncWrite for Gate {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        let written = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.written(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -119,7 +144,8 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
