@@ -92,7 +92,7 @@ pub fn not_finite(tensor: &Placed, index: usize, follows_rules: bool) -> Problem
 }
 
 /// What to do about a tensor that is meant to hold what is no number, as an attention mask does.
-fn remedy(name: &str) -> String {
+pub fn remedy(name: &str) -> String {
     let rule = serde_json::json!({"match": name, "rule": "keep"});
     format!(
         "where that is meant, as in a mask, the job is to leave the tensor as it is: create it with \"tensors\": [{rule}], or \

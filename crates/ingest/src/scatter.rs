@@ -375,7 +375,7 @@ mod tests {
             }
         }
         // Names are written as JSON has them.
-        assert!(remedy("a\"b").contains(r#"{"match":"a\"b","rule":"keep"}"#), "{}", remedy("a\"b"));
+        assert!(closer::remedy("a\"b").contains(r#"{"match":"a\"b","rule":"keep"}"#), "{}", closer::remedy("a\"b"));
     }
 
     #[test]
