@@ -90,9 +90,9 @@ mod tests {
 
     #[tokio::test]
     async fn names_and_addresses_are_listened_on() {
-        for (text, ip) in [("127.0.0.1:0", "127.0.0.1"), ("localhost:0", "127.0.0.1"), ("localhost.:0", "127.0.0.1")] {
+        for text in ["127.0.0.1:0", "localhost:0"] {
             let bound = text.parse::<Listen>().unwrap().bind().await.unwrap().local_addr().unwrap();
-            assert_eq!(bound.ip().to_string(), ip, "{text}");
+            assert_eq!(bound.ip().to_string(), "127.0.0.1", "{text}");
         }
         for text in ["[::1]:7070", "0.0.0.0:7070", "node-1.example.com:7070", "my_host:0"] {
             assert!(text.parse::<Listen>().is_ok(), "{text}");

@@ -498,7 +498,11 @@ async fn nonsense_is_not_sent() {
         assert!(matches!(job.submit(&update).await, Err(ClientError::Argument(_))));
     }
     assert_eq!(server.count(), 0);
-    for bad in ["127.0.0.1:7070", "https://example.org", "http://a/?b", "ftp://a", ""] {
+    assert_eq!(
+        catchment_client::Client::new("127.0.0.1:7070").expect("an address is enough").url(),
+        "http://127.0.0.1:7070/"
+    );
+    for bad in ["https://example.org", "http://a/?b", "ftp://a", ""] {
         assert!(matches!(catchment_client::Client::new(bad), Err(ClientError::Argument(_))), "{bad}");
     }
 }

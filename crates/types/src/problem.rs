@@ -208,6 +208,7 @@ mod tests {
             "internal",
             "log_unavailable",
             "not_ready",
+            "round_given_up",
             "uid_required",
         ];
         assert!(Code::ALL.iter().map(|code| code.as_str()).eq(places), "a new code comes last");

@@ -348,7 +348,7 @@ impl Seen {
 
     fn spoilt(&self, tensor: &Placed) -> Option<String> {
         let (index, what) = self.bad?;
-        Some(format!("element {index} of tensor `{}` ({}) {what}", tensor.name, tensor.dtype))
+        Some(format!("element {index} of tensor `{}` {what} ({})", tensor.name, tensor.dtype))
     }
 }
 
