@@ -142,6 +142,8 @@ pub enum Fault {
     Damaged,
     /// It is refused because the log ends here.
     EndsAt(u64),
+    /// There is a mistake in the log's code.
+    Panics,
 }
 
 /// How often what happens, in percent; the rest of the appends and reads go well.
@@ -288,6 +290,7 @@ impl EventLog for Faulty {
             Fault::Refused => return Err(LogError::Refused("as the test wants it".to_owned())),
             Fault::Damaged => return Err(LogError::Damaged("as the test wants it".to_owned())),
             Fault::EndsAt(last) => return Err(LogError::Conflict { last }),
+            Fault::Panics => panic!("a mistake in the log"),
         }
         tokio::task::yield_now().await;
         self.inner.append(record, expected_last).await

@@ -265,10 +265,7 @@ impl Worker {
 
     /// Writes the checkpoint: the initial file's head, folded tensors from `out`, the rest from the version before.
     fn write(&self, out: &Scratch, facts: &Facts) -> Result<(Digest, u64), StepError> {
-        let disk = |error: std::io::Error| {
-            self.context.trouble.disk_refused(self.uid);
-            StepError::Again(format!("write model version {}: {error}", facts.version))
-        };
+        let disk = |error: std::io::Error| StepError::Disk(format!("write model version {}: {error}", facts.version));
         let models = &self.context.models;
         let before = models.file(self.uid, facts.previous.version, facts.previous.etag).map_err(disk)?;
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;

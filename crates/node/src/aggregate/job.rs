@@ -82,6 +82,9 @@ pub enum StepError {
     /// Something outside the function; the step is tried again.
     #[error("{0}")]
     Again(String),
+    /// The same: the data directory refused a write.
+    #[error("{0}")]
+    Disk(String),
     /// An accepted update is not in shared memory any more.
     #[error("the slab of {receipt} is missing")]
     Missing {

@@ -31,13 +31,12 @@ pub struct Told {
 pub struct Trouble {
     clock: Arc<dyn Clock>,
     jobs: Mutex<HashMap<JobUid, Told>>,
-    refused: Mutex<HashSet<JobUid>>,
 }
 
 impl Trouble {
     /// No job is in trouble.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, jobs: Mutex::default(), refused: Mutex::default() }
+        Self { clock, jobs: Mutex::default() }
     }
 
     /// A job's step failed and is tried again: logs and counts it besides.
@@ -51,7 +50,7 @@ impl Trouble {
             Some(spec.name.to_string())
         });
         let job = named.unwrap_or_else(|| uid.to_string());
-        let times = self.set(uid, error.to_string());
+        let times = self.note(uid, error.to_string(), matches!(error, StepError::Disk(_)));
         if is_panic {
             tracing::error!(job, times, %error, "a step of the aggregation panicked; trying again");
         } else {
@@ -59,11 +58,14 @@ impl Trouble {
         }
     }
 
-    /// The same without a word. Says how often in a row.
-    pub fn set(&self, uid: JobUid, text: impl Into<String>) -> u64 {
-        let mut text = text.into();
+    /// Something else that keeps a job from going on failed, which was logged and is tried again.
+    pub fn set(&self, uid: JobUid, text: impl Into<String>) {
+        self.note(uid, text.into(), false);
+    }
+
+    /// Says how often in a row.
+    fn note(&self, uid: JobUid, mut text: String, is_disk: bool) -> u64 {
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-        let is_disk = lock(&self.refused).remove(&uid);
         let at_ms = self.clock.now_ms();
         let mut jobs = lock(&self.jobs);
         let times = jobs.get(&uid).map_or(0, |told| told.times) + 1;
@@ -71,14 +73,8 @@ impl Trouble {
         times
     }
 
-    /// The data directory refused a write of this job, whose step fails for that: [`Trouble::set`] follows.
-    pub fn disk_refused(&self, uid: JobUid) {
-        lock(&self.refused).insert(uid);
-    }
-
     /// A job's step succeeded, or it has nothing left to do here.
     pub fn clear(&self, uid: JobUid) {
-        lock(&self.refused).remove(&uid);
         lock(&self.jobs).remove(&uid);
     }
 
@@ -124,8 +120,7 @@ mod tests {
     fn the_last_error_stands_until_a_step_succeeds() {
         let (job, other) = (JobUid::from_bytes([1; 16]), JobUid::from_bytes([2; 16]));
         let trouble = Trouble::new(Arc::new(Still));
-        trouble.disk_refused(job);
-        trouble.set(job, "no space left");
+        trouble.note(job, "no space left".to_owned(), true);
         trouble.set(other, "the function does not compile");
         let told = |text: &str, times, is_disk| Some(Told { text: text.to_owned(), at_ms: 7, times, is_disk });
         assert_eq!(trouble.of(job), told("no space left", 1, true));
@@ -134,7 +129,7 @@ mod tests {
         trouble.set(job, "é".repeat(1 << 10));
         assert_eq!(trouble.of(job), told(&"é".repeat(1 << 9), 2, false));
         assert_eq!(trouble.of_disk(), None, "this one was not the disk's");
-        trouble.disk_refused(other);
+        trouble.note(other, "no space left".to_owned(), true);
         trouble.clear(other);
         trouble.set(other, "again");
         assert_eq!(trouble.of(other), told("again", 1, false));
