@@ -22,9 +22,14 @@ setup: ## Find or install all that the other targets need, and say what was foun
 doctor: ## Say what is there, in which version, and what would be taken; installs nothing
 	$(XTASK) doctor
 
+# `make demo` routes nothing through the kernel: it goes without kernel programs, unless some are there, which must not be
+# older than the rest.
+KERNEL := yes
+demo: KERNEL := $(wildcard $(TARGET)/ebpf/*.o)
+
 carried:
 	$(TARGET)/release/xtask functions --install
-	$(TARGET)/release/xtask ebpf --install --optional
+	$(if $(KERNEL),$(TARGET)/release/xtask ebpf --install --optional,mkdir -p $(TARGET)/ebpf)
 
 worker:
 	$(CARGO) build --release --bin catchment-worker
@@ -33,7 +38,7 @@ worker:
 # built before both, because only one cargo at a time works in a build folder.
 build: ## Build the two programs, functions and kernel programs embedded, into $(TARGET)/release
 	$(CARGO) build --release --bin xtask
-	@$(MAKE) --no-print-directory --jobs=2 carried worker
+	@$(MAKE) --no-print-directory --jobs=2 carried worker KERNEL='$(KERNEL)'
 	$(EMBED) $(CARGO) build --release --bin catchment
 
 benches: build

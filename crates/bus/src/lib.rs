@@ -27,6 +27,7 @@ mod nats;
 mod snapshot;
 mod subject;
 
+use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,10 +60,12 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError::InUse`], [`BusError::Corrupt`], [`BusError::Open`].
-    pub async fn embedded(data_dir: &Path) -> Result<Self, BusError> {
-        Ok(Self {
-            log: Arc::new(embedded::EmbeddedLog::open(data_dir).await?),
-            events: Arc::new(local::LocalEvents::default()),
+    pub fn embedded(data_dir: &Path) -> BoxFuture<'_, Result<Self, BusError>> {
+        Box::pin(async {
+            Ok(Self {
+                log: Arc::new(embedded::EmbeddedLog::open(data_dir).await?),
+                events: Arc::new(local::LocalEvents::default()),
+            })
         })
     }
 
@@ -71,8 +74,9 @@ impl Bus {
     /// # Errors
     /// [`BusError::Config`], [`BusError::Connect`] after [`NatsConfig::connect_timeout`] at the
     /// latest, [`BusError::Stream`] when JetStream is off or the log's stream would lose records.
-    pub async fn nats(config: NatsConfig) -> Result<Self, BusError> {
-        nats::open(config).await
+    pub fn nats(config: NatsConfig) -> BoxFuture<'static, Result<Self, BusError>> {
+        // In a box: the client of NATS is then compiled here, once, and not again in each program that connects.
+        Box::pin(nats::open(config))
     }
 
     /// Everything in this process's memory: the same meaning, and nothing outlives it.

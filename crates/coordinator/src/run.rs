@@ -7,6 +7,7 @@ use catchment_fleet::{Fleet, NodeBeat, Zones};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
 use catchment_types::{Clock, Record};
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,13 @@ pub struct Coordinator {
 
 /// Decides whenever the state or the fleet changes or a deadline passes, while it is the one of the coordinators that
 /// does; stands by otherwise, and knows as much. Runs until dropped.
-pub async fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) {
+///
+/// In a box, so that it is compiled here, once.
+pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) -> BoxFuture<'static, ()> {
+    Box::pin(lead_or_stand_by(ledger, fleet, clock, coordinator))
+}
+
+async fn lead_or_stand_by(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) {
     let Coordinator { id, metrics, scale } = coordinator;
     let (mut changes, mut members) = (ledger.watch(), fleet.watch());
     let (mut leads, mut wanted) = (false, Wanted::new(scale));

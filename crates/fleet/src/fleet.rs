@@ -4,6 +4,7 @@ use crate::beat::{BEAT_BYTES_MAX, Beat, NodeBeat};
 use crate::members::{Counts, Members};
 use catchment_bus::{BusError, Events, Subscription};
 use catchment_types::{NodeId, NodesView, read_object};
+use futures::future::BoxFuture;
 use futures::StreamExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -71,7 +72,16 @@ impl Fleet {
     ///
     /// # Errors
     /// When heartbeats cannot be subscribed to.
-    pub async fn join(events: Arc<dyn Events>, speak: Speak, pace: Pace, life: [u8; 16]) -> Result<Self, BusError> {
+    pub fn join(
+        events: Arc<dyn Events>,
+        speak: Speak,
+        pace: Pace,
+        life: [u8; 16],
+    ) -> BoxFuture<'static, Result<Self, BusError>> {
+        Box::pin(Self::joined(events, speak, pace, life))
+    }
+
+    async fn joined(events: Arc<dyn Events>, speak: Speak, pace: Pace, life: [u8; 16]) -> Result<Self, BusError> {
         let heard = events.subscribe(BEATS, None).await?;
         let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
         let echoes = events.subscribe(&voice, None).await?;

@@ -7,6 +7,7 @@ use crate::snapshot::{self, SnapshotPace};
 use crate::state::State;
 use catchment_bus::{EventLog, LogError};
 use catchment_types::{Accept, EvaluationResult, JobUid, Record};
+use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -87,8 +88,9 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Unreadable`], with what the log said.
-    pub async fn open(log: Arc<dyn EventLog>, writer: [u8; 16]) -> Result<Self, LedgerError> {
-        Self::open_paced(log, writer, SnapshotPace::default()).await
+    pub fn open(log: Arc<dyn EventLog>, writer: [u8; 16]) -> BoxFuture<'static, Result<Self, LedgerError>> {
+        // In a box: replaying and writing are then compiled here, once, and not again in each program that opens a log.
+        Box::pin(Self::open_paced(log, writer, SnapshotPace::default()))
     }
 
     /// The same, and says how often snapshots are taken.

@@ -21,6 +21,7 @@ use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
 use catchment_types::{Entropy, JobUid, NodeId};
+use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,9 @@ pub enum NodeError {
 }
 
 /// One machine's gateway, shared memory and instances.
+///
+/// What runs for long is returned in a box: it is then compiled here, once, and not again in each program that waits
+/// for it.
 pub struct Node {
     context: Arc<Context>,
 }
@@ -67,7 +71,19 @@ impl Node {
     ///
     /// # Errors
     /// A data or slab directory that cannot be used, or a log that cannot be reached, each named.
-    pub async fn open(
+    pub fn open(
+        config: NodeConfig,
+        runners: Option<RunnersConfig>,
+        bus: Bus,
+        ledger: Ledger,
+        functions: Functions,
+        environment: Environment,
+        membership: Membership,
+    ) -> BoxFuture<'static, Result<Self, NodeError>> {
+        Box::pin(Self::opened(config, runners, bus, ledger, functions, environment, membership))
+    }
+
+    async fn opened(
         config: NodeConfig,
         runners: Option<RunnersConfig>,
         bus: Bus,
@@ -134,7 +150,11 @@ impl Node {
     ///
     /// # Errors
     /// When the bus cannot be listened to.
-    pub async fn run(self, listener: TcpListener) -> Result<(), NodeError> {
+    pub fn run(self, listener: TcpListener) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(self.ran(listener))
+    }
+
+    async fn ran(self, listener: TcpListener) -> Result<(), NodeError> {
         let context = self.context;
         let Ending { drain, stop } = &context.ending;
         let aggregation = aggregate::run(context.clone(), stop.clone());

@@ -1,5 +1,6 @@
 //! Accepts connections, as many as there is room for, and ends them in order.
 
+use futures::future::BoxFuture;
 use super::connection::{self, Served};
 use std::io;
 use std::sync::Arc;
@@ -14,7 +15,12 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 /// Serves until it is told to end, then lets open requests finish. From when it drains on, connections end with the
 /// request that they are at, so that clients which reconnect come to another node. `connections_max`: connections served
 /// at one time; more wait.
-pub async fn serve(served: Served, listener: TcpListener, connections_max: usize) {
+pub fn serve(served: Served, listener: TcpListener, connections_max: usize) -> BoxFuture<'static, ()> {
+    // In a box: what serves a connection is then compiled here, once, and not again in each program that serves.
+    Box::pin(accept(served, listener, connections_max))
+}
+
+async fn accept(served: Served, listener: TcpListener, connections_max: usize) {
     let places = Arc::new(Semaphore::new(connections_max));
     let tasks = TaskTracker::new();
     loop {
