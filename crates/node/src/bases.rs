@@ -6,10 +6,10 @@
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;
-use crate::peers::models::ensure;
+use crate::peers::models::ensure_from;
 use crate::submit::Submission;
 use catchment_ingest::{Base, largest};
-use catchment_types::{Digest, Fit, FunctionClass, JobUid, ModelCommit, Placed, UpdateKind};
+use catchment_types::{Digest, Fit, FunctionClass, JobUid, NodeId, Placed, UpdateKind};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -21,6 +21,14 @@ use tokio::sync::OnceCell;
 const VERSIONS_MAX: usize = 2;
 /// Bytes looked at at one time.
 const READ_BYTES: usize = 1 << 20;
+
+/// Which model version, and the node that made it.
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    version: u64,
+    etag: Digest,
+    node: NodeId,
+}
 
 /// A model version that deltas are added to.
 #[derive(Debug)]
@@ -48,17 +56,17 @@ pub struct Bases {
 impl Bases {
     /// The model that deltas of a round with this model are added to. `None` when its file cannot be had now: then nothing
     /// is known of it, and what becomes of the updates shows when their model is made.
-    pub async fn get(
+    async fn get(
         &self,
         context: &Arc<Context>,
         uid: JobUid,
-        commit: &ModelCommit,
+        Made { version, etag, node }: Made,
         model: &Arc<ModelLayout>,
     ) -> Option<Arc<BaseModel>> {
-        let cell = self.cell(uid, commit.etag);
+        let cell = self.cell(uid, etag);
         let find = || async {
-            ensure(context, uid, commit).await.map_err(|problem| problem.detail)?;
-            let file = context.models.file(uid, commit.version, commit.etag).map_err(|error| error.to_string())?;
+            ensure_from(context, uid, version, etag, node).await.map_err(|problem| problem.detail)?;
+            let file = context.models.file(uid, version, etag).map_err(|error| error.to_string())?;
             let model = model.clone();
             let look = move || look(file, &model).map_err(|error| error.to_string());
             tokio::task::spawn_blocking(look).await.map_err(|error| error.to_string())?.map(Arc::new)
@@ -118,12 +126,13 @@ pub async fn bounded(
     if submission.spec.update != UpdateKind::Delta {
         return (fit, None);
     }
-    let commit = context.ledger.read(|state| {
+    let made = context.ledger.read(|state| {
         let job = state.job(submission.uid)?;
-        Some(job.model(job.round_numbered(round)?.model_version)?.commit.clone())
+        let commit = &job.model(job.round_numbered(round)?.model_version)?.commit;
+        Some(Made { version: commit.version, etag: commit.etag, node: commit.node })
     });
-    let Some(commit) = commit else { return (fit, None) };
-    match context.bases.get(context, submission.uid, &commit, model).await {
+    let Some(made) = made else { return (fit, None) };
+    match context.bases.get(context, submission.uid, made, model).await {
         Some(base) => (fit.as_deltas(&model.layout, |tensor| base.largest.get(tensor).copied()), Some(base)),
         None => (fit, None),
     }
