@@ -205,9 +205,13 @@ fn baselines(arguments: &Arguments) -> Result<(Value, f64)> {
     let [clients, rounds, epochs, seed] =
         [arguments.clients as u64, arguments.rounds, EPOCHS, arguments.seed].map(|value| value.to_string());
     let common = ["--model", &arguments.model, "--rounds", &rounds, "--local-epochs", &epochs, "--seed", &seed];
-    let local = json_of(&worker, &[&["baseline", "local", "--clients", &clients], &common[..]].concat())?;
-    let pooled = json_of(&worker, &[&["baseline", "pooled"], &common[..]].concat())?;
-    Ok((local, number(&pooled["holdout"], "accuracy")))
+    let (local, pooled) = std::thread::scope(|scope| {
+        let local =
+            scope.spawn(|| json_of(&worker, &[&["baseline", "local", "--clients", &clients], &common[..]].concat()));
+        let pooled = json_of(&worker, &[&["baseline", "pooled"], &common[..]].concat());
+        (local.join().expect("it does not panic"), pooled)
+    });
+    Ok((local?, number(&pooled?["holdout"], "accuracy")))
 }
 
 fn number(value: &Value, field: &str) -> f64 {

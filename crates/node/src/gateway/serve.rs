@@ -1,7 +1,7 @@
 //! Accepts connections, as many as there is room for, and ends them in order.
 
-use futures::future::BoxFuture;
 use super::connection::{self, Served};
+use futures::future::BoxFuture;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
