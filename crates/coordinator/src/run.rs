@@ -30,56 +30,54 @@ pub struct Coordinator {
 ///
 /// In a box, so that it is compiled here, once.
 pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) -> BoxFuture<'static, ()> {
-    Box::pin(lead_or_stand_by(ledger, fleet, clock, coordinator))
-}
-
-async fn lead_or_stand_by(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) {
-    let Coordinator { id, metrics, scale } = coordinator;
-    let (mut changes, mut members) = (ledger.watch(), fleet.watch());
-    let (mut leads, mut wanted) = (false, Wanted::new(scale));
-    loop {
-        changes.mark_unchanged();
-        members.mark_unchanged();
-        if leads != fleet.is_leader(id) {
-            leads = !leads;
-            tracing::info!(leads, "this coordinator {}", if leads { "decides from now on" } else { "stands by" });
-        }
-        let now_ms = clock.now_ms();
-        let beats = fleet.live();
-        let (sequence, decision, nodes_wanted) = ledger.read(|state: &State| {
-            let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
-            let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
-            (state.sequence(), decide(state, &nodes, now_ms), wanted.step(state, &nodes, now_ms))
-        });
-        metrics.see(leads, fleet.counts(), sequence);
-        show_wanted(&metrics, &fleet, nodes_wanted, leads);
-        // Only the first is still valid once it is appended; the state's change brings us back for the rest.
-        if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
-            tracing::info!(?record, why = explained(&decision.explanations, &record), "decide");
-            match ledger.decide(record.clone(), sequence).await {
-                Ok(Outcome::Ignored(why)) => {
-                    // The state refuses what was decided on it: without a pause this would fill the log.
-                    tracing::error!(why, "a decision changed nothing");
-                    tokio::time::sleep(RETRY).await;
-                }
-                Ok(_) => metrics.count(&record),
-                Err(LedgerError::Stale { .. }) => {}
-                Err(LedgerError::Stopped) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "append decision");
-                    tokio::time::sleep(RETRY).await;
-                }
+    Box::pin(async move {
+        let Coordinator { id, metrics, scale } = coordinator;
+        let (mut changes, mut members) = (ledger.watch(), fleet.watch());
+        let (mut leads, mut wanted) = (false, Wanted::new(scale));
+        loop {
+            changes.mark_unchanged();
+            members.mark_unchanged();
+            if leads != fleet.is_leader(id) {
+                leads = !leads;
+                tracing::info!(leads, "this coordinator {}", if leads { "decides from now on" } else { "stands by" });
             }
-            continue;
+            let now_ms = clock.now_ms();
+            let beats = fleet.live();
+            let (sequence, decision, nodes_wanted) = ledger.read(|state: &State| {
+                let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
+                let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
+                (state.sequence(), decide(state, &nodes, now_ms), wanted.step(state, &nodes, now_ms))
+            });
+            metrics.see(leads, fleet.counts(), sequence);
+            show_wanted(&metrics, &fleet, nodes_wanted, leads);
+            // Only the first is still valid once it is appended; the state's change brings us back for the rest.
+            if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
+                tracing::info!(?record, why = explained(&decision.explanations, &record), "decide");
+                match ledger.decide(record.clone(), sequence).await {
+                    Ok(Outcome::Ignored(why)) => {
+                        // The state refuses what was decided on it: without a pause this would fill the log.
+                        tracing::error!(why, "a decision changed nothing");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    Ok(_) => metrics.count(&record),
+                    Err(LedgerError::Stale { .. }) => {}
+                    Err(LedgerError::Stopped) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "append decision");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                continue;
+            }
+            let look_again_ms = decision.look_again_ms.into_iter().chain(wanted.look_again_ms()).min();
+            let until_then = look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                changed = members.changed() => if changed.is_err() { return },
+                () = sleep_for(until_then) => {}
+            }
         }
-        let look_again_ms = decision.look_again_ms.into_iter().chain(wanted.look_again_ms()).min();
-        let until_then = look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            changed = members.changed() => if changed.is_err() { return },
-            () = sleep_for(until_then) => {}
-        }
-    }
+    })
 }
 
 /// Shows how many nodes are wanted: a line and a heartbeat when that changes.

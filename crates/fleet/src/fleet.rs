@@ -78,27 +78,25 @@ impl Fleet {
         pace: Pace,
         life: [u8; 16],
     ) -> BoxFuture<'static, Result<Self, BusError>> {
-        Box::pin(Self::joined(events, speak, pace, life))
-    }
-
-    async fn joined(events: Arc<dyn Events>, speak: Speak, pace: Pace, life: [u8; 16]) -> Result<Self, BusError> {
-        let heard = events.subscribe(BEATS, None).await?;
-        let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
-        let echoes = events.subscribe(&voice, None).await?;
-        let members = Arc::new(Mutex::new(Members::new(pace.quiet_after(), pace.lost_after)));
-        let (changes, urgent) = (watch::Sender::new(0), Arc::<Notify>::default());
-        let task = Task {
-            events,
-            members: members.clone(),
-            changes: changes.clone(),
-            urgent: urgent.clone(),
-            speak,
-            pace,
-            voice,
-            echo: Instant::now(),
-        };
-        let task = AbortOnDropHandle::new(tokio::spawn(task.run(heard, echoes)));
-        Ok(Self { members, changes, urgent, alone: false, _task: Arc::new(Some(task)) })
+        Box::pin(async move {
+            let heard = events.subscribe(BEATS, None).await?;
+            let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
+            let echoes = events.subscribe(&voice, None).await?;
+            let members = Arc::new(Mutex::new(Members::new(pace.quiet_after(), pace.lost_after)));
+            let (changes, urgent) = (watch::Sender::new(0), Arc::<Notify>::default());
+            let task = Task {
+                events,
+                members: members.clone(),
+                changes: changes.clone(),
+                urgent: urgent.clone(),
+                speak,
+                pace,
+                voice,
+                echo: Instant::now(),
+            };
+            let task = AbortOnDropHandle::new(tokio::spawn(task.run(heard, echoes)));
+            Ok(Self { members, changes, urgent, alone: false, _task: Arc::new(Some(task)) })
+        })
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {

@@ -80,65 +80,55 @@ impl Node {
         environment: Environment,
         membership: Membership,
     ) -> BoxFuture<'static, Result<Self, NodeError>> {
-        Box::pin(Self::opened(config, runners, bus, ledger, functions, environment, membership))
-    }
-
-    async fn opened(
-        config: NodeConfig,
-        runners: Option<RunnersConfig>,
-        bus: Bus,
-        ledger: Ledger,
-        functions: Functions,
-        environment: Environment,
-        membership: Membership,
-    ) -> Result<Self, NodeError> {
-        let Environment { clock, entropy, .. } = &environment;
-        let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
-        let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
-        let models = Models::open(&config.data_dir).map_err(data)?;
-        let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
-        let (store, recovered) = open_slabs(slabs).await?;
-        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-        let patience = membership.pace.map_or(Duration::ZERO, |pace| 2 * pace.interval);
-        let peers = join(&bus, &store, &metrics, &config, node, membership, &environment).await?;
-        check_models(&ledger, &models, &peers, patience).await?;
-        models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
-        let runners = start_runners(runners, &store).await?;
-        let holdings = Holdings::default();
-        aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
-        let Environment { clock, entropy, steps, ending } = environment;
-        let buffers = Buffers::new(config.buffer_bytes, metrics.buffer_bytes.clone());
-        let context = Arc::new(Context {
-            node,
-            ledger,
-            bus,
-            store,
-            models,
-            layouts: Layouts::default(),
-            bases: Default::default(),
-            functions,
-            runners,
-            metrics,
-            desk: Desk::new(entropy.bytes16()),
-            holdings,
-            peers,
-            digests: Digests::default(),
-            pieces: Default::default(),
-            readiness: Readiness::default(),
-            trouble: Trouble::new(clock.clone()),
-            parking: Parking::new(config.park_time, config.slab_budget_bytes),
-            lanes: Arc::new(Semaphore::new(config.lanes)),
-            buffers,
-            holders: Holders::new(config.pace.grace.min(config.room_wait / 2), config.pace.rate_min),
-            drafts: Drafts::new(config.drafts_max, config.draft_bytes_max),
-            room: Notify::new(),
-            clock,
-            entropy,
-            steps,
-            ending,
-            config,
-        });
-        Ok(Self { context })
+        Box::pin(async move {
+            let Environment { clock, entropy, .. } = &environment;
+            let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
+            let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
+            let models = Models::open(&config.data_dir).map_err(data)?;
+            let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
+            let (store, recovered) = open_slabs(slabs).await?;
+            let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+            let patience = membership.pace.map_or(Duration::ZERO, |pace| 2 * pace.interval);
+            let peers = join(&bus, &store, &metrics, &config, node, membership, &environment).await?;
+            check_models(&ledger, &models, &peers, patience).await?;
+            models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
+            let runners = start_runners(runners, &store).await?;
+            let holdings = Holdings::default();
+            aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
+            let Environment { clock, entropy, steps, ending } = environment;
+            let buffers = Buffers::new(config.buffer_bytes, metrics.buffer_bytes.clone());
+            let context = Arc::new(Context {
+                node,
+                ledger,
+                bus,
+                store,
+                models,
+                layouts: Layouts::default(),
+                bases: Default::default(),
+                functions,
+                runners,
+                metrics,
+                desk: Desk::new(entropy.bytes16()),
+                holdings,
+                peers,
+                digests: Digests::default(),
+                pieces: Default::default(),
+                readiness: Readiness::default(),
+                trouble: Trouble::new(clock.clone()),
+                parking: Parking::new(config.park_time, config.slab_budget_bytes),
+                lanes: Arc::new(Semaphore::new(config.lanes)),
+                buffers,
+                holders: Holders::new(config.pace.grace.min(config.room_wait / 2), config.pace.rate_min),
+                drafts: Drafts::new(config.drafts_max, config.draft_bytes_max),
+                room: Notify::new(),
+                clock,
+                entropy,
+                steps,
+                ending,
+                config,
+            });
+            Ok(Self { context })
+        })
     }
 
     /// Who is there, as this node sees it.
@@ -151,37 +141,35 @@ impl Node {
     /// # Errors
     /// When the bus cannot be listened to.
     pub fn run(self, listener: TcpListener) -> BoxFuture<'static, Result<(), NodeError>> {
-        Box::pin(self.ran(listener))
-    }
-
-    async fn ran(self, listener: TcpListener) -> Result<(), NodeError> {
-        let context = self.context;
-        let Ending { drain, stop } = &context.ending;
-        let aggregation = aggregate::run(context.clone(), stop.clone());
-        // Requests come to any node of a group: to those that stay.
-        let requests = small::run(context.clone(), drain.clone());
-        let checkins = desk::run(context.clone(), stop.clone());
-        let (rate_min, silence) = (context.config.pace.rate_min, context.config.read_silence);
-        let served = gateway::Served {
-            router: gateway::router(context.clone()),
-            clock: context.clock.clone(),
-            ending: context.ending.clone(),
-            pace: gateway::ReadPace { rate_min, silence },
-        };
-        let server = gateway::serve(served, listener, context.config.connections_max);
-        let (aggregated, answered, checked_in, (), ()) = tokio::join!(
-            end_on_error(aggregation, &context.ending),
-            end_on_error(requests, &context.ending),
-            end_on_error(checkins, &context.ending),
-            server,
-            drain::run(context.clone()),
-        );
-        context.parking.close();
-        aggregated?;
-        answered?;
-        checked_in?;
-        context.store.trim();
-        Ok(())
+        Box::pin(async move {
+            let context = self.context;
+            let Ending { drain, stop } = &context.ending;
+            let aggregation = aggregate::run(context.clone(), stop.clone());
+            // Requests come to any node of a group: to those that stay.
+            let requests = small::run(context.clone(), drain.clone());
+            let checkins = desk::run(context.clone(), stop.clone());
+            let (rate_min, silence) = (context.config.pace.rate_min, context.config.read_silence);
+            let served = gateway::Served {
+                router: gateway::router(context.clone()),
+                clock: context.clock.clone(),
+                ending: context.ending.clone(),
+                pace: gateway::ReadPace { rate_min, silence },
+            };
+            let server = gateway::serve(served, listener, context.config.connections_max);
+            let (aggregated, answered, checked_in, (), ()) = tokio::join!(
+                end_on_error(aggregation, &context.ending),
+                end_on_error(requests, &context.ending),
+                end_on_error(checkins, &context.ending),
+                server,
+                drain::run(context.clone()),
+            );
+            context.parking.close();
+            aggregated?;
+            answered?;
+            checked_in?;
+            context.store.trim();
+            Ok(())
+        })
     }
 }
 

@@ -17,38 +17,36 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 /// at one time; more wait.
 pub fn serve(served: Served, listener: TcpListener, connections_max: usize) -> BoxFuture<'static, ()> {
     // In a box: what serves a connection is then compiled here, once, and not again in each program that serves.
-    Box::pin(accept(served, listener, connections_max))
-}
-
-async fn accept(served: Served, listener: TcpListener, connections_max: usize) {
-    let places = Arc::new(Semaphore::new(connections_max));
-    let tasks = TaskTracker::new();
-    loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place.expect("never closed"),
-            () = served.ending.stop.cancelled() => break,
-        };
-        let stream = tokio::select! {
-            () = served.ending.stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    pause_after(&error).await;
-                    continue;
+    Box::pin(async move {
+        let places = Arc::new(Semaphore::new(connections_max));
+        let tasks = TaskTracker::new();
+        loop {
+            let place = tokio::select! {
+                place = places.clone().acquire_owned() => place.expect("never closed"),
+                () = served.ending.stop.cancelled() => break,
+            };
+            let stream = tokio::select! {
+                () = served.ending.stop.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        pause_after(&error).await;
+                        continue;
+                    }
+                },
+            };
+            let served = served.clone();
+            tasks.spawn(async move {
+                let _place = place;
+                if let Err(error) = connection::serve(served, stream).await {
+                    tracing::debug!(%error, "connection ended");
                 }
-            },
-        };
-        let served = served.clone();
-        tasks.spawn(async move {
-            let _place = place;
-            if let Err(error) = connection::serve(served, stream).await {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
-    }
-    drop(listener);
-    tasks.close();
-    tokio::time::timeout(STOP_TIME, tasks.wait()).await.ok();
+            });
+        }
+        drop(listener);
+        tasks.close();
+        tokio::time::timeout(STOP_TIME, tasks.wait()).await.ok();
+    })
 }
 
 /// Out of descriptors or memory: wait for some to come back instead of spinning.
