@@ -1,7 +1,8 @@
 //! A cluster as processes: a NATS server, nodes and coordinators, each with its own data and shared memory, on loopback or
 //! on hosts of their own.
 
-use crate::programs::{catchment, catchment_command, free_port, functions_dir, uninfluenced};
+use crate::ports::free_port;
+use crate::programs::{catchment, catchment_command, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
 use crate::{Api, Host, Job, Nats, Network, Process, until};
 use std::collections::BTreeMap;

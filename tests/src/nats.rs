@@ -1,7 +1,8 @@
 //! A real NATS server of a test's own: a free port, a JetStream store that is removed with it, killed on drop.
 
 use crate::Host;
-use crate::programs::{free_port, nats_server};
+use crate::ports::free_port;
+use crate::programs::nats_server;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};

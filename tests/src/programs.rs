@@ -1,8 +1,6 @@
 //! Where the programs under test are, and how to get them when they are not there.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Read;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -88,12 +86,4 @@ pub fn run_to_end(arguments: &[&str], patience: Duration) -> Output {
     let stdout = read(child.stdout.as_mut().map(|pipe| pipe as &mut dyn Read));
     let stderr = read(child.stderr.as_mut().map(|pipe| pipe as &mut dyn Read));
     Output { status, stdout, stderr }
-}
-
-/// A port that nobody listens on, outside the range that outgoing connections take theirs from, so that it stays free
-/// while its server is away.
-pub fn free_port() -> u16 {
-    let random = RandomState::new().build_hasher().finish();
-    let mut ports = (0..20_000).map(|step| 10_000 + ((random % 20_000 + step * 7) % 20_000) as u16);
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }

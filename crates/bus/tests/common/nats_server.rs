@@ -1,11 +1,15 @@
 //! A real nats-server for a test: a free port, a JetStream store of its own, killed on drop.
 
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
+
+pub use ports::free_port;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub struct NatsServer {
@@ -120,11 +124,6 @@ impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A port nobody listens on now.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Starts the server and waits until it greets. None when it ends before that.
