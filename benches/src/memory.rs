@@ -3,11 +3,13 @@
 use crate::observe::free_bytes;
 use anyhow::{Result, ensure};
 use catchment_runtime::{Dtype, UpdateWindow, Window};
-use catchment_slab::{Accumulator, HUGE_BYTES, Slab, SlabMut, SlabStore, StoreConfig};
+use catchment_slab::{Accumulator, HUGE_BYTES, Owner, Slab, SlabMut, SlabStore, StoreConfig};
 use std::os::fd::BorrowedFd;
 use tempfile::TempDir;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// A bench is for itself.
+const OWNER: Owner = Owner::new([0; 32]);
 /// Left to others.
 const SPARE_BYTES: u64 = 2 << 30;
 
@@ -39,7 +41,7 @@ impl Memory {
 
     /// A frozen slab of numbers that mean nothing, the same in each.
     pub fn numbers<T: IntoBytes + Immutable>(&self, elements: usize, number: impl Fn(usize) -> T) -> Result<Slab> {
-        let mut slab = self.store.grant((elements * size_of::<T>()) as u64)?;
+        let mut slab = self.store.grant(OWNER, (elements * size_of::<T>()) as u64)?;
         for (i, bytes) in slab.bytes_mut().chunks_exact_mut(size_of::<T>()).enumerate() {
             bytes.copy_from_slice(number(i).as_bytes());
         }
@@ -48,14 +50,14 @@ impl Memory {
 
     /// A frozen slab with these bytes.
     pub fn copy(&self, of: &[u8]) -> Result<Slab> {
-        let mut slab = self.store.grant(of.len() as u64)?;
+        let mut slab = self.store.grant(OWNER, of.len() as u64)?;
         slab.bytes_mut().copy_from_slice(of);
         Ok(slab.freeze(b"")?)
     }
 
     /// A slab of zeros to be written natively.
     pub fn zeros(&self, bytes: u64) -> Result<SlabMut> {
-        let mut slab = self.store.grant(bytes)?;
+        let mut slab = self.store.grant(OWNER, bytes)?;
         slab.bytes_mut().fill(0);
         Ok(slab)
     }
@@ -63,7 +65,7 @@ impl Memory {
     /// Two blocks of partial for so many coordinates, zero at first because the store is new.
     pub fn blocks(&self, elements: usize) -> Result<Blocks> {
         let block_bytes = (elements as u64 * 8).next_multiple_of(HUGE_BYTES);
-        let accumulator = self.store.grant_accumulator(1, 2 * block_bytes, b"")?;
+        let accumulator = self.store.grant_accumulator(OWNER, 1, 2 * block_bytes, b"")?;
         Ok(Blocks { accumulator, block_bytes, current: 0 })
     }
 }

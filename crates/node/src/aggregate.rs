@@ -34,6 +34,7 @@ pub use trouble::Trouble;
 use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::metrics::Metrics;
+use crate::owner::owner;
 use crate::parking::Address;
 use crate::peers::models::keep_in_step;
 use crate::subjects;
@@ -76,7 +77,9 @@ pub fn prepare(
     let ranges = ranges::cut(layout).len();
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf, incarnation };
-        context.holdings.leaf_or(key, || leaf::Leaf::create(&context.store, key, layout.elements(), ranges))?;
+        context
+            .holdings
+            .leaf_or(key, || leaf::Leaf::create(&context.store, owner(spec, uid), key, layout.elements(), ranges))?;
     }
     Ok(())
 }
@@ -123,6 +126,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
         wakers: HashMap::new(),
         seen: HashMap::new(),
     };
+    // What was found at the start is known from now on: a job that is deleted next is missed.
+    dispatcher.follow();
     let mut waiting = dispatcher.sweep();
     let ended = loop {
         tokio::select! {

@@ -22,6 +22,7 @@ mod meant;
 mod metrics;
 mod models;
 mod node;
+mod owner;
 mod parking;
 mod peers;
 mod readiness;

@@ -11,6 +11,7 @@ use crate::gateway::body::Body;
 use crate::head::{ReadHead, read_head};
 use crate::holders::Pressed;
 use crate::layouts::ModelLayout;
+use crate::owner::owner;
 use crate::peers::models::ensure;
 use crate::slab_meta::SlabMeta;
 use crate::submit::{Submission, internal, refusal};
@@ -89,14 +90,14 @@ impl Upload {
         }
         let (fit, base) = bounded(context, &submission, kept.round(), &model, fit).await;
         let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
-        let (store, bytes, spare) =
-            (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
+        let (store, owner, bytes, spare) =
+            (context.store.clone(), owner(&spec, uid), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
         let most = bytes.max(model.layout.elements() * 16);
         // First what folding needs: updates that fill the memory before would never leave it.
         let incarnation = context.ledger.read(|state| state.incarnation(context.node));
         let prepare = move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model);
         with_room(context, most, prepare).await?;
-        let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
+        let mut slab = with_room(context, bytes, move || store.grant_sparing(owner, bytes, spare)).await?;
         context.done(Step::Granted);
         if let Some(at) = fit.head_at {
             slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());

@@ -70,7 +70,7 @@ impl Accumulator {
     }
 
     /// Where the data begins in the file of [`Accumulator::fd`]: a multiple of 4096. When granted, the data and the
-    /// rest of its last page hold whatever an earlier use left; clear them before a function sees them.
+    /// rest of its last page hold zeros, or whatever an earlier use of the same owner left there.
     pub fn data_offset(&self) -> u64 {
         self.parts.extent.data_offset()
     }

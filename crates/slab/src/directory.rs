@@ -139,6 +139,20 @@ impl Directory {
         (self.huge.load(Relaxed), self.small.load(Relaxed))
     }
 
+    /// Overwrites all of a slab's file but its header with zeros. Its pages stay: to give them back and take others
+    /// would cost a fault for each.
+    pub(crate) fn zero(&self, file: &File, index: u32, file_bytes: u64) -> Result<(), SlabError> {
+        const ZEROS: &[u8] = &[0; 256 << 10];
+        let mut at = PAGE_BYTES;
+        while at < file_bytes {
+            let take = (file_bytes - at).min(ZEROS.len() as u64);
+            file.write_all_at(&ZEROS[..take as usize], at)
+                .map_err(|error| SlabError::doing("zero", &self.slab_path(index))(error))?;
+            at += take;
+        }
+        Ok(())
+    }
+
     /// Writes a slab's header over whatever the page held.
     pub(crate) fn write_header(&self, file: &File, header: &Header, state: State) -> Result<(), SlabError> {
         file.write_all_at(&header.encode(state), 0)

@@ -24,12 +24,12 @@
 //! * An [`Accumulator`] is the same memory with control words that survive `kill -9`; it is kept from the start.
 //!
 //! ```
-//! use catchment_slab::{SlabStore, StoreConfig};
+//! use catchment_slab::{Owner, SlabStore, StoreConfig};
 //! # let dir = tempfile::tempdir()?;
 //! # let dir = dir.path().join("slabs");
 //! let config = StoreConfig { dir, budget_bytes: 1 << 20 };
 //! let (store, _) = SlabStore::open(config.clone())?;
-//! let mut granted = store.grant(5)?;
+//! let mut granted = store.grant(Owner::new([7; 32]), 5)?;
 //! granted.bytes_mut().copy_from_slice(b"delta");
 //! let id = granted.freeze(b"client 7, round 3")?.id();
 //! drop(store); // or die
@@ -75,8 +75,10 @@
 //! * **Large files are made of huge pages** (`MADV_COLLAPSE`, which works on a tmpfs whatever its setting), once, because
 //!   files are reused: their data begins on a huge page, and so mapping them costs next to nothing. Where the kernel
 //!   refuses they stay as they are.
-//! * **The bytes of another use may still be there.** [`SlabMut::bytes_mut`] and an accumulator's data are not cleared;
-//!   only the rest of a slab's last page is, as windows show whole pages.
+//! * **The bytes of another use of the same [`Owner`] may still be there.** [`SlabMut::bytes_mut`] and an accumulator's
+//!   data are not cleared then; only the rest of a slab's last page is, as windows show whole pages. A file that another
+//!   owner used last is overwritten with zeros before it is granted. Who used a file last is not written down, so after
+//!   a restart every file counts as another's.
 //! * **A file is for updates or for accumulators, in all its uses.** Accumulators are handed to other processes for
 //!   writing, and who had one may still have it open: an update never lies where it could be written.
 //! * **Readers get a descriptor opened read-only.** The kernel refuses `PROT_WRITE` on it, also by `mprotect`. A process
@@ -96,6 +98,7 @@ mod error;
 mod extent;
 mod header;
 mod map;
+mod owner;
 mod record;
 mod recover;
 mod shared;
@@ -108,6 +111,7 @@ pub use catchment_types::SlabId;
 pub use error::SlabError;
 pub use extent::{HUGE_BYTES, PAGE_BYTES};
 pub use header::META_BYTES_MAX;
+pub use owner::Owner;
 pub use slab::{Slab, SlabMut};
 pub use store::{CONTROL_WORDS_MAX, Recovered, SlabStore, StoreConfig};
 pub use table::Usage;

@@ -59,7 +59,7 @@ pub(crate) fn recover(directory: &Directory, budget_bytes: u64) -> Result<(Table
                 found.slabs.push(facts);
             }
             Kind::Accumulator => {
-                table.enter_accumulator(Place { id: header.id, file_bytes: header.file_bytes, kind: header.kind });
+                table.enter_accumulator(place_of(&header));
                 found.accumulators.push(header);
             }
         }
@@ -98,12 +98,17 @@ fn survey(directory: &Directory) -> Result<Survey, SlabError> {
             }
             Page::Whole(header, State::Kept) => survey.kept.push(header),
             Page::Whole(header, State::Free | State::Writing) => {
-                survey.free.push(Place { id: header.id, file_bytes: header.file_bytes, kind: header.kind });
+                survey.free.push(place_of(&header));
             }
         }
     }
     survey.kept.sort_by_key(|header| header.id.index());
     Ok(survey)
+}
+
+/// The file of a header. Whose it was is not written down.
+fn place_of(header: &Header) -> Place {
+    Place { id: header.id, file_bytes: header.file_bytes, kind: header.kind, owner: None }
 }
 
 /// Keeps free files for reuse as far as the budget goes, and unlinks the rest.

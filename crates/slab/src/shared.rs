@@ -8,6 +8,7 @@ use crate::directory::Directory;
 use crate::error::SlabError;
 use crate::extent::Extent;
 use crate::header::{Header, Kind, State};
+use crate::owner::Owner;
 use crate::table::{Place, Step, Table};
 use catchment_types::SlabId;
 use std::fs::File;
@@ -22,6 +23,14 @@ pub(crate) struct Inner {
     /// Held while free files are unlinked for somebody, so that a second grant waits for the memory instead of
     /// being refused. Taken before `table`, never after.
     making_room: Mutex<()>,
+}
+
+/// A file for a wish.
+struct Found {
+    place: Place,
+    file: File,
+    /// Whether it may hold what another owner wrote.
+    is_foreign: bool,
 }
 
 /// One hold on one use of one slab; dropping it lets go.
@@ -51,31 +60,38 @@ impl Inner {
     /// id that was seen once is on file, and never comes again.
     pub(crate) fn place(
         self: &Arc<Self>,
+        owner: Owner,
         kind: Kind,
         extent: Extent,
         spare_bytes: u64,
         meta: &[u8],
     ) -> Result<(Hold, File, u64), SlabError> {
-        let (place, file) = self.find_file(kind, extent.file_bytes(), spare_bytes)?;
+        let Found { place, file, is_foreign } = self.find_file(owner, kind, extent.file_bytes(), spare_bytes)?;
         let Place { id, file_bytes, .. } = place;
         let hold = Hold { store: Arc::clone(self), id };
+        if is_foreign {
+            // Before the header says whose it is now: a kill in between leaves a file that is nobody's, and is zeroed
+            // again. All of the file, not the extent alone: other processes are handed the whole of it.
+            self.directory.zero(&file, id.index(), file_bytes)?;
+        }
         let header = Header { kind, id, file_bytes, extent, meta: meta.into() };
         self.directory.write_header(&file, &header, State::Writing)?;
         Ok((hold, file, file_bytes))
     }
 
-    fn find_file(&self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Result<(Place, File), SlabError> {
+    fn find_file(&self, owner: Owner, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Result<Found, SlabError> {
         let mut system_was_full = false;
         // Each turn ends here, takes a damaged file off the books, or is the second with the system full.
         loop {
-            if let Some(place) = self.make_room(kind, wanted_bytes, spare_bytes)? {
+            if let Some((place, is_foreign)) = self.make_room(owner, kind, wanted_bytes, spare_bytes)? {
                 if let Some(file) = self.open_recycled(place)? {
-                    return Ok((place, file));
+                    return Ok(Found { place, file, is_foreign });
                 }
                 continue;
             }
-            match self.make_file(kind, wanted_bytes) {
-                Ok(Some(made)) => return Ok(made),
+            match self.make_file(owner, kind, wanted_bytes) {
+                // The kernel zeroes what it gives.
+                Ok(Some((place, file))) => return Ok(Found { place, file, is_foreign: false }),
                 Ok(None) if system_was_full => {
                     return Err(self.no_room(wanted_bytes, self.directory.available_bytes()));
                 }
@@ -88,13 +104,20 @@ impl Inner {
         }
     }
 
-    /// A free file in its new use, or nothing and `wanted_bytes` reserved for a new one.
-    fn make_room(&self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Result<Option<Place>, SlabError> {
+    /// A free file in its new use and whether another owner used it last, or nothing and `wanted_bytes` reserved for a
+    /// new one.
+    fn make_room(
+        &self,
+        owner: Owner,
+        kind: Kind,
+        wanted_bytes: u64,
+        spare_bytes: u64,
+    ) -> Result<Option<(Place, bool)>, SlabError> {
         let mut turn = None;
         loop {
-            let step = self.table().step(kind, wanted_bytes, spare_bytes);
+            let step = self.table().step(owner, kind, wanted_bytes, spare_bytes);
             match (step, &turn) {
-                (Step::Recycled(place), _) => return Ok(Some(place)),
+                (Step::Recycled { place, is_foreign }, _) => return Ok(Some((place, is_foreign))),
                 (Step::Reserved, _) => return Ok(None),
                 (Step::Full { free_bytes }, _) => return Err(self.no_room(wanted_bytes, free_bytes)),
                 // Look again with the turn: whoever had it may have made the room.
@@ -134,7 +157,7 @@ impl Inner {
     }
 
     /// Makes the file for reserved bytes and enters it, or gives the reservation up.
-    fn make_file(&self, kind: Kind, file_bytes: u64) -> Result<Option<(Place, File)>, SlabError> {
+    fn make_file(&self, owner: Owner, kind: Kind, file_bytes: u64) -> Result<Option<(Place, File)>, SlabError> {
         let made = self.directory.record().new_index().and_then(|index| {
             let index = index.ok_or_else(|| SlabError::NamesUsedUp { dir: self.directory.path().to_owned() })?;
             Ok(self.directory.create_slab(index, file_bytes)?.map(|file| (index, file)))
@@ -142,7 +165,7 @@ impl Inner {
         let mut table = self.table();
         match made {
             Ok(Some((index, file))) => {
-                let place = Place { id: SlabId::new(index, 1), file_bytes, kind };
+                let place = Place { id: SlabId::new(index, 1), file_bytes, kind, owner: Some(owner) };
                 table.enter_granted(place);
                 Ok(Some((place, file)))
             }

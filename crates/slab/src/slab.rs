@@ -48,8 +48,8 @@ impl SlabMut {
         self.len() == 0
     }
 
-    /// The update's bytes, beginning on a page. They hold whatever an earlier use left; the writer sets every one of
-    /// them, gaps between tensors included, because functions will see them all.
+    /// The update's bytes, beginning on a page. They hold zeros or whatever an earlier use of the same owner left; the
+    /// writer sets every one of them, gaps between tensors included, because functions will see them all.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.extent.data_len() as usize;
         &mut self.map.bytes_mut()[..len]

@@ -5,6 +5,7 @@ use crate::directory::Directory;
 use crate::error::SlabError;
 use crate::extent::Extent;
 use crate::header::{Kind, check_meta};
+use crate::owner::Owner;
 use crate::recover;
 use crate::shared::{Hold, Inner};
 use crate::slab::{Slab, SlabMut};
@@ -58,32 +59,35 @@ impl SlabStore {
         Ok((Self { inner }, recovered))
     }
 
-    /// Grants a slab for an update of `len_bytes` bytes, its pages ready to be written. Blocks for a few milliseconds
-    /// per 100 MB over a recycled file and some hundred over a fresh one, outside the store's lock.
+    /// Grants `owner` a slab for an update of `len_bytes` bytes, its pages ready to be written. Blocks for a few
+    /// milliseconds per 100 MB over a recycled file, some ten over another owner's and some hundred over a fresh one,
+    /// outside the store's lock.
     ///
     /// # Errors
     /// [`SlabError::NoRoom`], which passes; and what the system refuses.
-    pub fn grant(&self, len_bytes: u64) -> Result<SlabMut, SlabError> {
-        self.grant_sparing(len_bytes, 0)
+    pub fn grant(&self, owner: Owner, len_bytes: u64) -> Result<SlabMut, SlabError> {
+        self.grant_sparing(owner, len_bytes, 0)
     }
 
     /// The same, if `spare_bytes` of the budget are still free afterwards: for those whose work gives memory back.
     ///
     /// # Errors
     /// As [`SlabStore::grant`].
-    pub fn grant_sparing(&self, len_bytes: u64, spare_bytes: u64) -> Result<SlabMut, SlabError> {
+    pub fn grant_sparing(&self, owner: Owner, len_bytes: u64, spare_bytes: u64) -> Result<SlabMut, SlabError> {
         let extent = self.inner.extent(0, len_bytes)?;
-        let (hold, file, file_bytes) = self.inner.place(Kind::Update, extent, spare_bytes, &[])?;
+        let (hold, file, file_bytes) = self.inner.place(owner, Kind::Update, extent, spare_bytes, &[])?;
         SlabMut::new(hold, file, file_bytes, extent)
     }
 
-    /// Grants an accumulator with `control_words` zeroed words and `data_len` bytes of data, which holds whatever
-    /// an earlier use left there. It is kept, like a frozen slab, from the moment this returns.
+    /// Grants `owner` an accumulator with `control_words` zeroed words and `data_len` bytes of data, which holds zeros
+    /// or whatever an earlier use of the same owner left there. It is kept, like a frozen slab, from the moment this
+    /// returns.
     ///
     /// # Errors
     /// [`SlabError::NoRoom`], [`SlabError::MetaTooLong`], [`SlabError::ControlTooLong`]; and what the system refuses.
     pub fn grant_accumulator(
         &self,
+        owner: Owner,
         control_words: usize,
         data_len: u64,
         meta: &[u8],
@@ -93,7 +97,7 @@ impl SlabStore {
             return Err(SlabError::ControlTooLong { words: control_words, limit: CONTROL_WORDS_MAX });
         }
         let extent = self.inner.extent(control_words as u64, data_len)?;
-        let (hold, file, _) = self.inner.place(Kind::Accumulator, extent, 0, meta)?;
+        let (hold, file, _) = self.inner.place(owner, Kind::Accumulator, extent, 0, meta)?;
         Accumulator::begin(hold, file, extent, meta)
     }
 

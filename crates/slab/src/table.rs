@@ -6,8 +6,9 @@
 
 use crate::extent::{Extent, recyclable_bytes_max};
 use crate::header::Kind;
+use crate::owner::Owner;
 use catchment_types::SlabId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// What a frozen slab says of itself.
@@ -27,6 +28,8 @@ pub(crate) struct Place {
     /// What the file is for, in all its uses: other processes may have had an accumulator open for writing, so it never
     /// becomes an update.
     pub(crate) kind: Kind,
+    /// Who uses it, or, when free, used it last. `None`: nobody knows, because an earlier process did.
+    pub(crate) owner: Option<Owner>,
 }
 
 /// Bytes of the store by state, headers and rounding included.
@@ -59,7 +62,12 @@ impl Usage {
 #[derive(Debug)]
 pub(crate) enum Step {
     /// A free file serves, in its new use; it is entered as granted.
-    Recycled(Place),
+    Recycled {
+        /// The file.
+        place: Place,
+        /// Whether it may hold what another owner wrote.
+        is_foreign: bool,
+    },
     /// There is room for a new file; its bytes are counted as granted.
     Reserved,
     /// There would be room if free files of `shortfall_bytes` were unlinked.
@@ -96,29 +104,31 @@ struct Use {
 #[derive(Debug)]
 pub(crate) struct Table {
     uses: HashMap<u32, Use>,
-    /// Free files by kind and size. The last one in is the first one out: its pages are the warmest.
-    free: BTreeMap<(Kind, u64), Vec<Place>>,
+    /// Free files by kind, who used them last, and size. The last one in is the first one out: its pages are the warmest.
+    free: BTreeMap<(Kind, Option<Owner>, u64), Vec<Place>>,
+    /// The same files by kind and size: whose there are.
+    owners: BTreeMap<(Kind, u64), BTreeSet<Option<Owner>>>,
     usage: Usage,
 }
 
 impl Table {
     pub(crate) fn new(budget_bytes: u64) -> Self {
         let usage = Usage { budget_bytes, ..Usage::default() };
-        Self { uses: HashMap::new(), free: BTreeMap::new(), usage }
+        Self { uses: HashMap::new(), free: BTreeMap::new(), owners: BTreeMap::new(), usage }
     }
 
     pub(crate) fn usage(&self) -> Usage {
         self.usage
     }
 
-    /// Decides how a wish for a file of `wanted_bytes` goes on that leaves `spare_bytes` for others.
-    pub(crate) fn step(&mut self, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Step {
+    /// Decides how `owner`'s wish for a file of `wanted_bytes` goes on that leaves `spare_bytes` for others.
+    pub(crate) fn step(&mut self, owner: Owner, kind: Kind, wanted_bytes: u64, spare_bytes: u64) -> Step {
         let free_bytes = self.usage.budget_bytes.saturating_sub(self.usage.in_use_bytes());
         if wanted_bytes.saturating_add(spare_bytes) > free_bytes {
             return Step::Full { free_bytes: free_bytes.saturating_sub(spare_bytes) };
         }
-        if let Some(place) = self.take_recycled(kind, wanted_bytes) {
-            return Step::Recycled(place);
+        if let Some((place, is_foreign)) = self.take_recycled(owner, kind, wanted_bytes) {
+            return Step::Recycled { place, is_foreign };
         }
         let total_after = self.usage.total_bytes().saturating_add(wanted_bytes);
         if total_after <= self.usage.budget_bytes {
@@ -128,33 +138,47 @@ impl Table {
         Step::Crowded { shortfall_bytes: total_after - self.usage.budget_bytes }
     }
 
-    fn take_recycled(&mut self, kind: Kind, wanted_bytes: u64) -> Option<Place> {
-        let fits = (kind, wanted_bytes)..=(kind, recyclable_bytes_max(wanted_bytes));
-        let class = *self.free.range(fits).next()?.0;
-        let file_bytes = class.1;
+    /// A free file that `owner` used last, which costs nothing, or else another one, which costs less than a fresh one.
+    fn take_recycled(&mut self, owner: Owner, kind: Kind, wanted_bytes: u64) -> Option<(Place, bool)> {
+        let largest = recyclable_bytes_max(wanted_bytes);
+        let own = (kind, Some(owner), wanted_bytes)..=(kind, Some(owner), largest);
+        let own = self.free.range(own).next().map(|(class, _)| *class);
+        let class = own.or_else(|| {
+            let (&(_, file_bytes), owners) = self.owners.range((kind, wanted_bytes)..=(kind, largest)).next()?;
+            // First those that nobody can have for nothing any more: `None` comes before every owner.
+            Some((kind, *owners.first().expect("an empty set is removed"), file_bytes))
+        })?;
         let last = self.pop_free(class);
         let generation = last.id.generation().checked_add(1).expect("a place in its last generation is not freed");
-        let place = Place { id: SlabId::new(last.id.index(), generation), file_bytes, kind };
-        self.usage.free_bytes -= file_bytes;
-        self.usage.granted_bytes += file_bytes;
+        let place = Place { id: SlabId::new(last.id.index(), generation), owner: Some(owner), ..last };
+        self.usage.free_bytes -= place.file_bytes;
+        self.usage.granted_bytes += place.file_bytes;
         self.enter(place, Life::Granted, false);
-        Some(place)
+        Some((place, own.is_none()))
     }
 
     /// Takes the free file that best covers `shortfall_bytes`, or the largest. It stays counted as free until
     /// [`Table::forget_free`], so that nobody counts on its memory before it is back.
     pub(crate) fn take_free(&mut self, shortfall_bytes: u64) -> Option<Place> {
-        let covers = |kind| self.free.range((kind, shortfall_bytes)..=(kind, u64::MAX)).next().map(|(class, _)| *class);
-        let closest = Kind::ALL.into_iter().filter_map(covers).min_by_key(|class| class.1);
-        let largest = || self.free.keys().max_by_key(|class| class.1).copied();
-        Some(self.pop_free(closest.or_else(largest)?))
+        let covers = |kind| self.owners.range((kind, shortfall_bytes)..=(kind, u64::MAX)).next();
+        let closest = Kind::ALL.into_iter().filter_map(covers).min_by_key(|(class, _)| class.1);
+        let largest = || self.owners.iter().max_by_key(|(class, _)| class.1);
+        let (&(kind, file_bytes), owners) = closest.or_else(largest)?;
+        let owner = *owners.first().expect("an empty set is removed");
+        Some(self.pop_free((kind, owner, file_bytes)))
     }
 
-    fn pop_free(&mut self, class: (Kind, u64)) -> Place {
+    fn pop_free(&mut self, class: (Kind, Option<Owner>, u64)) -> Place {
         let places = self.free.get_mut(&class).expect("the class was just found");
         let place = places.pop().expect("an empty class is removed");
         if places.is_empty() {
             self.free.remove(&class);
+            let (kind, owner, file_bytes) = class;
+            let owners = self.owners.get_mut(&(kind, file_bytes)).expect("every class has its owners");
+            owners.remove(&owner);
+            if owners.is_empty() {
+                self.owners.remove(&(kind, file_bytes));
+            }
         }
         place
     }
@@ -182,7 +206,7 @@ impl Table {
     /// Enters a frozen slab found at start, held by the store and by one handle.
     pub(crate) fn enter_frozen(&mut self, facts: &Arc<Facts>) {
         self.usage.frozen_bytes += facts.file_bytes;
-        let place = Place { id: facts.id, file_bytes: facts.file_bytes, kind: Kind::Update };
+        let place = Place { id: facts.id, file_bytes: facts.file_bytes, kind: Kind::Update, owner: None };
         self.enter(place, Life::Frozen(Arc::clone(facts)), true);
     }
 
@@ -194,8 +218,10 @@ impl Table {
 
     /// Enters a free file found at start.
     pub(crate) fn enter_free(&mut self, place: Place) {
-        self.usage.free_bytes += place.file_bytes;
-        self.free.entry((place.kind, place.file_bytes)).or_default().push(place);
+        let Place { kind, owner, file_bytes, .. } = place;
+        self.usage.free_bytes += file_bytes;
+        self.owners.entry((kind, file_bytes)).or_default().insert(owner);
+        self.free.entry((kind, owner, file_bytes)).or_default().push(place);
     }
 
     /// A granted slab is frozen; the store holds it from now on, beside its handle.
@@ -271,9 +297,16 @@ mod tests {
     use super::*;
 
     const PAGE: u64 = 4096;
+    const OWNER: Owner = Owner::new([1; 32]);
+    const OTHER: Owner = Owner::new([2; 32]);
 
     fn free(table: &mut Table, index: u32, pages: u64) {
-        table.enter_free(Place { id: SlabId::new(index, 1), file_bytes: pages * PAGE, kind: Kind::Update });
+        table.enter_free(Place {
+            id: SlabId::new(index, 1),
+            file_bytes: pages * PAGE,
+            kind: Kind::Update,
+            owner: Some(OWNER),
+        });
     }
 
     #[test]
@@ -282,10 +315,12 @@ mod tests {
         free(&mut table, 0, 130);
         free(&mut table, 1, 110);
         free(&mut table, 2, 99);
-        let Step::Recycled(place) = table.step(Kind::Update, 100 * PAGE, 0) else { panic!("110 pages serve 100") };
+        let Step::Recycled { place, .. } = table.step(OWNER, Kind::Update, 100 * PAGE, 0) else {
+            panic!("110 pages serve 100")
+        };
         assert_eq!((place.id, place.file_bytes), (SlabId::new(1, 2), 110 * PAGE));
         assert!(
-            matches!(table.step(Kind::Update, 100 * PAGE, 0), Step::Reserved),
+            matches!(table.step(OWNER, Kind::Update, 100 * PAGE, 0), Step::Reserved),
             "130 pages are too many, 99 too few"
         );
     }
@@ -293,13 +328,51 @@ mod tests {
     #[test]
     fn an_accumulators_file_never_becomes_an_update() {
         let mut table = Table::new(1000 * PAGE);
-        table.enter_free(Place { id: SlabId::new(0, 1), file_bytes: 10 * PAGE, kind: Kind::Accumulator });
-        assert!(matches!(table.step(Kind::Update, 10 * PAGE, 0), Step::Reserved));
-        assert!(matches!(table.step(Kind::Accumulator, 10 * PAGE, 0), Step::Recycled(_)));
-        table.enter_free(Place { id: SlabId::new(2, 1), file_bytes: 30 * PAGE, kind: Kind::Accumulator });
+        table.enter_free(Place {
+            id: SlabId::new(0, 1),
+            file_bytes: 10 * PAGE,
+            kind: Kind::Accumulator,
+            owner: Some(OWNER),
+        });
+        assert!(matches!(table.step(OWNER, Kind::Update, 10 * PAGE, 0), Step::Reserved));
+        assert!(matches!(table.step(OWNER, Kind::Accumulator, 10 * PAGE, 0), Step::Recycled { .. }));
+        table.enter_free(Place {
+            id: SlabId::new(2, 1),
+            file_bytes: 30 * PAGE,
+            kind: Kind::Accumulator,
+            owner: Some(OWNER),
+        });
         free(&mut table, 1, 20);
         assert_eq!(table.take_free(15 * PAGE).expect("files of either kind make room").id.index(), 1);
         assert_eq!(table.take_free(40 * PAGE).expect("the largest").id.index(), 2);
+    }
+
+    /// Whoever used a file last gets it back as it is, however many others fit better; all others get it as foreign.
+    #[test]
+    fn a_file_of_ones_own_comes_first_and_any_other_is_foreign() {
+        let mut table = Table::new(1000 * PAGE);
+        let mut enter = |index, pages, owner| {
+            let file_bytes = pages * PAGE;
+            table.enter_free(Place { id: SlabId::new(index, 1), file_bytes, kind: Kind::Update, owner });
+        };
+        enter(0, 100, Some(OTHER));
+        enter(1, 100, None);
+        enter(2, 110, Some(OWNER));
+        enter(3, 100, Some(OTHER));
+        let mut taken = |owner| match table.step(owner, Kind::Update, 100 * PAGE, 0) {
+            Step::Recycled { place, is_foreign } => (place.id.index(), is_foreign, place.owner == Some(owner)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(taken(OWNER), (2, false, true));
+        assert_eq!(taken(OWNER), (1, true, true), "nobody's first");
+        assert_eq!(taken(OTHER), (3, false, true));
+        assert_eq!(taken(OWNER), (0, true, true));
+        assert!(matches!(table.step(OWNER, Kind::Update, 100 * PAGE, 0), Step::Reserved));
+        assert!(table.free.is_empty() && table.owners.is_empty());
+        // From now on it is the newer owner's.
+        assert_eq!(table.let_go(SlabId::new(0, 2)), None);
+        let step = table.step(OTHER, Kind::Update, 100 * PAGE, 0);
+        assert!(matches!(step, Step::Recycled { is_foreign: true, .. }), "{step:?}");
     }
 
     #[test]
@@ -309,7 +382,7 @@ mod tests {
         free(&mut table, 1, 200);
         free(&mut table, 2, 50);
         // 50 pages are left, so 140 are 90 short.
-        let Step::Crowded { shortfall_bytes } = table.step(Kind::Update, 140 * PAGE, 0) else {
+        let Step::Crowded { shortfall_bytes } = table.step(OWNER, Kind::Update, 140 * PAGE, 0) else {
             panic!("eviction makes room")
         };
         assert_eq!(shortfall_bytes, 90 * PAGE);
@@ -317,7 +390,7 @@ mod tests {
         assert_eq!(victim.id.index(), 1);
         assert_eq!(table.usage().free_bytes, 950 * PAGE, "counted until its file is gone");
         table.forget_free(victim);
-        assert!(matches!(table.step(Kind::Update, 140 * PAGE, 0), Step::Reserved));
+        assert!(matches!(table.step(OWNER, Kind::Update, 140 * PAGE, 0), Step::Reserved));
     }
 
     #[test]
@@ -325,11 +398,11 @@ mod tests {
         let mut table = Table::new(1000 * PAGE);
         free(&mut table, 0, 500);
         assert!(
-            matches!(table.step(Kind::Update, 1001 * PAGE, 0), Step::Full { free_bytes } if free_bytes == 1000 * PAGE)
+            matches!(table.step(OWNER, Kind::Update, 1001 * PAGE, 0), Step::Full { free_bytes } if free_bytes == 1000 * PAGE)
         );
-        assert!(matches!(table.step(Kind::Update, u64::MAX / 2, 0), Step::Full { .. }));
+        assert!(matches!(table.step(OWNER, Kind::Update, u64::MAX / 2, 0), Step::Full { .. }));
         assert!(
-            matches!(table.step(Kind::Update, 600 * PAGE, 500 * PAGE), Step::Full { free_bytes } if free_bytes == 500 * PAGE)
+            matches!(table.step(OWNER, Kind::Update, 600 * PAGE, 500 * PAGE), Step::Full { free_bytes } if free_bytes == 500 * PAGE)
         );
         assert_eq!(table.usage().free_bytes, 500 * PAGE);
     }
@@ -337,8 +410,15 @@ mod tests {
     #[test]
     fn a_place_in_its_last_generation_is_handed_out_for_unlinking() {
         let mut table = Table::new(1000 * PAGE);
-        table.enter_free(Place { id: SlabId::new(3, u32::MAX - 1), file_bytes: PAGE, kind: Kind::Update });
-        let Step::Recycled(place) = table.step(Kind::Update, PAGE, 0) else { panic!("one generation is left") };
+        table.enter_free(Place {
+            id: SlabId::new(3, u32::MAX - 1),
+            file_bytes: PAGE,
+            kind: Kind::Update,
+            owner: Some(OWNER),
+        });
+        let Step::Recycled { place, .. } = table.step(OWNER, Kind::Update, PAGE, 0) else {
+            panic!("one generation is left")
+        };
         assert_eq!(place.id.generation(), u32::MAX);
         assert_eq!(table.let_go(place.id), Some(place));
         table.forget_free(place);

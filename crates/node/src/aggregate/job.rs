@@ -286,7 +286,7 @@ impl JobAggregation {
     /// The accumulator of a leaf, made when it is not there yet.
     pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
         let (store, elements) = (&self.worker.context.store, self.worker.model.layout.elements());
-        let create = || Leaf::create(store, key, elements, self.worker.ranges.len());
+        let create = || Leaf::create(store, self.worker.owner(), key, elements, self.worker.ranges.len());
         self.worker.context.holdings.leaf_or(key, create).map_err(StepError::from)
     }
 

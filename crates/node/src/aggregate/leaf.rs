@@ -16,7 +16,7 @@
 
 use super::ranges::Range;
 use catchment_runtime::Window;
-use catchment_slab::{Accumulator, HUGE_BYTES, PAGE_BYTES, SlabError, SlabStore};
+use catchment_slab::{Accumulator, HUGE_BYTES, Owner, PAGE_BYTES, SlabError, SlabStore};
 use catchment_types::{JobUid, SlabId};
 use serde::{Deserialize, Serialize};
 use std::os::fd::BorrowedFd;
@@ -76,10 +76,16 @@ impl Leaf {
     }
 
     /// A new, empty accumulator.
-    pub fn create(store: &SlabStore, key: LeafKey, elements: u64, ranges: usize) -> Result<Self, SlabError> {
+    pub fn create(
+        store: &SlabStore,
+        owner: Owner,
+        key: LeafKey,
+        elements: u64,
+        ranges: usize,
+    ) -> Result<Self, SlabError> {
         let meta = Meta { key, elements, ranges: ranges as u64 };
         let meta = catchment_codec::encode(&meta, catchment_slab::META_BYTES_MAX).expect("a few numbers fit");
-        let accumulator = store.grant_accumulator(FIRST_RANGE + ranges, 2 * block_bytes(elements), &meta)?;
+        let accumulator = store.grant_accumulator(owner, FIRST_RANGE + ranges, 2 * block_bytes(elements), &meta)?;
         Ok(Self { accumulator, elements, ranges })
     }
 

@@ -67,7 +67,8 @@ impl Sink for ToSlab {
         if head.bytes > self.bytes_max {
             return Err(io::Error::other(format!("{} bytes, more than an update has", head.bytes)));
         }
-        self.slab = Some(self.worker.grant(|store| store.grant(head.bytes)).map_err(io::Error::other)?);
+        self.slab =
+            Some(self.worker.grant(|store| store.grant(self.worker.owner(), head.bytes)).map_err(io::Error::other)?);
         self.meta = meta;
         Ok(())
     }
@@ -106,7 +107,8 @@ impl ToExcerpts<'_> {
             (*offset, *bytes) = (end, excerpt.elements * (dtype.bits() / 8));
             end = (end + *bytes).next_multiple_of(PAGE_BYTES);
         }
-        self.copy = Some((self.worker.grant(|store| store.grant(end)).map_err(io::Error::other)?, meta));
+        self.copy =
+            Some((self.worker.grant(|store| store.grant(self.worker.owner(), end)).map_err(io::Error::other)?, meta));
         Ok(())
     }
 }

@@ -7,9 +7,10 @@ use super::ranges::Range;
 use super::scratch::{Scratch, ScratchSlab};
 use crate::context::Context;
 use crate::layouts::ModelLayout;
+use crate::owner::owner;
 use catchment_ingest::Scatter;
 use catchment_runtime::FunctionError;
-use catchment_slab::{SlabError, SlabStore};
+use catchment_slab::{Owner, SlabError, SlabStore};
 use catchment_types::{JobSpec, JobUid, ModelCommit, Problem, UpdateKind};
 use std::sync::Arc;
 
@@ -73,9 +74,14 @@ impl Worker {
         (0..self.ranges.len()).collect()
     }
 
+    /// Whose the memory is that it works in.
+    pub fn owner(&self) -> Owner {
+        owner(&self.spec, self.uid)
+    }
+
     /// Memory for a while.
     pub fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
-        let accumulator = self.grant(|store| store.grant_accumulator(1, bytes.max(1), b"scratch"))?;
+        let accumulator = self.grant(|store| store.grant_accumulator(self.owner(), 1, bytes.max(1), b"scratch"))?;
         Ok(Scratch::new(self.context.clone(), accumulator))
     }
 
@@ -97,7 +103,7 @@ impl Worker {
         let version = previous.version;
         let disk = |error: std::io::Error| StepError::Again(format!("read model version {version}: {error}"));
         let file = self.context.models.file(self.uid, version, previous.etag).map_err(disk)?;
-        let mut slab = self.grant(|store| store.grant(self.model.own.slab_bytes))?;
+        let mut slab = self.grant(|store| store.grant(self.owner(), self.model.own.slab_bytes))?;
         let mut scatter = Scatter::new(self.model.own.clone());
         let mut refused = None;
         let read = copy(&file, self.model.header.data_begin, self.model.header.data_bytes, |bytes| {

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::drafts::DraftPlace;
 use crate::head::{ReadHead, read_head};
 use crate::layouts::ModelLayout;
+use crate::owner::owner;
 use crate::peers::models::{ensure, spread};
 use crate::submit::RETRY_AFTER_S;
 use crate::upload::with_room;
@@ -143,8 +144,8 @@ async fn receive(
     let layout = layout.map_err(|error| Problem::new(Code::Layout, error))?;
     check_room(context, spec, &layout)?;
     // Memory that the system has never handed out takes seconds for each gigabyte.
-    let (store, bytes) = (context.store.clone(), layout.own.slab_bytes);
-    let scratch = with_room(context, bytes, move || store.grant(bytes)).await?;
+    let (store, owner, bytes) = (context.store.clone(), owner(spec, uid), layout.own.slab_bytes);
+    let scratch = with_room(context, bytes, move || store.grant(owner, bytes)).await?;
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let disk = |error| disk(context, uid, error);
     let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;

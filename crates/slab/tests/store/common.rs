@@ -1,12 +1,14 @@
 //! A directory on shared memory, a byte pattern, and a look at what this process holds open.
 
-use catchment_slab::{Recovered, Slab, SlabError, SlabId, SlabStore, StoreConfig};
+use catchment_slab::{Owner, Recovered, Slab, SlabError, SlabId, SlabStore, StoreConfig};
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
+/// Who most files are for.
+pub const OWNER: Owner = Owner::new([1; 32]);
 
 /// A fresh directory on shared memory, gone with the test.
 pub fn shared_memory() -> TempDir {
@@ -36,7 +38,7 @@ fn pattern(id: SlabId, place: usize) -> u8 {
 
 /// Grants, fills with the id's own pattern, freezes.
 pub fn submit(store: &SlabStore, len: u64, meta: &[u8]) -> Result<Slab, SlabError> {
-    let mut granted = store.grant(len)?;
+    let mut granted = store.grant(OWNER, len)?;
     let id = granted.id();
     for (place, byte) in granted.bytes_mut().iter_mut().enumerate() {
         *byte = pattern(id, place);

@@ -1,6 +1,8 @@
 //! Long use and many threads: nothing grows, nothing is mixed up.
 
-use crate::common::{MIB, check, descriptors_in, mappings_in, open, open_empty, shared_memory, slab_files, submit};
+use crate::common::{
+    MIB, OWNER, check, descriptors_in, mappings_in, open, open_empty, shared_memory, slab_files, submit,
+};
 use catchment_slab::{SlabError, SlabId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::collections::HashSet;
@@ -68,7 +70,7 @@ fn threads_never_see_each_others_bytes() {
                     Err(SlabError::NoRoom { .. }) => refused += 1,
                     Err(error) => panic!("{error}"),
                 },
-                4..6 => match store.grant(len) {
+                4..6 => match store.grant(OWNER, len) {
                     Ok(mut granted) => {
                         unique(granted.id());
                         granted.bytes_mut().fill(0xEE);
@@ -115,13 +117,13 @@ fn making_room_refuses_nobody_who_fits() {
     let store = open_empty(dir.path(), THREADS * MIB);
     for _ in 0..200 {
         // One free file takes the whole budget; every thread needs it gone.
-        drop(store.grant(THREADS * MIB - 4096).expect("nothing is in use"));
+        drop(store.grant(OWNER, THREADS * MIB - 4096).expect("nothing is in use"));
         let start = Barrier::new(THREADS as usize);
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
                 scope.spawn(|| {
                     start.wait();
-                    let outcome = store.grant(MIB - 4096);
+                    let outcome = store.grant(OWNER, MIB - 4096);
                     // All grants are held together; a refused thread too must come here, or the others wait for ever.
                     start.wait();
                     outcome.expect("four of one MiB fit four MiB");

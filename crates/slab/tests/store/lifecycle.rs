@@ -1,6 +1,6 @@
 //! One slab from its grant to its release.
 
-use crate::common::{MIB, check, descriptors_in, mappings_in, open_empty, shared_memory, submit};
+use crate::common::{MIB, OWNER, check, descriptors_in, mappings_in, open_empty, shared_memory, submit};
 use catchment_slab::{Accumulator, CONTROL_WORDS_MAX, META_BYTES_MAX, Slab, SlabError, SlabId, SlabMut, SlabStore};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 fn what_is_written_and_frozen_is_read() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
-    let mut granted = store.grant(100_000).expect("there is room");
+    let mut granted = store.grant(OWNER, 100_000).expect("there is room");
     assert_eq!((granted.len(), granted.bytes_mut().len()), (100_000, 100_000));
     assert_eq!(granted.bytes_mut().as_ptr().align_offset(4096), 0);
     assert!(store.get(granted.id()).is_none(), "not frozen yet");
@@ -43,7 +43,7 @@ fn every_length_comes_back_exactly_and_its_last_page_ends_in_zeros() {
             drop(window);
             store.release(slab.id());
             drop(slab);
-            let mut soiled = store.grant(room as u64).expect("there is room");
+            let mut soiled = store.grant(OWNER, room as u64).expect("there is room");
             soiled.bytes_mut().fill(0xEE);
         }
     }
@@ -53,7 +53,7 @@ fn every_length_comes_back_exactly_and_its_last_page_ends_in_zeros() {
 fn a_client_that_hangs_up_leaves_nothing_behind() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
-    let mut granted = store.grant(MIB).expect("there is room");
+    let mut granted = store.grant(OWNER, MIB).expect("there is room");
     granted.bytes_mut()[..1000].fill(1);
     let id = granted.id();
     assert_eq!(store.usage().granted_bytes, MIB + 4096);
@@ -62,7 +62,7 @@ fn a_client_that_hangs_up_leaves_nothing_behind() {
     assert_eq!(store.usage().free_bytes, MIB + 4096);
     assert!(store.get(id).is_none());
     assert_eq!((descriptors_in(dir.path()), mappings_in(dir.path())), (2, 0), "the locks alone are open");
-    let again = store.grant(MIB).expect("there is room");
+    let again = store.grant(OWNER, MIB).expect("there is room");
     assert_eq!(again.id(), SlabId::new(id.index(), id.generation() + 1), "the same memory, another name");
 }
 
@@ -130,9 +130,9 @@ fn metadata_has_a_limit_and_a_refused_slab_goes_back() {
     drop(full);
     let too_long = vec![9; META_BYTES_MAX + 1];
     assert!(matches!(submit(&store, 1, &too_long), Err(SlabError::MetaTooLong { len: 3073, limit: 3072 })));
-    assert!(matches!(store.grant_accumulator(1, 1, &too_long), Err(SlabError::MetaTooLong { .. })));
+    assert!(matches!(store.grant_accumulator(OWNER, 1, 1, &too_long), Err(SlabError::MetaTooLong { .. })));
     let words = CONTROL_WORDS_MAX + 1;
-    assert!(matches!(store.grant_accumulator(words, 1, b""), Err(SlabError::ControlTooLong { .. })));
+    assert!(matches!(store.grant_accumulator(OWNER, words, 1, b""), Err(SlabError::ControlTooLong { .. })));
     assert_eq!(store.usage().in_use_bytes(), 0);
 }
 
@@ -141,13 +141,13 @@ fn an_accumulator_shares_its_words_and_begins_at_zero() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
     // What an earlier use left must not pass for control words.
-    let soiled = store.grant_accumulator(1, 2 * 4096, b"").expect("there is room");
+    let soiled = store.grant_accumulator(OWNER, 1, 2 * 4096, b"").expect("there is room");
     let file = std::fs::File::from(soiled.fd().try_clone_to_owned().expect("a descriptor"));
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xEE; 3 * 4096], 4096).expect("writes");
     let soiled_id = soiled.id();
     drop((file, soiled));
     store.release(soiled_id);
-    let accumulator = store.grant_accumulator(600, 4096, b"plan").expect("there is room");
+    let accumulator = store.grant_accumulator(OWNER, 600, 4096, b"plan").expect("there is room");
     assert_eq!(accumulator.id().index(), soiled_id.index(), "recycled");
     assert_eq!((accumulator.control().len(), accumulator.data_len()), (600, 4096));
     assert_eq!((accumulator.data_offset(), accumulator.meta()), (3 * 4096, b"plan".as_slice()));
@@ -176,7 +176,7 @@ fn an_accumulator_shares_its_words_and_begins_at_zero() {
 fn an_accumulator_without_words_or_data_is_one_too() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
-    let accumulator = store.grant_accumulator(0, 0, b"").expect("there is room");
+    let accumulator = store.grant_accumulator(OWNER, 0, 0, b"").expect("there is room");
     assert!(accumulator.control().is_empty());
     assert_eq!((accumulator.data_len(), accumulator.data_offset()), (0, 4096));
 }

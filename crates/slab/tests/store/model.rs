@@ -1,6 +1,6 @@
 //! The store beside a model of it that a reader can check by eye: a map of kept updates and a list of live handles.
 
-use crate::common::{check, open, shared_memory, slab_files, submit};
+use crate::common::{OWNER, check, open, shared_memory, slab_files, submit};
 use catchment_slab::{Recovered, Slab, SlabError, SlabId, SlabMut, SlabStore};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -82,7 +82,7 @@ impl Pair {
         let in_use = self.store.usage().in_use_bytes();
         match act {
             Act::Grant(len) => {
-                let outcome = self.store.grant(len);
+                let outcome = self.store.grant(OWNER, len);
                 if let Some(granted) = self.expect_room(len, outcome, in_use) {
                     self.new_id(granted.id());
                     self.granted.push(granted);

@@ -1,6 +1,6 @@
 //! What a store finds after its process has ended, well or badly.
 
-use crate::common::{MIB, check, logged, open, open_empty, shared_memory, slab_files, submit, try_open};
+use crate::common::{MIB, OWNER, check, logged, open, open_empty, shared_memory, slab_files, submit, try_open};
 use catchment_slab::{SlabError, SlabId, SlabStore};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::collections::{BTreeMap, HashSet};
@@ -25,11 +25,11 @@ fn a_store_opened_again_finds_what_was_frozen() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
     let kept: Vec<_> = [0, 10, 70_000].map(|len| (submit(&store, len, b"meta").expect("room").id(), len)).into();
-    let accumulator = store.grant_accumulator(10, 9000, b"plan").expect("there is room");
+    let accumulator = store.grant_accumulator(OWNER, 10, 9000, b"plan").expect("there is room");
     accumulator.control()[9].store(77, Ordering::Release);
     let released = submit(&store, 10, b"").expect("there is room").id();
     store.release(released);
-    let unfrozen = store.grant(50_000).expect("there is room").id();
+    let unfrozen = store.grant(OWNER, 50_000).expect("there is room").id();
     let (accumulator_id, incarnation) = (accumulator.id(), store.incarnation());
     drop((accumulator, store));
 
@@ -45,7 +45,7 @@ fn a_store_opened_again_finds_what_was_frozen() {
     assert_eq!(found.control()[9].load(Ordering::Acquire), 77);
     assert!(store.get(released).is_none() && store.get(unfrozen).is_none());
     assert_eq!(store.usage().granted_bytes, 0);
-    let reused = store.grant(50_000).expect("there is room");
+    let reused = store.grant(OWNER, 50_000).expect("there is room");
     assert_eq!(reused.id(), SlabId::new(unfrozen.index(), unfrozen.generation() + 1), "reclaimed, under a new name");
     assert!(store.release(accumulator_id) && kept.iter().all(|(id, _)| store.release(*id)));
     drop((recovered, reused));
@@ -72,7 +72,7 @@ fn names_never_repeat_through_trims_and_restarts() {
     for life in 0..5 {
         let store = open_empty(dir.path(), 64 * MIB);
         for turn in 0..20 {
-            let id = store.grant(4096 * (1 + turn % 3)).expect("there is room").id();
+            let id = store.grant(OWNER, 4096 * (1 + turn % 3)).expect("there is room").id();
             assert!(seen.insert(id), "{id} came twice, in life {life}");
             if turn % 7 == 6 {
                 store.trim();
@@ -83,7 +83,7 @@ fn names_never_repeat_through_trims_and_restarts() {
     }
     std::fs::create_dir(dir.path().join("000000ff.slab")).expect("make a directory under a slab's name");
     let store = open_empty(dir.path(), MIB);
-    assert!(store.grant(1).expect("there is room").id().index() > 0xff, "a name that is taken is passed over");
+    assert!(store.grant(OWNER, 1).expect("there is room").id().index() > 0xff, "a name that is taken is passed over");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn damaged_files_are_removed_by_name_and_the_rest_is_kept() {
     }
     assert!(log.contains("notes.txt") && dir.path().join("notes.txt").exists(), "foreign files are named and left");
     assert_eq!(store.usage().free_bytes, 0);
-    assert!(store.grant(1).expect("there is room").id().index() > ids[7].index());
+    assert!(store.grant(OWNER, 1).expect("there is room").id().index() > ids[7].index());
 }
 
 #[test]
@@ -167,14 +167,14 @@ fn child_works_until_killed() {
     let (store, recovered) = open(Path::new(&dir), 64 * MIB);
     let accumulator = match recovered.accumulators.first() {
         Some(found) => found.clone(),
-        None => store.grant_accumulator(4, 5000, b"plan").expect("there is room"),
+        None => store.grant_accumulator(OWNER, 4, 5000, b"plan").expect("there is room"),
     };
     let mut mine: Vec<_> = recovered.slabs.iter().map(|slab| slab.id()).collect();
     drop(recovered);
     loop {
         let len = random.random_range(0..40_000);
         match random.random_range(0..4) {
-            0 => store.grant(len).expect("there is room").bytes_mut().fill(0xEE),
+            0 => store.grant(OWNER, len).expect("there is room").bytes_mut().fill(0xEE),
             1 if mine.len() > 20 => {
                 let id = mine.swap_remove(random.random_range(0..mine.len()));
                 say(format!("releasing {}", id.get()));

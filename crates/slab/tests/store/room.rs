@@ -1,6 +1,6 @@
 //! Budgets, free files, and a file system that is really full.
 
-use crate::common::{MIB, check, logged, open, open_empty, shared_memory, slab_files, submit, try_open};
+use crate::common::{MIB, OWNER, check, logged, open, open_empty, shared_memory, slab_files, submit, try_open};
 use catchment_slab::{SlabError, SlabStore};
 use std::path::Path;
 use std::process::Command;
@@ -11,17 +11,17 @@ const PAGE: u64 = 4096;
 fn the_budget_counts_rounded_sizes_and_refuses_in_words() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 10 * PAGE);
-    let first = store.grant(PAGE + 1).expect("three pages");
-    let error = store.grant(7 * PAGE).expect_err("eight pages do not fit seven");
+    let first = store.grant(OWNER, PAGE + 1).expect("three pages");
+    let error = store.grant(OWNER, 7 * PAGE).expect_err("eight pages do not fit seven");
     let text = error.to_string();
     let SlabError::NoRoom { wanted_bytes, free_bytes, budget_bytes, .. } = error else { panic!("{error}") };
     assert_eq!((wanted_bytes, free_bytes, budget_bytes), (8 * PAGE, 7 * PAGE, 10 * PAGE));
     assert!(text.contains("28672") && text.contains("40960") && text.contains("raise the budget"), "{text}");
-    let second = store.grant(6 * PAGE).expect("seven pages fit seven");
+    let second = store.grant(OWNER, 6 * PAGE).expect("seven pages fit seven");
     assert_eq!(store.usage().granted_bytes, 10 * PAGE);
-    assert!(matches!(store.grant(0), Err(SlabError::NoRoom { free_bytes: 0, .. })));
+    assert!(matches!(store.grant(OWNER, 0), Err(SlabError::NoRoom { free_bytes: 0, .. })));
     drop((first, second));
-    drop(store.grant(9 * PAGE).expect("all free files make room"));
+    drop(store.grant(OWNER, 9 * PAGE).expect("all free files make room"));
 }
 
 #[test]
@@ -29,11 +29,11 @@ fn a_wish_beyond_any_file_is_no_room() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), u64::MAX);
     for len in [u64::MAX, u64::MAX - 5000, i64::MAX as u64] {
-        assert!(matches!(store.grant(len), Err(SlabError::NoRoom { .. })), "{len}");
-        assert!(matches!(store.grant_accumulator(8, len, b""), Err(SlabError::NoRoom { .. })), "{len}");
+        assert!(matches!(store.grant(OWNER, len), Err(SlabError::NoRoom { .. })), "{len}");
+        assert!(matches!(store.grant_accumulator(OWNER, 8, len, b""), Err(SlabError::NoRoom { .. })), "{len}");
     }
     // A file could be that large, but no memory is.
-    assert!(matches!(store.grant(1 << 50), Err(SlabError::NoRoom { .. } | SlabError::Io { .. })));
+    assert!(matches!(store.grant(OWNER, 1 << 50), Err(SlabError::NoRoom { .. } | SlabError::Io { .. })));
     assert_eq!(store.usage().in_use_bytes(), 0);
     assert_eq!(slab_files(dir.path()), (0, 0));
 }
@@ -42,18 +42,18 @@ fn a_wish_beyond_any_file_is_no_room() {
 fn free_files_of_other_sizes_make_room_and_fitting_ones_are_reused() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 100 * PAGE);
-    let small: Vec<_> = (0..10).map(|_| store.grant(4 * PAGE).expect("there is room")).collect();
+    let small: Vec<_> = (0..10).map(|_| store.grant(OWNER, 4 * PAGE).expect("there is room")).collect();
     drop(small);
     assert_eq!(store.usage().free_bytes, 50 * PAGE);
-    let large = store.grant(79 * PAGE).expect("small free files make room");
+    let large = store.grant(OWNER, 79 * PAGE).expect("small free files make room");
     assert_eq!(store.usage().granted_bytes, 80 * PAGE);
     assert_eq!(store.usage().free_bytes, 20 * PAGE, "no more of them went than had to");
     assert_eq!(slab_files(dir.path()), (5, 100 * PAGE));
     drop(large);
-    let reused = store.grant(70 * PAGE).expect("there is room");
+    let reused = store.grant(OWNER, 70 * PAGE).expect("there is room");
     assert_eq!(store.usage().granted_bytes, 80 * PAGE, "80 pages serve 71, counted as what they are");
     drop(reused);
-    let small = store.grant(PAGE).expect("there is room");
+    let small = store.grant(OWNER, PAGE).expect("there is room");
     assert!(store.usage().granted_bytes <= 3 * PAGE, "a tiny update takes no large file");
     drop(small);
 }
@@ -63,13 +63,13 @@ fn trimming_gives_everything_free_back_and_nothing_else() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
     let kept = submit(&store, MIB, b"").expect("there is room");
-    let names: Vec<_> = (0..3).map(|_| store.grant(MIB).expect("there is room")).map(|slab| slab.id()).collect();
+    let names: Vec<_> = (0..3).map(|_| store.grant(OWNER, MIB).expect("there is room")).map(|slab| slab.id()).collect();
     assert!(store.usage().free_bytes > 0);
     store.trim();
     assert_eq!(store.usage().free_bytes, 0);
     assert_eq!(slab_files(dir.path()), (1, MIB + PAGE));
     check(&kept, MIB);
-    let fresh = store.grant(MIB).expect("there is room").id();
+    let fresh = store.grant(OWNER, MIB).expect("there is room").id();
     assert!(!names.iter().any(|old| old.index() == fresh.index()), "an unlinked index is not used again");
 }
 
@@ -77,7 +77,7 @@ fn trimming_gives_everything_free_back_and_nothing_else() {
 fn free_files_that_somebody_removed_or_cut_are_replaced() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
-    let two = [store.grant(MIB).expect("there is room"), store.grant(MIB).expect("there is room")];
+    let two = [store.grant(OWNER, MIB).expect("there is room"), store.grant(OWNER, MIB).expect("there is room")];
     drop(two);
     let mut files: Vec<_> = std::fs::read_dir(dir.path()).expect("lists").flatten().map(|file| file.path()).collect();
     files.retain(|path| path.extension().is_some());
@@ -110,17 +110,17 @@ fn what_was_kept_stays_under_a_smaller_budget() {
     let dir = shared_memory();
     let store = open_empty(dir.path(), 64 * MIB);
     let id = submit(&store, 4 * MIB, b"").expect("there is room").id();
-    drop(store.grant(MIB).expect("there is room"));
+    drop(store.grant(OWNER, MIB).expect("there is room"));
     drop(store);
     let ((store, recovered), log) = logged(|| open(dir.path(), MIB));
     assert!(log.contains("exceed the budget"), "{log}");
     assert_eq!(recovered.slabs.len(), 1);
     check(&recovered.slabs[0], 4 * MIB);
     assert_eq!(store.usage().free_bytes, 0, "free files went first");
-    assert!(matches!(store.grant(1), Err(SlabError::NoRoom { free_bytes: 0, .. })));
+    assert!(matches!(store.grant(OWNER, 1), Err(SlabError::NoRoom { free_bytes: 0, .. })));
     drop(recovered);
     store.release(id);
-    drop(store.grant(1).expect("room again, by unlinking"));
+    drop(store.grant(OWNER, 1).expect("room again, by unlinking"));
     assert!(store.usage().free_bytes <= MIB);
 }
 
@@ -181,7 +181,7 @@ fn a_full_file_system_is_no_room_and_never_a_signal() {
     check(&large, 3 * MIB);
     // Somebody else fills the file system.
     std::fs::write(small.0.path().join("other"), vec![1; 2 * MIB as usize]).expect_err("no space left");
-    assert!(matches!(store.grant(MIB), Err(SlabError::NoRoom { .. })));
+    assert!(matches!(store.grant(OWNER, MIB), Err(SlabError::NoRoom { .. })));
 }
 
 #[test]
