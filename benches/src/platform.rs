@@ -2,7 +2,9 @@
 
 use crate::http::Connection;
 use anyhow::{Context, Result, bail};
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use tempfile::TempDir;
@@ -24,8 +26,10 @@ impl Platform {
 
     /// The same with more arguments, and a log of its own kind that goes to `log`.
     pub fn start_with(slab_mib: u64, arguments: &[&str], level: &str, log: Stdio) -> Result<Self> {
-        let (data, slabs) =
-            (TempDir::new()?, tempfile::Builder::new().prefix("catchment-bench-").tempdir_in("/dev/shm")?);
+        let mut memory = tempfile::Builder::new();
+        // A store takes no folder that others can look into.
+        memory.prefix("catchment-bench-").permissions(Permissions::from_mode(0o700));
+        let (data, slabs) = (TempDir::new()?, memory.tempdir_in("/dev/shm")?);
         let mut command = Command::new(binary()?);
         command.args(["up", "--listen", "127.0.0.1:0", "--room-wait", "60s", "--slab-mib", &slab_mib.to_string()]);
         command.arg("--data").arg(data.path().join("data")).arg("--slabs").arg(slabs.path());

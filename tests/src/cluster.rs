@@ -4,8 +4,9 @@
 use crate::ports::free_port;
 use crate::programs::{catchment, catchment_command, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
-use crate::{Api, Host, Job, Nats, Network, Process, until};
+use crate::{Api, Host, Job, Nats, Network, Process, shared_memory, until};
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,7 +136,12 @@ impl NodeProcess {
 
 fn empty(folder: &Path) {
     std::fs::remove_dir_all(folder).expect("remove a folder");
-    std::fs::create_dir(folder).expect("make a folder");
+    make(folder);
+}
+
+/// For this user alone: a store takes no other.
+fn make(folder: &Path) {
+    std::fs::DirBuilder::new().mode(0o700).create(folder).expect("make a folder");
 }
 
 impl Cluster {
@@ -172,7 +178,7 @@ impl Cluster {
 
     fn assemble(setup: &Setup, network: Option<Network>, nats: Nats, hosts: Vec<Arc<Host>>) -> Self {
         let prefix = format!("catchment-tests-{}-", std::process::id());
-        let slabs = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm").expect("make a folder for slabs");
+        let slabs = shared_memory();
         let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
         let cluster = Arguments::of([
             ("--nats", nats.url()),
@@ -183,7 +189,7 @@ impl Cluster {
             let host = hosts.get(i).cloned();
             let (data, slabs) = (home.path().join(format!("{name}.data")), slabs.path().join(&name));
             for folder in [&data, &slabs] {
-                std::fs::create_dir(folder).expect("make a folder");
+                make(folder);
             }
             let address = match &host {
                 Some(host) => format!("{}:{PORT}", host.address()),

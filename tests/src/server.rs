@@ -1,7 +1,7 @@
 //! `catchment up` as a process: started, killed, started again on what it left.
 
 use crate::programs::{catchment_command, functions_dir};
-use crate::{Api, Bus, Nats, Observed, PATIENCE, until};
+use crate::{Api, Bus, Nats, Observed, PATIENCE, shared_memory, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -35,6 +35,8 @@ pub struct Server {
     /// What happens in its next life after a step: a variable and what it says.
     happens_at: Option<(&'static str, String)>,
     lives: u32,
+    /// By how much its clock is ahead.
+    skew: Option<PathBuf>,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -49,7 +51,7 @@ impl Server {
     /// Starts one with further or other settings, each a flag and its value.
     pub async fn start_with(bus: Bus, settings: &[(&str, &str)]) -> Self {
         let prefix = format!("catchment-tests-{}-", std::process::id());
-        let slabs = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm").expect("make a folder for slabs");
+        let slabs = shared_memory();
         let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
         let nats = (bus == Bus::Nats).then(Nats::start);
         let mut arguments: BTreeMap<String, String> =
@@ -71,6 +73,7 @@ impl Server {
             filter: None,
             happens_at: None,
             lives: 0,
+            skew: None,
             home,
             slabs,
         };
@@ -95,6 +98,15 @@ impl Server {
     /// One in whose first life whoever has done a step of this name panics.
     pub async fn start_to_panic_at(bus: Bus, step: &str) -> Self {
         Self::start_for(bus, &[], ("CATCHMENT_PANIC_AT", step)).await
+    }
+
+    /// One whose clock is ahead by as many milliseconds as a file says.
+    pub async fn start_skewed(bus: Bus, settings: &[(&str, &str)], file: &Path) -> Self {
+        let mut server = Self::start_with(bus, settings).await;
+        server.kill9();
+        server.skew = Some(file.to_owned());
+        server.start_again().await;
+        server
     }
 
     async fn start_for(bus: Bus, settings: &[(&str, &str)], (variable, says): (&'static str, &str)) -> Self {
@@ -146,6 +158,7 @@ impl Server {
         command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
         command.envs(self.happens_at.take());
+        command.envs(self.skew.iter().map(|file| ("CATCHMENT_CLOCK_SKEW_FILE", file)));
         self.lives += 1;
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }

@@ -12,6 +12,7 @@ mod exit;
 mod mistaken;
 mod node_args;
 mod output;
+mod private;
 mod progress;
 mod signals;
 mod system;
@@ -41,6 +42,9 @@ fn main() -> ExitCode {
         Command::Node(role) => Some(&role.node),
         _ => None,
     };
+    if node.is_some() || matches!(arguments.command, Command::Coordinator(_)) {
+        private::make_private();
+    }
     let link = match node.map(|node| node.open_link()).transpose() {
         Ok(link) => link.flatten(),
         Err(error) => return exit::report(&error),

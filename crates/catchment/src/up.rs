@@ -72,6 +72,7 @@ async fn serve(
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
     std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
+    crate::private::mend(&node.data);
     let listener = node.listen.bind().await?;
     let pace = nats.map(|_| cluster.pace()).transpose()?;
     let config = node.node_config()?;

@@ -8,11 +8,14 @@ use crate::extent::{HUGE_BYTES, HUGE_FROM_BYTES, PAGE_BYTES};
 use crate::header::{Header, Page, STATE_OFFSET, State};
 use crate::map::collapse;
 use crate::record::{RECORD_NAME, Record, SHARED_NAME};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -21,7 +24,9 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// A locked store directory.
 #[derive(Debug)]
 pub(crate) struct Directory {
+    /// Its name, for people: whatever is done goes through `dir`, the very directory that was looked at.
     path: PathBuf,
+    dir: OwnedFd,
     record: Record,
     /// Large files made of huge pages.
     huge: AtomicU64,
@@ -39,11 +44,12 @@ pub(crate) struct Entry {
 }
 
 impl Directory {
-    /// Creates `path` where it is missing and locks it.
+    /// Creates `path` where it is missing, sees that it is this user's alone, and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, SlabError> {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(SlabError::doing("create", path))?;
-        let record = Record::open(path)?;
-        let system = rustix::fs::statfs(path).map_err(SlabError::doing("look at the file system of", path))?;
+        let dir = open_own(path)?;
+        let record = Record::open(&dir, path)?;
+        let system = rustix::fs::fstatfs(&dir).map_err(SlabError::doing("look at the file system of", path))?;
         if system.f_type as u64 != TMPFS_MAGIC {
             tracing::warn!(
                 dir = %path.display(),
@@ -51,7 +57,7 @@ impl Directory {
                  through a loss of power; put it under /dev/shm or on a memory volume"
             );
         }
-        Ok(Self { path: path.to_owned(), record, huge: AtomicU64::new(0), small: AtomicU64::new(0) })
+        Ok(Self { path: path.to_owned(), dir, record, huge: AtomicU64::new(0), small: AtomicU64::new(0) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -64,15 +70,12 @@ impl Directory {
 
     /// Where the slab of `index` lies.
     pub(crate) fn slab_path(&self, index: u32) -> PathBuf {
-        self.path.join(format!("{index:08x}.slab"))
+        self.path.join(slab_name(index))
     }
 
-    fn open_slab(&self, index: u32, options: &mut OpenOptions, file_bytes: u64) -> Result<File, SlabError> {
+    fn open_slab(&self, index: u32, flags: OFlags, file_bytes: u64) -> Result<File, SlabError> {
         let path = self.slab_path(index);
-        let file = options
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-            .open(&path)
-            .map_err(SlabError::doing("open", &path))?;
+        let file = open_in(&self.dir, &slab_name(index), flags).map_err(SlabError::doing("open", &path))?;
         let len = file.metadata().map_err(SlabError::doing("look at", &path))?.len();
         if len != file_bytes {
             let reason = format!("it has {len} bytes and was made with {file_bytes}");
@@ -83,19 +86,19 @@ impl Directory {
 
     /// Opens a slab of `file_bytes` for reading only.
     pub(crate) fn open_to_read(&self, index: u32, file_bytes: u64) -> Result<File, SlabError> {
-        self.open_slab(index, OpenOptions::new().read(true), file_bytes)
+        self.open_slab(index, OFlags::RDONLY, file_bytes)
     }
 
     /// Opens a slab of `file_bytes` for reading and writing.
     pub(crate) fn open_to_write(&self, index: u32, file_bytes: u64) -> Result<File, SlabError> {
-        self.open_slab(index, OpenOptions::new().read(true).write(true), file_bytes)
+        self.open_slab(index, OFlags::RDWR, file_bytes)
     }
 
     /// Makes a file and sets all its blocks aside, so that no later touch can meet a full file system; `None`, and
     /// no file, when there is no room for them.
     pub(crate) fn create_slab(&self, index: u32, file_bytes: u64) -> Result<Option<File>, SlabError> {
         let path = self.slab_path(index);
-        let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let created = open_in(&self.dir, &slab_name(index), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
         let file = match created {
             Err(error) if no_space(&error) => return Ok(None),
             other => other.map_err(SlabError::doing("create", &path))?,
@@ -168,11 +171,8 @@ impl Directory {
     /// Reads the header page and the size of the slab file at `index`; a file shorter than a page reads as zeros.
     pub(crate) fn read_page(&self, index: u32) -> Result<(Page, u64), SlabError> {
         let path = self.slab_path(index);
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-            .open(&path)
-            .map_err(SlabError::doing("open", &path))?;
+        let opened = open_in(&self.dir, &slab_name(index), OFlags::RDONLY);
+        let file = opened.map_err(SlabError::doing("open", &path))?;
         let len = file.metadata().map_err(SlabError::doing("look at", &path))?.len();
         let mut page = [0; PAGE_BYTES as usize];
         let held = len.min(PAGE_BYTES) as usize;
@@ -183,36 +183,78 @@ impl Directory {
     /// Gives a slab's memory back to the system once its last descriptor and mapping are gone. A file that will not
     /// go is reported and forgotten: its name is never used again.
     pub(crate) fn unlink_slab(&self, index: u32) {
-        let path = self.slab_path(index);
-        if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
+        let unlinked = rustix::fs::unlinkat(&self.dir, slab_name(index), AtFlags::empty());
+        if let Err(error) = unlinked
+            && error != Errno::NOENT
         {
+            let path = self.slab_path(index);
             tracing::error!(path = %path.display(), %error, "could not unlink a slab; its memory stays taken");
         }
     }
 
     /// What the file system itself has left.
     pub(crate) fn available_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.path).map_or(0, |system| system.f_bavail.saturating_mul(system.f_frsize))
+        rustix::fs::fstatvfs(&self.dir).map_or(0, |system| system.f_bavail.saturating_mul(system.f_frsize))
     }
 
     /// Every name in the directory but the record's.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, SlabError> {
         let mut entries = Vec::new();
-        for item in std::fs::read_dir(&self.path).map_err(SlabError::doing("list", &self.path))? {
+        for item in Dir::read_from(&self.dir).map_err(SlabError::doing("list", &self.path))? {
             let item = item.map_err(SlabError::doing("list", &self.path))?;
-            let name = item.file_name();
-            if name == RECORD_NAME || name == SHARED_NAME {
+            let name = OsStr::from_bytes(item.file_name().to_bytes());
+            if name == "." || name == ".." || name == RECORD_NAME || name == SHARED_NAME {
                 continue;
             }
-            let is_file = item.file_type().is_ok_and(|kind| kind.is_file());
-            entries.push(Entry { path: item.path(), index: name.to_str().and_then(slab_index), is_file });
+            let is_file = match item.file_type() {
+                // Some file systems do not say.
+                FileType::Unknown => rustix::fs::statat(&self.dir, item.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+                    .is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file()),
+                kind => kind.is_file(),
+            };
+            let index = name.to_str().and_then(slab_index);
+            entries.push(Entry { path: self.path.join(name), index, is_file });
         }
         Ok(entries)
     }
 }
 
-/// The index a slab's file name spells: exactly what [`Directory::slab_path`] writes.
+/// Opens the directory, unless anybody but this user has access to it. The mappings of its files are sound because nobody
+/// else cuts or writes them, and under `/dev/shm` whoever comes first makes a directory of any name.
+fn open_own(path: &Path) -> Result<OwnedFd, SlabError> {
+    let exposed = |reason: String| SlabError::Exposed { dir: path.to_owned(), reason };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            return Err(exposed("it is a symbolic link or no directory: name the directory itself".to_owned()));
+        }
+        opened => opened.map_err(SlabError::doing("open", path))?,
+    };
+    let found = rustix::fs::fstat(&dir).map_err(SlabError::doing("look at", path))?;
+    let (own, owner, mode) = (rustix::process::geteuid().as_raw(), found.st_uid, found.st_mode & 0o7777);
+    if owner != own {
+        let reason = format!("it belongs to user {owner}, and this process runs as user {own}: run it as that user");
+        return Err(exposed(reason));
+    }
+    if mode & 0o077 != 0 {
+        let reason = format!("its mode is {mode:04o}, which lets its group or others in: make it 0700 (chmod 700)");
+        return Err(exposed(reason));
+    }
+    Ok(dir)
+}
+
+/// Opens a file of a store's directory, never through a link. One that is made is this user's alone.
+pub(crate) fn open_in(dir: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::io::retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR));
+    Ok(opened?.into())
+}
+
+fn slab_name(index: u32) -> String {
+    format!("{index:08x}.slab")
+}
+
+/// The index a slab's file name spells: exactly what [`slab_name`] writes.
 fn slab_index(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".slab")?;
     let index = u32::from_str_radix(digits, 16).ok()?;

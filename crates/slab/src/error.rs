@@ -52,6 +52,20 @@ pub enum SlabError {
         dir: PathBuf,
     },
 
+    /// Others than this user could change what is in the directory: replace an update by another one, or cut a file
+    /// that is mapped, which kills the process. Nothing was changed.
+    #[error(
+        "the slab store in {dir} is not this user's alone: {reason}; see that nobody else put anything there, or choose \
+         another directory",
+        dir = .dir.display()
+    )]
+    Exposed {
+        /// The store's directory.
+        dir: PathBuf,
+        /// Who could, and what to do.
+        reason: String,
+    },
+
     /// The system does not let this user.
     #[error(
         "no permission to {action} {path}; run as the user who owns the store, or choose another directory",

@@ -112,6 +112,6 @@ pub use error::SlabError;
 pub use extent::{HUGE_BYTES, PAGE_BYTES};
 pub use header::META_BYTES_MAX;
 pub use owner::Owner;
-pub use slab::{Slab, SlabMut};
+pub use slab::{Slab, SlabMut, SlabReader};
 pub use store::{CONTROL_WORDS_MAX, Recovered, SlabStore, StoreConfig};
 pub use table::Usage;

@@ -4,7 +4,8 @@
 //! turn into SIGBUS. What makes these mappings sound is the store's discipline:
 //!
 //! * every block of a file is set aside before its first mapping, and no file is ever cut, only unlinked;
-//! * a directory belongs to one process (its lock) and one user (mode 0700, files 0600);
+//! * a directory belongs to one process (its lock) and one user (its owner and mode 0700, looked at when it is opened and
+//!   through the descriptor that everything else goes through; files 0600);
 //! * at most one [`WriteMap`] of a file exists, and never beside a [`ReadMap`]: the writer is gone before a slab is
 //!   frozen, and a frozen slab is recycled only when its last reader is gone;
 //! * an accumulator's words are only ever touched as atomics, here as in every other process.

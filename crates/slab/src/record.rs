@@ -3,10 +3,12 @@
 //! Without it a slab's name could come twice. A slab's generation lives in its header and ends with its file, so an
 //! index whose file is unlinked is never used again; this record says how far the indexes have been used.
 
+use crate::directory::open_in;
 use crate::error::SlabError;
-use std::fs::{File, OpenOptions, TryLockError};
+use rustix::fs::OFlags;
+use std::fs::{File, TryLockError};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use zerocopy::little_endian::{U32, U64};
@@ -63,24 +65,16 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Locks the store in `dir`, which must exist, and reads its record or begins one.
-    pub(crate) fn open(dir: &Path) -> Result<Self, SlabError> {
-        let path = dir.join(RECORD_NAME);
-        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(no_follow)
-            .open(&path)
-            .map_err(SlabError::doing("open", &path))?;
+    /// Locks the store in `dir`, which `name` is for people, and reads its record or begins one.
+    pub(crate) fn open(dir: &OwnedFd, name: &Path) -> Result<Self, SlabError> {
+        let path = name.join(RECORD_NAME);
+        let opened = open_in(dir, RECORD_NAME, OFlags::RDWR | OFlags::CREATE);
+        let file = opened.map_err(SlabError::doing("open", &path))?;
         file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => SlabError::InUse { dir: dir.to_owned() },
+            TryLockError::WouldBlock => SlabError::InUse { dir: name.to_owned() },
             TryLockError::Error(error) => SlabError::doing("lock", &path)(error),
         })?;
-        let shared = Self::lock_shared(dir)?;
+        let shared = Self::lock_shared(dir, name)?;
         let (incarnation, next_index, fresh) = match Self::read(&file, &path)? {
             Some((incarnation, next_index)) => (incarnation, next_index, false),
             None => (Self::draw_incarnation(&path)?, 0, true),
@@ -92,22 +86,14 @@ impl Record {
         Ok(record)
     }
 
-    fn lock_shared(dir: &Path) -> Result<File, SlabError> {
-        let path = dir.join(SHARED_NAME);
-        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(no_follow)
-            .open(&path)
-            .map_err(SlabError::doing("create", &path))?;
-        let file = OpenOptions::new().read(true).custom_flags(no_follow).open(&path);
-        let file = file.map_err(SlabError::doing("open", &path))?;
+    fn lock_shared(dir: &OwnedFd, name: &Path) -> Result<File, SlabError> {
+        let path = name.join(SHARED_NAME);
+        let created = open_in(dir, SHARED_NAME, OFlags::WRONLY | OFlags::CREATE);
+        created.map_err(SlabError::doing("create", &path))?;
+        let file = open_in(dir, SHARED_NAME, OFlags::RDONLY).map_err(SlabError::doing("open", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(SlabError::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(SlabError::InUse { dir: name.to_owned() }),
             Err(TryLockError::Error(error)) => Err(SlabError::doing("lock", &path)(error)),
         }
     }
@@ -196,15 +182,20 @@ impl Drop for Record {
 mod tests {
     use super::*;
 
+    fn open(dir: &tempfile::TempDir) -> Result<Record, SlabError> {
+        let opened = OwnedFd::from(File::open(dir.path()).expect("it is there"));
+        Record::open(&opened, dir.path())
+    }
+
     #[test]
     fn indexes_never_repeat_and_end_with_the_last() {
         let dir = tempfile::tempdir().expect("a directory");
-        let record = Record::open(dir.path()).expect("opens");
+        let record = open(&dir).expect("opens");
         assert_eq!(record.new_index().expect("writes"), Some(0));
         let incarnation = record.incarnation();
         drop(record);
 
-        let record = Record::open(dir.path()).expect("opens again");
+        let record = open(&dir).expect("opens again");
         assert_eq!(record.incarnation(), incarnation);
         assert_eq!(record.new_index().expect("writes"), Some(1));
         record.skip_to(u64::from(u32::MAX)).expect("writes");
@@ -212,7 +203,7 @@ mod tests {
         assert_eq!(record.new_index().expect("writes"), Some(u32::MAX));
         assert_eq!(record.new_index().expect("nothing to write"), None);
         drop(record);
-        let record = Record::open(dir.path()).expect("opens again");
+        let record = open(&dir).expect("opens again");
         assert_eq!(record.new_index().expect("nothing to write"), None);
     }
 
@@ -220,7 +211,7 @@ mod tests {
     fn a_foreign_cut_or_newer_record_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(RECORD_NAME);
-        drop(Record::open(dir.path()).expect("opens"));
+        drop(open(&dir).expect("opens"));
         let good = std::fs::read(&path).expect("was written");
 
         let mut newer = good.clone();
@@ -234,7 +225,7 @@ mod tests {
             (vec![b'x'; 64], "no slab store's record"),
         ] {
             std::fs::write(&path, &bytes).expect("writes");
-            let error = Record::open(dir.path()).expect_err("refused").to_string();
+            let error = open(&dir).expect_err("refused").to_string();
             assert!(error.contains(words), "{error}");
             assert_eq!(std::fs::read(&path).expect("still there"), bytes);
         }

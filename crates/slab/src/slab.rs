@@ -9,6 +9,7 @@ use crate::table::Facts;
 use catchment_types::SlabId;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
 /// A granted slab: its one owner writes an update into it, then freezes it. Dropped unfrozen, as when a client hangs
@@ -55,6 +56,20 @@ impl SlabMut {
         &mut self.map.bytes_mut()[..len]
     }
 
+    /// Reads what is written, on another thread: its memory serves nobody else before that is dropped, whatever becomes
+    /// of this.
+    ///
+    /// # Errors
+    /// What the system refuses (descriptors used up).
+    pub fn reader(&self) -> Result<SlabReader, SlabError> {
+        let Self { file, extent, hold, .. } = self;
+        let path = hold.store.directory.slab_path(hold.id.index());
+        let file = file.try_clone().map_err(SlabError::doing("duplicate the descriptor of", &path))?;
+        hold.store.table().hold_granted(hold.id);
+        let hold = Hold { store: Arc::clone(&hold.store), id: hold.id };
+        Ok(SlabReader { file, extent: *extent, hold })
+    }
+
     /// Ends writing for good and gives the slab, with `meta` in its header, to the store: from here on it outlives
     /// this process.
     ///
@@ -72,6 +87,32 @@ impl SlabMut {
         drop(file);
         hold.store.table().freeze(&facts);
         Ok(Slab::new(hold, facts))
+    }
+}
+
+/// Reads a granted slab beside its writer, through the file: bytes that the writer sets meanwhile may be old or new.
+// Fields drop in this order: the descriptor is gone before the hold ends and the file can serve another.
+#[derive(Debug)]
+pub struct SlabReader {
+    file: File,
+    extent: Extent,
+    hold: Hold,
+}
+
+impl SlabReader {
+    /// Which use of the slab it reads.
+    pub fn id(&self) -> SlabId {
+        self.hold.id
+    }
+
+    /// Reads the update's bytes from `at` on.
+    ///
+    /// # Errors
+    /// They are not all within the update, and what the system refuses.
+    pub fn read_at(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let end = at.checked_add(into.len() as u64).filter(|end| *end <= self.extent.data_len());
+        end.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        self.file.read_exact_at(into, self.extent.data_offset() + at)
     }
 }
 

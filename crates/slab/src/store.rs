@@ -3,7 +3,7 @@
 use crate::accumulator::Accumulator;
 use crate::directory::Directory;
 use crate::error::SlabError;
-use crate::extent::Extent;
+use crate::extent::{Extent, HUGE_BYTES};
 use crate::header::{Kind, check_meta};
 use crate::owner::Owner;
 use crate::recover;
@@ -122,6 +122,13 @@ impl SlabStore {
     /// Bytes by state.
     pub fn usage(&self) -> Usage {
         self.inner.table().usage()
+    }
+
+    /// Whether a wish for so much data may have to wait for other files to be unlinked.
+    pub fn is_crowded(&self, data_len: u64) -> bool {
+        let usage = self.usage();
+        let wanted_bytes = Self::file_bytes(0, data_len).saturating_add(HUGE_BYTES);
+        usage.in_use_bytes().saturating_add(usage.free_bytes).saturating_add(wanted_bytes) > usage.budget_bytes
     }
 
     /// Large files that were made of huge pages since the store was opened, and those that could not be.

@@ -245,6 +245,13 @@ impl Table {
         entry.place.file_bytes
     }
 
+    /// Adds a hold on a granted slab, beside its writer's.
+    pub(crate) fn hold_granted(&mut self, id: SlabId) {
+        let entry = self.uses.get_mut(&id.index()).expect("its handle holds it");
+        assert!(entry.place.id == id && matches!(entry.life, Life::Granted), "slab {id} was granted");
+        entry.holds += 1;
+    }
+
     /// Adds a hold on a frozen, unreleased slab.
     pub(crate) fn hold_frozen(&mut self, id: SlabId) -> Option<Arc<Facts>> {
         let entry = self.uses.get_mut(&id.index()).filter(|entry| entry.kept && entry.place.id == id)?;

@@ -1,13 +1,13 @@
 //! A server that cannot start says why, and ends.
 
-use catchment_tests::{Bus, Nats, Server, free_port, on_both_buses, run_to_end};
+use catchment_tests::{Bus, Nats, Server, free_port, on_both_buses, run_to_end, shared_memory};
 use std::time::Duration;
 use tempfile::TempDir;
 
 /// Runs `catchment up` with these settings; it must fail within seconds. Gives what it said.
 fn refusal(settings: &[&str]) -> String {
     let dir = TempDir::new().expect("make a folder");
-    let slabs = tempfile::Builder::new().prefix("catchment-tests-").tempdir_in("/dev/shm").expect("make a folder");
+    let slabs = shared_memory();
     let text = |path: &std::path::Path| path.display().to_string();
     let (data, slabs) = (text(&dir.path().join("data")), text(slabs.path()));
     let mut arguments = vec!["up"];

@@ -12,7 +12,11 @@ pub const OWNER: Owner = Owner::new([1; 32]);
 
 /// A fresh directory on shared memory, gone with the test.
 pub fn shared_memory() -> TempDir {
-    tempfile::Builder::new().prefix("catchment-slab-").tempdir_in("/dev/shm").expect("make a directory on /dev/shm")
+    tempfile::Builder::new()
+        .prefix("catchment-slab-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .tempdir_in("/dev/shm")
+        .expect("make a directory on /dev/shm")
 }
 
 pub fn try_open(dir: &Path, budget_bytes: u64) -> Result<(SlabStore, Recovered), SlabError> {

@@ -1,7 +1,9 @@
 //! One slab from its grant to its release.
 
-use crate::common::{MIB, OWNER, check, descriptors_in, mappings_in, open_empty, shared_memory, submit};
-use catchment_slab::{Accumulator, CONTROL_WORDS_MAX, META_BYTES_MAX, Slab, SlabError, SlabId, SlabMut, SlabStore};
+use crate::common::{MIB, OWNER, check, descriptors_in, mappings_in, open_empty, shared_memory, submit, try_open};
+use catchment_slab::{
+    Accumulator, CONTROL_WORDS_MAX, META_BYTES_MAX, Owner, Slab, SlabError, SlabId, SlabMut, SlabStore,
+};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -61,9 +63,44 @@ fn a_client_that_hangs_up_leaves_nothing_behind() {
     assert_eq!(store.usage().in_use_bytes(), 0);
     assert_eq!(store.usage().free_bytes, MIB + 4096);
     assert!(store.get(id).is_none());
-    assert_eq!((descriptors_in(dir.path()), mappings_in(dir.path())), (2, 0), "the locks alone are open");
+    assert_eq!(
+        (descriptors_in(dir.path()), mappings_in(dir.path())),
+        (3, 0),
+        "the directory and its locks alone are open"
+    );
     let again = store.grant(OWNER, MIB).expect("there is room");
     assert_eq!(again.id(), SlabId::new(id.index(), id.generation() + 1), "the same memory, another name");
+}
+
+/// Whoever still reads what a client had sent so far never reads another's bytes, whatever the client does.
+#[test]
+fn a_reader_beside_the_writer_keeps_the_memory() {
+    let dir = shared_memory();
+    let store = open_empty(dir.path(), 64 * MIB);
+    let mut granted = store.grant(OWNER, 10_000).expect("there is room");
+    granted.bytes_mut().fill(7);
+    let (id, reader) = (granted.id(), granted.reader().expect("opens"));
+    let mut bytes = vec![0; 9000];
+    reader.read_at(1000, &mut bytes).expect("reads");
+    assert!(bytes.iter().all(|byte| *byte == 7));
+    assert!(reader.read_at(1001, &mut bytes).is_err() && reader.read_at(u64::MAX, &mut bytes).is_err());
+    drop(granted);
+    assert_eq!((store.usage().granted_bytes, store.usage().free_bytes), (4 * 4096, 0));
+    drop(reader);
+    assert_eq!((store.usage().granted_bytes, store.usage().free_bytes), (0, 4 * 4096));
+    // And when it is frozen and released meanwhile.
+    let mut granted = store.grant(OWNER, 10_000).expect("there is room");
+    assert_eq!(granted.id().index(), id.index());
+    granted.bytes_mut().fill(8);
+    let reader = granted.reader().expect("opens");
+    let frozen = granted.freeze(b"").expect("freezes");
+    store.release(frozen.id());
+    drop(frozen);
+    assert_eq!(store.usage().frozen_bytes, 4 * 4096);
+    reader.read_at(0, &mut bytes).expect("reads");
+    assert!(bytes.iter().all(|byte| *byte == 8));
+    drop(reader);
+    assert_eq!(store.usage().in_use_bytes(), 0);
 }
 
 #[test]
@@ -170,6 +207,91 @@ fn an_accumulator_shares_its_words_and_begins_at_zero() {
     assert_eq!(clone.control()[599].load(Ordering::Acquire), 42);
     drop(clone);
     assert_eq!(store.usage().in_use_bytes(), 0);
+}
+
+/// A function may look at memory before anybody has written it: nothing of another owner is there, control words and the
+/// rest of the file included; what the same owner left is not cleared, which would cost as much as using it.
+#[test]
+fn nobody_sees_what_another_owner_left() {
+    let other = Owner::new([2; 32]);
+    let whole = |accumulator: &Accumulator| {
+        let file = std::fs::File::from(accumulator.fd().try_clone_to_owned().expect("a descriptor"));
+        let mut bytes = vec![0; file.metadata().expect("looks").len() as usize - 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096).expect("reads");
+        bytes
+    };
+    let soil = |store: &SlabStore, owner, len: usize| {
+        let accumulator = store.grant_accumulator(owner, 1, len as u64, b"").expect("there is room");
+        let file = std::fs::File::from(accumulator.fd().try_clone_to_owned().expect("a descriptor"));
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xEE; len], accumulator.data_offset()).expect("writes");
+        store.release(accumulator.id());
+        let mut update = store.grant(owner, len as u64).expect("there is room");
+        update.bytes_mut().fill(0xEE);
+        [accumulator.id().index(), update.id().index()]
+    };
+    // Larger than one write of zeros, and of no even number of them.
+    for len in [20 * 4096, 300 * 4096, 40 << 20] {
+        let dir = shared_memory();
+        let store = open_empty(dir.path(), 128 * MIB);
+        let files = soil(&store, OWNER, len);
+        // What the same owner asks for next is the same, as it was left.
+        let (accumulator, update) =
+            (store.grant_accumulator(OWNER, 1, len as u64, b""), store.grant(OWNER, len as u64));
+        let (accumulator, mut update) = (accumulator.expect("there is room"), update.expect("there is room"));
+        assert_eq!([accumulator.id().index(), update.id().index()], files);
+        assert!(whole(&accumulator)[4096..][..len].iter().rev().take(4096).all(|byte| *byte == 0xEE));
+        assert!(update.bytes_mut().iter().all(|byte| *byte == 0xEE));
+        store.release(accumulator.id());
+        drop((accumulator, update));
+        // A little smaller, so that the end of the file is left over.
+        let less = len as u64 - 4096;
+        let (accumulator, update) = (store.grant_accumulator(other, 1, less, b""), store.grant(other, less));
+        let (accumulator, mut update) = (accumulator.expect("there is room"), update.expect("there is room"));
+        assert_eq!([accumulator.id().index(), update.id().index()], files, "recycled all the same");
+        assert!(whole(&accumulator).iter().all(|byte| *byte == 0) && update.bytes_mut().iter().all(|byte| *byte == 0));
+        store.release(accumulator.id());
+        drop((accumulator, update));
+        // After a restart nobody knows whose it was.
+        soil(&store, OWNER, len);
+        drop(store);
+        let store = open_empty(dir.path(), 128 * MIB);
+        let (accumulator, update) = (store.grant_accumulator(OWNER, 1, less, b""), store.grant(OWNER, less));
+        let (accumulator, mut update) = (accumulator.expect("there is room"), update.expect("there is room"));
+        assert_eq!([accumulator.id().index(), update.id().index()], files);
+        assert!(whole(&accumulator).iter().all(|byte| *byte == 0) && update.bytes_mut().iter().all(|byte| *byte == 0));
+    }
+}
+
+/// Whoever may write to the directory can replace an update, or cut a file that is mapped.
+#[test]
+fn a_directory_that_others_can_reach_is_refused_and_left_alone() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let dir = shared_memory();
+    let refused = |path: &std::path::Path, words: &str| {
+        let error = try_open(path, MIB).expect_err("refused").to_string();
+        assert!(error.contains(words), "{error}");
+        assert_eq!(std::fs::read_dir(path).expect("lists").count(), 0, "nothing was changed");
+    };
+    let mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).expect("its mode");
+    for open in [0o777, 0o1777, 0o755, 0o711, 0o750, 0o701, 0o770] {
+        mode(open);
+        refused(dir.path(), "chmod 700");
+    }
+    mode(0o700);
+    let elsewhere = shared_memory();
+    let link = elsewhere.path().join("link");
+    symlink(dir.path(), &link).expect("makes a link");
+    refused(&link, "symbolic link");
+    if rustix::process::geteuid().is_root() {
+        chown(dir.path(), Some(12_345), None).expect("gives it away");
+        refused(dir.path(), "belongs to user 12345");
+        chown(dir.path(), Some(0), None).expect("takes it back");
+    }
+    drop(open_empty(dir.path(), MIB));
+    // One that is made is this user's alone, whatever the mask says.
+    let made = dir.path().join("deep/below");
+    drop(open_empty(&made, MIB));
+    assert_eq!(std::fs::metadata(&made).expect("it is there").permissions().mode() & 0o7777, 0o700);
 }
 
 #[test]
