@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What to try.
@@ -29,6 +32,9 @@ const MEAN: f64 = 2.0;
 const CHUNK: usize = 1 << 17;
 /// Left to others, of memory and of disk.
 const SPARE_BYTES: u64 = 2 << 30;
+/// The longest that 99 of 100 updates of a small job may take meanwhile, and how long its client waits between two.
+const ACCEPT_TIME_MAX: Duration = Duration::from_millis(50);
+const BETWEEN: Duration = Duration::from_millis(5);
 /// How long a round of it may take.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -99,18 +105,78 @@ pub fn run(arguments: &Arguments) -> Result<String> {
         anyhow::Ok(())
     };
     let mut api = platform.connect()?;
+    let beside = Beside::start(&platform)?;
     let spec = json!({"name": "large", "function": "fedavg", "goal": FACTORS.len(), "rounds": 1});
     api.json("POST", "/v1/jobs", spec.to_string().as_bytes())?;
     row("initial model", &mut || upload(&mut api, "/v1/jobs/large/model", &plan, 0.0))?;
     for (client, factor) in FACTORS.into_iter().enumerate() {
         let path = format!("/v1/jobs/large/rounds/1/updates/client-{client}?weight=1");
+        beside.counts.store(true, Relaxed);
         row(&format!("update {}", client + 1), &mut || upload(&mut api, &path, &plan, factor))?;
+        beside.counts.store(false, Relaxed);
     }
+    let (count, p99, longest) = beside.end()?;
     row("until the model is published", &mut || published(&mut api))?;
     row("download, every number checked", &mut || download(&platform, &plan))?;
     row("ranges around 4 GiB and at the end", &mut || ranges(&platform, &plan))?;
     writeln!(table, "\n{} MB of shared memory were held at the end.", platform.slab_bytes()? >> 20)?;
+    writeln!(
+        table,
+        "\nMeanwhile a job of 4 kB updates had {count} accepted: p99 {:.1} ms, the longest {:.1} ms.",
+        p99.as_secs_f64() * 1e3,
+        longest.as_secs_f64() * 1e3
+    )?;
+    ensure!(
+        p99 < ACCEPT_TIME_MAX,
+        "an update of the small job took {p99:?} (p99): it waits for the large one's memory"
+    );
     Ok(table)
+}
+
+/// A small job beside the large one: its updates take no notice of the gigabytes that are made for the other.
+struct Beside {
+    /// Whether what is taken now counts.
+    counts: Arc<AtomicBool>,
+    ends: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<Duration>>>,
+}
+
+impl Beside {
+    fn start(platform: &Platform) -> Result<Self> {
+        let plan = Plan { tensors: [("a", 500), ("b", 1), ("c", 1)] };
+        let mut api = platform.connect()?;
+        let spec = json!({"name": "small", "function": "fedavg", "goal": 1_000_000, "deadline": null});
+        api.json("POST", "/v1/jobs", spec.to_string().as_bytes())?;
+        upload(&mut api, "/v1/jobs/small/model", &plan, 0.0)?;
+        let (counts, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (counted, ended) = (counts.clone(), ends.clone());
+        let thread = std::thread::spawn(move || {
+            let mut taken = Vec::new();
+            for client in 0.. {
+                if ended.load(Relaxed) {
+                    break;
+                }
+                let begun = Instant::now();
+                upload(&mut api, &format!("/v1/jobs/small/rounds/1/updates/client-{client}"), &plan, 1.0)?;
+                if counted.load(Relaxed) {
+                    taken.push(begun.elapsed());
+                }
+                std::thread::sleep(BETWEEN);
+            }
+            Ok(taken)
+        });
+        Ok(Self { counts, ends, thread })
+    }
+
+    /// How many were taken, how long 99 of 100 took at most, and the longest.
+    fn end(self) -> Result<(usize, Duration, Duration)> {
+        self.ends.store(true, Relaxed);
+        let joined = self.thread.join().map_err(|_| anyhow::anyhow!("the small job's thread panicked"))?;
+        let mut taken = joined.context("the small job")?;
+        taken.sort_unstable();
+        let longest = *taken.last().context("updates of the small job")?;
+        Ok((taken.len(), taken[(taken.len() * 99 / 100).min(taken.len() - 1)], longest))
+    }
 }
 
 fn upload(api: &mut Connection, path: &str, plan: &Plan, factor: f64) -> Result<()> {

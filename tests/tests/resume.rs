@@ -336,8 +336,9 @@ on_both_buses! {
         assert_eq!(job.api.metrics().await.sum("catchment_updates_rejected_total", &counted), 1.0);
     }
 
+    /// Where nothing is to be written to the disk.
     async fn what_nobody_asks_for_expires(bus: Bus) {
-        let server = Server::start_with(bus, &[("--park-time", "700ms")]).await;
+        let server = Server::start_with(bus, &[("--park-time", "700ms"), ("--park-mib", "0")]).await;
         let job = begin(&server, json!({})).await;
         let (body, path) = (update(1.0), job.update_path(1, "c", ""));
         let before = server.observe();
@@ -353,7 +354,7 @@ on_both_buses! {
 
     /// Twelve megabytes: the accumulator of a round takes four, finishing it two, each update one.
     async fn what_is_parked_gives_way_the_oldest_first(bus: Bus) {
-        let server = patient(bus, &[("--slab-mib", "12")]).await;
+        let server = patient(bus, &[("--slab-mib", "12"), ("--park-mib", "0")]).await;
         let job = begin(&server, json!({"goal": 3, "rounds": 1})).await;
         let (body, path) = (update(1.0), |client: &str| job.update_path(1, client, ""));
         for client in ["p1", "p2", "p3", "p4"] {
@@ -406,8 +407,8 @@ on_both_buses! {
         .await;
     }
 
-    async fn a_restart_forgets_what_was_parked(bus: Bus) {
-        let mut server = patient(bus, &[]).await;
+    async fn a_restart_forgets_what_was_parked_in_memory_only(bus: Bus) {
+        let mut server = patient(bus, &[("--park-mib", "0")]).await;
         let job = begin(&server, json!({"goal": 1, "rounds": 1})).await;
         let (body, path) = (update(1.0), job.update_path(1, "c", ""));
         broken_after(&server, &path, &body, 500_000, &[]).await;
@@ -429,7 +430,7 @@ on_both_buses! {
     }
 
     async fn there_are_only_so_many(bus: Bus) {
-        let server = patient(bus, &[]).await;
+        let server = patient(bus, &[("--park-mib", "0")]).await;
         let small = file(&[Tensor::f32("w", &[1000], &[1.0; 1000])]);
         let job = server.api().begin("a", json!({}), &small).await;
         for k in 0..260 {

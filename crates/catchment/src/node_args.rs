@@ -1,7 +1,7 @@
 //! What a process that takes updates is told on the command line.
 
 use crate::address::{Advertised, Listen};
-use crate::system::{END_AT, default_draft_bytes, default_slab_budget_bytes, default_slab_dir};
+use crate::system::{END_AT, default_slab_budget_bytes, default_slab_dir, free_disk_bytes};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
 use catchment_node::{Beside, Functions, Membership, NodeConfig, Pace, RunnersConfig};
@@ -89,9 +89,14 @@ pub struct NodeArgs {
     /// How long an update waits for the event log before it is answered with 503.
     #[arg(long, default_value = "10s", env = "CATCHMENT_ACCEPT_WAIT")]
     accept_wait: DurationText,
-    /// How long an update whose connection broke or fell silent is kept, for its client to go on with. It gives way when there is no room.
+    /// How long an update whose connection broke or fell silent is kept in shared memory, for its client to go on with. It
+    /// gives way there when there is no room; in the data directory it stays as long as its round is open (--park-mib).
     #[arg(long, default_value = "60s", env = "CATCHMENT_PARK_TIME")]
     park_time: DurationText,
+    /// Disk that such updates may take together in the data directory, in MiB. The oldest give way; 0: none is written
+    /// there. Default: a quarter of what is free.
+    #[arg(long, value_name = "MIB", env = "CATCHMENT_PARK_MIB")]
+    park_mib: Option<u64>,
     /// How long a node that is told to end (SIGTERM) waits for other nodes to take what it holds of open rounds. 0s, a
     /// second signal, or an interrupt: not at all.
     #[arg(long, default_value = "30s", env = "CATCHMENT_DRAIN_TIME")]
@@ -178,7 +183,7 @@ impl NodeArgs {
         }
         let draft_bytes_max = match self.draft_mib {
             Some(mib) => mib << 20,
-            None => default_draft_bytes(&self.data),
+            None => free_disk_bytes(&self.data) / 2,
         };
         let silence = |default: Duration| self.silence.map_or(default, duration).max(SILENCE_MIN);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -197,6 +202,7 @@ impl NodeArgs {
             room_wait: duration(self.room_wait),
             accept_wait: duration(self.accept_wait),
             park_time: duration(self.park_time),
+            park_bytes_max: self.park_mib.map_or_else(|| free_disk_bytes(&self.data) / 4, |mib| mib << 20),
             drain_time: duration(self.drain_time),
             connections_max: self.connections.max(1),
             buffer_bytes: self.buffer_mib << 20,

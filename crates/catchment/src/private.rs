@@ -13,8 +13,8 @@ use std::path::Path;
 const FILES: [&str; 3] = ["node-id", "log.redb", "snapshot.draft"];
 /// Of the log's snapshots, the beginning and the end of the name.
 const SNAPSHOT: (&str, &str) = ("snapshot-", ".bin");
-/// A folder, with all that is in it.
-const MODELS: &str = "models";
+/// Folders, with all that is in them.
+const FOLDERS: [&str; 2] = ["models", "uploads"];
 
 /// Makes everything that this process makes from now on its user's alone. Call it before anything is made.
 pub fn make_private() {
@@ -35,7 +35,7 @@ fn mend_in(data: &Path) -> io::Result<()> {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let is_snapshot = name.starts_with(SNAPSHOT.0) && name.ends_with(SNAPSHOT.1);
-        if name == MODELS {
+        if FOLDERS.contains(&name) {
             mend_all(&entry.path())?;
         } else if is_snapshot || FILES.contains(&name) {
             mend_one(&entry.path())?;

@@ -110,10 +110,10 @@ pub fn default_slab_budget_bytes(slab_dir: &Path) -> u64 {
     (free / 2).min(limit / 2).max(16 << 20)
 }
 
-/// Half of the disk that is free for a data directory.
-pub fn default_draft_bytes(data_dir: &Path) -> u64 {
+/// What is free of the disk on which a data directory is, or is to be.
+pub fn free_disk_bytes(data_dir: &Path) -> u64 {
     let on = data_dir.ancestors().find(|dir| dir.exists()).filter(|dir| !dir.as_os_str().is_empty());
-    rustix::fs::statvfs(on.unwrap_or(Path::new("."))).map_or(64 << 30, |stat| stat.f_bavail * stat.f_frsize / 2)
+    rustix::fs::statvfs(on.unwrap_or(Path::new("."))).map_or(64 << 30, |stat| stat.f_bavail * stat.f_frsize)
 }
 
 /// The memory limit of this process's cgroup, or the machine's memory.

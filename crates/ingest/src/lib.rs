@@ -18,7 +18,7 @@ mod widen;
 mod zstd_frames;
 
 pub use closer::Base;
-pub use digest::UpdateDigest;
+pub use digest::{DigestState, UpdateDigest};
 pub use head::Head;
 pub use part::Part;
 pub use range::{first_beyond, first_inexact, largest};

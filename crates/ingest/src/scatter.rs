@@ -47,6 +47,47 @@ impl Scatter {
         Self { base, ..Self::new(fit) }
     }
 
+    /// Goes on behind the first `position` bytes of the data, of which [`Scatter::places`] are filled. `None` when there
+    /// are not so many.
+    pub fn resumed(fit: impl Into<Arc<Fit>>, base: Option<Arc<dyn Base>>, position: u64) -> Option<Self> {
+        let mut scatter = Self { position, ..Self::of_deltas(fit, base) };
+        // The first that is not complete; empty ones at its beginning are passed with those before.
+        scatter.current = scatter.fit.tensors.partition_point(|tensor| tensor.end <= position);
+        if let Some(tensor) = scatter.fit.tensors.get(scatter.current) {
+            scatter.screened = whole_elements(tensor, position);
+        } else if scatter.fit.tensors.last().map_or(0, |last| last.end) != position {
+            return None;
+        }
+        Some(scatter)
+    }
+
+    /// Where in memory all is that has come so far. It does not change any more, whatever else comes, unless it is the rest
+    /// of an element that has not come whole.
+    pub fn places(&self) -> Vec<Range<usize>> {
+        let mut places = Vec::new();
+        let (complete, rest) = self.fit.tensors.split_at(self.current);
+        for tensor in complete {
+            if let Some(offset) = tensor.slab_offset {
+                places.push(offset as usize..(offset + tensor.stored_bytes() + tensor.padding) as usize);
+            }
+        }
+        if let Some(tensor) = rest.first()
+            && let (Some(offset), Some(landing)) = (tensor.slab_offset, tensor.landing())
+        {
+            let (written, screened) = ((self.position - tensor.begin) as usize, whole_elements(tensor, self.position));
+            let (offset, landing) = (offset as usize, landing as usize);
+            if tensor.stored == tensor.dtype {
+                places.push(offset..offset + written);
+            } else {
+                let elements = screened / (tensor.dtype.bits() / 8) as usize;
+                places.push(offset..offset + elements * (tensor.stored.bits() / 8) as usize);
+                places.push(landing + screened..landing + written);
+            }
+        }
+        places.retain(|place| !place.is_empty());
+        places
+    }
+
     /// Writes the next bytes of the data.
     ///
     /// # Errors
@@ -216,6 +257,14 @@ impl Scatter {
         let to = place as usize + first * (tensor.stored.bits() / 8) as usize;
         widen((tensor.dtype, landing as usize + before), (tensor.stored, to), count, memory);
     }
+}
+
+/// Bytes of a tensor's elements that are there whole once the data has come to `position`: those are screened.
+fn whole_elements(tensor: &Placed, position: u64) -> usize {
+    let written = (position - tensor.begin) as usize;
+    // Types of less than a byte are not stored.
+    let width = ((tensor.dtype.bits() / 8) as usize).max(1);
+    if tensor.landing().is_some() { written - written % width } else { 0 }
 }
 
 /// The first element that functions, which compute in f64, would not take for what it is, and what is wrong with it.

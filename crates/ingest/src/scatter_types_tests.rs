@@ -56,6 +56,36 @@ fn mixed(nan: Option<usize>) -> (Fit, Vec<u8>, Vec<f32>) {
     (fit, data, expected)
 }
 
+/// What had come is taken to other memory, and the rest comes there.
+fn moved(fit: &Fit, data: &[u8], cut: usize) -> Result<Vec<u8>, Problem> {
+    let (mut before, mut after) = (vec![0xaa; fit.slab_bytes as usize], vec![0xbb; fit.slab_bytes as usize]);
+    let mut scatter = Scatter::new(fit.clone());
+    scatter.feed(&data[..cut], &mut before)?;
+    for place in scatter.places() {
+        after[place.clone()].copy_from_slice(&before[place]);
+    }
+    let mut scatter = Scatter::resumed(fit.clone(), None, scatter.position()).expect("so much has come");
+    scatter.feed(&data[cut..], &mut after)?;
+    scatter.finish(&mut after)?;
+    Ok(after)
+}
+
+/// Wherever it was cut: between tensors, in the middle of an element that is widened, in one that is not stored.
+#[test]
+fn what_has_come_goes_on_in_other_memory() {
+    let (fit, data, _) = mixed(None);
+    let whole = write(&fit, &data, 7).unwrap();
+    for cut in 0..=data.len() {
+        assert_eq!(moved(&fit, &data, cut).unwrap(), whole, "cut at {cut}");
+    }
+    assert!(Scatter::resumed(fit.clone(), None, data.len() as u64 + 1).is_none());
+    // A number that is none is named after the break as before.
+    let (fit, data, _) = mixed(Some(40));
+    for cut in [20, 53, 54] {
+        assert_eq!(moved(&fit, &data, cut).unwrap_err().extra["index"], 40, "cut at {cut}");
+    }
+}
+
 proptest! {
     #[test]
     fn several_types_become_one_whatever_the_cut(step in 1usize..200, cut in 0usize..=688, sink in 1usize..9) {

@@ -4,6 +4,7 @@
 //! outlive a task, and the process, lies in shared memory: see [`leaf`].
 
 mod finish;
+mod fresh;
 mod gather;
 mod holdings;
 mod input;
@@ -24,7 +25,8 @@ mod tree;
 mod trouble;
 mod worker;
 
-pub use holdings::Holdings;
+pub use fresh::taken;
+pub use holdings::{Holdings, OfRound};
 use job::StepError;
 pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
 pub use ranges::Range;
@@ -35,7 +37,6 @@ use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::metrics::Metrics;
 use crate::owner::owner;
-use crate::parking::Address;
 use crate::peers::models::keep_in_step;
 use crate::subjects;
 use catchment_bus::BusError;
@@ -57,31 +58,29 @@ const TRIM: Duration = Duration::from_secs(60);
 /// How long a stopping node waits for folds in progress.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
-/// Sets the round's accumulators aside. Before an update is accepted, so that folding never waits for memory that only
+/// Sets a round's accumulators aside. Before an update is accepted, so that folding never waits for memory that only
 /// folding would give back.
 ///
 /// # Errors
-/// No room.
-pub fn prepare(
-    context: &Context,
+/// The thread panicked, or the process ends; inside, no room.
+pub async fn prepare(
+    context: &Arc<Context>,
     spec: &JobSpec,
-    uid: JobUid,
-    round: u64,
-    incarnation: u64,
+    of: OfRound,
     model: &ModelLayout,
-) -> Result<(), SlabError> {
+) -> Result<Result<(), SlabError>, JoinError> {
     if model.takes.gathers() {
-        return Ok(());
+        return Ok(Ok(()));
     }
-    let layout = &model.layout;
-    let ranges = ranges::cut(layout).len();
+    let OfRound { uid, round, incarnation } = of;
+    let (owner, elements, ranges) = (owner(spec, uid), model.layout.elements(), ranges::cut(&model.layout).len());
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf, incarnation };
-        context
-            .holdings
-            .leaf_or(key, || leaf::Leaf::create(&context.store, owner(spec, uid), key, layout.elements(), ranges))?;
+        if let Err(error) = fresh::leaf(context, fresh::Shape { key, owner, elements, ranges }).await? {
+            return Ok(Err(error));
+        }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Shared memory that a job needs at least: its accumulators, what its finish takes beside them, and one update.
@@ -128,6 +127,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
     };
     // What was found at the start is known from now on: a job that is deleted next is missed.
     dispatcher.follow();
+    // And what was found of a job that is deleted by now.
+    dispatcher.context.release_ended();
     let mut waiting = dispatcher.sweep();
     let ended = loop {
         tokio::select! {
@@ -238,16 +239,14 @@ impl Dispatcher {
         if changed.is_empty() && gone.is_empty() {
             return;
         }
-        let (slabs, parked, over) = self.context.ledger.read(|state| {
+        let over: Vec<JobUid> = self.context.ledger.read(|state| {
             let is_over = |uid: &&JobUid| state.job(**uid).is_some_and(|job| job.state.is_over());
-            let over: Vec<JobUid> = changed.iter().filter(is_over).copied().collect();
-            let open = |at: &Address| state.judge(at.uid, at.round, &at.client, None).is_none();
-            (self.context.holdings.take_ended(state, self.context.node), self.context.parking.take_unless(open), over)
+            changed.iter().filter(is_over).copied().collect()
         });
+        self.context.parking.retain(|at| at.is_open(&self.context));
         // Nothing is added to their models any more.
         over.iter().for_each(|uid| self.context.bases.forget(*uid));
-        self.context.release(slabs);
-        drop(parked);
+        self.context.release_ended();
         self.context.pieces.retain(&self.context.ledger, self.context.node);
         self.copy_models(&changed);
         changed.retain(|uid| self.has_work(*uid));

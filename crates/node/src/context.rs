@@ -47,8 +47,10 @@ pub struct NodeConfig {
     pub room_wait: Duration,
     /// How long a client waits for the log before it is told to try again.
     pub accept_wait: Duration,
-    /// How long an upload whose connection broke is kept for its client.
+    /// How long an upload whose connection broke is kept in shared memory.
     pub park_time: Duration,
+    /// Bytes on disk that such uploads may take, as long as their rounds are open.
+    pub park_bytes_max: u64,
     /// How long a node that drains waits for others to take what it holds.
     pub drain_time: Duration,
     /// Connections served at one time; more wait.
@@ -163,7 +165,7 @@ pub struct Context {
     /// Who trains or measures what.
     pub desk: Desk,
     /// What it holds in shared memory for active rounds.
-    pub holdings: Holdings,
+    pub holdings: Arc<Holdings>,
     /// The other nodes.
     pub peers: Peers,
     /// Digests of what they were given.
@@ -185,7 +187,7 @@ pub struct Context {
     /// Initial models that are being received.
     pub drafts: Arc<Drafts>,
     /// Told whenever shared memory is given back.
-    pub room: Notify,
+    pub room: Arc<Notify>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.

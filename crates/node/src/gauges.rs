@@ -37,7 +37,9 @@ impl Shown {
 pub fn show(context: &Context) {
     let metrics = &context.metrics;
     let (parked, troubled) = (context.parking.counts(), context.trouble.jobs());
-    for gauge in [&metrics.uploads_parked, &metrics.last_commit, &metrics.queue_depth, &metrics.stalled] {
+    for gauge in
+        [&metrics.uploads_parked, &metrics.uploads_stored, &metrics.last_commit, &metrics.queue_depth, &metrics.stalled]
+    {
         gauge.reset();
     }
     metrics.job_metric.reset();
@@ -48,9 +50,17 @@ pub fn show(context: &Context) {
     }
 }
 
-fn set(context: &Context, uid: JobUid, shown: &Shown, parked: &HashMap<JobUid, i64>, troubled: &HashSet<JobUid>) {
+fn set(
+    context: &Context,
+    uid: JobUid,
+    shown: &Shown,
+    parked: &HashMap<JobUid, (i64, i64)>,
+    troubled: &HashSet<JobUid>,
+) {
     let (metrics, labels) = (&context.metrics, [shown.labels[0].as_str(), shown.labels[1].as_str()]);
-    metrics.uploads_parked.with_label_values(&labels).set(parked.get(&uid).copied().unwrap_or_default());
+    let (all, stored) = parked.get(&uid).copied().unwrap_or_default();
+    metrics.uploads_parked.with_label_values(&labels).set(all);
+    metrics.uploads_stored.with_label_values(&labels).set(stored);
     metrics.queue_depth.with_label_values(&labels).set(shown.queue as i64);
     let is_stalled = troubled.contains(&uid) && !shown.is_over;
     metrics.stalled.with_label_values(&labels).set(is_stalled.into());

@@ -29,6 +29,7 @@ mod readiness;
 mod requests;
 mod resume;
 mod shape;
+mod shelf;
 mod slab_meta;
 mod slack;
 mod small;

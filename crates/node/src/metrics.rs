@@ -27,6 +27,7 @@ pub struct Metrics {
     pub uploads_resumed: IntCounterVec,
     /// Uploads that wait for their clients to go on.
     pub uploads_parked: IntGaugeVec,
+    pub uploads_stored: IntGaugeVec,
     /// From a round's opening to its commit.
     pub round_duration: HistogramVec,
     /// Time spent folding, merging and finalising one round.
@@ -123,6 +124,11 @@ impl Metrics {
             uploads_parked: gauge(
                 "catchment_uploads_parked",
                 "Uploads whose connection broke, kept for their clients.",
+                &JOB,
+            ),
+            uploads_stored: gauge(
+                "catchment_uploads_stored",
+                "Of these, the ones that are in the data directory, and outlive the process.",
                 &JOB,
             ),
             round_duration: seconds("catchment_round_duration_seconds", "From a round's opening to its commit.", &JOB),
@@ -272,7 +278,14 @@ impl Metrics {
         for histogram in [&self.order_wait, &self.round_duration, &self.aggregation, &self.accept_to_commit] {
             remove(histogram, &is_gone);
         }
-        let gauges = [&self.uploads_parked, &self.last_commit, &self.queue_depth, &self.stalled, &self.instances];
+        let gauges = [
+            &self.uploads_parked,
+            &self.uploads_stored,
+            &self.last_commit,
+            &self.queue_depth,
+            &self.stalled,
+            &self.instances,
+        ];
         for gauge in gauges {
             remove(gauge, &is_gone);
         }

@@ -11,9 +11,10 @@ use crate::holders::Holders;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::parking::Parking;
+use crate::parking::{Address, Parking};
 use crate::peers::Peers;
 use crate::readiness::Readiness;
+use crate::shelf::{Shelf, Stored};
 use crate::{drain, gateway, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
@@ -31,6 +32,8 @@ use tokio::sync::{Notify, Semaphore};
 /// How often, and after which pauses, a store that another process holds is tried again.
 const STORE_TRIES: usize = 50;
 const STORE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a node that ends waits for uploads that broke off to be in their files.
+const WRITE_TIME: Duration = Duration::from_secs(5);
 /// How long a runner may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,9 +96,12 @@ impl Node {
             check_models(&ledger, &models, &peers, patience).await?;
             models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
             let runners = start_runners(runners, &store).await?;
-            let holdings = Holdings::default();
+            let holdings = Arc::<Holdings>::default();
             aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
             let Environment { clock, entropy, steps, ending } = environment;
+            let room = Arc::new(Notify::new());
+            let shelf = open_shelf(&config, &ledger).map_err(data)?;
+            let parking = Parking::new(config.park_time, config.slab_budget_bytes, shelf, room.clone());
             let buffers = Buffers::new(config.buffer_bytes, metrics.buffer_bytes.clone());
             let context = Arc::new(Context {
                 node,
@@ -115,12 +121,12 @@ impl Node {
                 pieces: Default::default(),
                 readiness: Readiness::default(),
                 trouble: Trouble::new(clock.clone()),
-                parking: Parking::new(config.park_time, config.slab_budget_bytes),
+                parking,
                 lanes: Arc::new(Semaphore::new(config.lanes)),
                 buffers,
                 holders: Holders::new(config.pace.grace.min(config.room_wait / 2), config.pace.rate_min),
                 drafts: Drafts::new(config.drafts_max, config.draft_bytes_max),
-                room: Notify::new(),
+                room,
                 clock,
                 entropy,
                 steps,
@@ -164,6 +170,8 @@ impl Node {
                 drain::run(context.clone()),
             );
             context.parking.close();
+            // What broke off with the last connections is gone on with once the node is back.
+            context.parking.written(WRITE_TIME).await;
             aggregated?;
             answered?;
             checked_in?;
@@ -214,6 +222,19 @@ async fn join(
         None => Fleet::alone(&speak),
     };
     Ok(Peers::new(fleet, node, pass)?)
+}
+
+/// Opens the folder of uploads that broke off, and finds those that can be gone on with. `None`: there are to be none.
+fn open_shelf(config: &NodeConfig, ledger: &Ledger) -> std::io::Result<Option<(Shelf, Vec<(Address, Stored)>)>> {
+    if config.park_bytes_max == 0 {
+        return Ok(None);
+    }
+    let is_open = |address: &Address| ledger.read(|state| address.is_open_in(state));
+    let (shelf, found) = Shelf::open(&config.data_dir, config.park_bytes_max, is_open)?;
+    if !found.is_empty() {
+        tracing::info!(uploads = found.len(), "uploads that broke off can be gone on with");
+    }
+    Ok(Some((shelf, found)))
 }
 
 /// Opens the store. Runners of a node that was killed end by themselves, and hold the store until they have.

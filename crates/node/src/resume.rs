@@ -5,9 +5,9 @@
 
 use crate::context::Context;
 use crate::gateway::body::Body;
-use crate::parking::{Address, unknown};
+use crate::parking::{Address, Live, Standstill, Taken, unknown};
 use crate::submit::{Submitted, accept, log_unavailable, receive, refusal, span, told};
-use crate::upload::Progress;
+use crate::upload::{Progress, Upload};
 use catchment_ingest::Part;
 use catchment_ledger::AcceptOutcome;
 use catchment_types::{Code, JobSpec, Problem};
@@ -58,7 +58,7 @@ pub async fn look(context: &Context, spec: &JobSpec, address: &Address) -> Resul
 /// part that is longer than what is missing, or does not say its length; and whatever a whole update is refused for.
 pub async fn resume(
     context: &Arc<Context>,
-    spec: &JobSpec,
+    spec: &Arc<JobSpec>,
     address: Address,
     part: Part,
     body: &mut Body,
@@ -69,7 +69,7 @@ pub async fn resume(
 
 async fn go_on(
     context: &Arc<Context>,
-    spec: &JobSpec,
+    spec: &Arc<JobSpec>,
     address: Address,
     part: Part,
     body: &mut Body,
@@ -84,14 +84,25 @@ async fn go_on(
     let Some(part_bytes) = body.length() else {
         return Err(Problem::new(Code::BadRequest, "a PATCH needs a Content-Length: a chunked body cannot go on"));
     };
-    let (live, upload) = context.parking.resume(address, |upload| {
-        let progress = upload.progress().ok_or_else(unknown)?;
+    let taken = context.parking.resume(address, |Standstill { progress, body_digest }| {
         fits(part, part_bytes, progress)?;
-        if part.body_digest.is_some_and(|digest| !upload.declare(digest)) {
+        if part.body_digest.zip(body_digest).is_some_and(|(said, before)| said != before) {
             return Err(wrong_offset("what is here began with another Catchment-Digest", progress));
         }
         Ok(())
     })?;
+    let (live, mut upload) = match taken {
+        Taken::Memory(live, upload) => (live, upload),
+        Taken::File(live, stored) => match Upload::restore(context, spec.clone(), stored.path).await {
+            Ok(upload) => (live, upload),
+            Err(problem) => {
+                // While there is no room its file stays.
+                Some(live).into_iter().filter(|_| !problem.retryable).for_each(Live::over);
+                return Err(problem);
+            }
+        },
+    };
+    part.body_digest.into_iter().for_each(|digest| upload.declare(digest));
     context.metrics.uploads_resumed.with_label_values(&[spec.namespace.as_str(), spec.name.as_str()]).inc();
     let (live, upload) = receive(context, Some(live), upload, body).await?;
     match (live, upload.progress()) {
@@ -100,7 +111,20 @@ async fn go_on(
             parked.then_some(Resumed::Parked(progress)).ok_or_else(unknown)
         }
         // Who asks for it meanwhile waits for the log's answer.
-        (_live, _) => Ok(Resumed::Submitted(Box::new(accept(context, upload.freeze()?).await?))),
+        (live, _) => {
+            let (accepted, is_over) = match upload.freeze() {
+                Ok(frozen) => {
+                    let accepted = accept(context, frozen).await;
+                    // When the log does not answer, what is in a file may be gone on with.
+                    let is_over = accepted.as_ref().map_or_else(|problem| !problem.retryable, |_| true);
+                    (accepted, is_over)
+                }
+                // Its bytes are not what was declared: the same would come of what is in a file.
+                Err(problem) => (Err(problem), true),
+            };
+            live.into_iter().filter(|_| is_over).for_each(Live::over);
+            Ok(Resumed::Submitted(Box::new(accepted?)))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The order is the promise: check, grant, receive, freeze, log, answer. A slab is the store's until it is frozen, the
 //! submission's until the log has spoken, and the round's after that; on every other way out it is given back.
 
+use crate::aggregate::OfRound;
 use crate::buffers::ends;
 use crate::context::{Context, Late};
 use crate::gateway::body::Body;
@@ -178,12 +179,18 @@ pub async fn receive<'p>(
     };
     body.hold(None);
     let Err(problem) = received else { return Ok((live, upload)) };
-    if let Some(live) = live
-        && BROKEN_OFF.iter().any(|code| problem.is(*code))
-    {
-        live.park(upload, |address| address.is_open(context));
-    } else {
-        drop(upload);
+    // A node that ends lets go of it, too: it is gone on with once the node is back.
+    let is_end = context.ending.stop.is_cancelled() && problem.detail == ends().detail;
+    let is_broken = is_end || BROKEN_OFF.iter().any(|code| problem.is(*code));
+    match live {
+        Some(live) if is_broken => {
+            live.park(upload, |address| address.is_open(context));
+        }
+        live => {
+            drop(upload);
+            // Refused for good: what is in a file of it is of no use either.
+            live.into_iter().filter(|_| !problem.retryable).for_each(Live::over);
+        }
     }
     context.room.notify_waiters();
     Err(problem)
@@ -310,7 +317,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         slab: slab.id(),
         at_ms: context.clock.now_ms(),
     };
-    context.holdings.hold(accept.slab, accept.uid, accept.round, incarnation);
+    context.holdings.hold(accept.slab, OfRound { uid: accept.uid, round: accept.round, incarnation });
     let task_context = context.clone();
     let task_submission = submission.clone();
     let task = async move {
@@ -342,13 +349,11 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
             tracing::debug!(client = %accept.client, "accepted");
             announce(&context, &spec, body_bytes, &descriptor(&context, &accept, slab_bytes, &spec)).await;
         }
-        let ended = context.ledger.read(|state| {
-            let active = state.job(accept.uid).and_then(|job| job.active_round()).map(|round| round.number);
-            // The round may have ended while this update was on its way, or set its accumulators aside.
-            let is_late = !is_accepted || active != Some(accept.round);
-            is_late.then(|| context.holdings.take_ended(state, context.node))
-        });
-        context.release(ended.unwrap_or_default());
+        let active = context.ledger.read(|state| Some(state.job(accept.uid)?.active_round()?.number));
+        // The round may have ended while this update was on its way, or set its accumulators aside.
+        if !is_accepted || active != Some(accept.round) {
+            context.release_ended();
+        }
         drop(kept);
         outcome
     };

@@ -3,7 +3,7 @@
 //! Everything that going on takes is in one value, because a body may come in several pieces: when its connection breaks,
 //! the upload waits in [`crate::parking`] for the next one.
 
-use crate::aggregate;
+use crate::aggregate::{self, OfRound, taken};
 use crate::bases::bounded;
 use crate::buffers::ends;
 use crate::context::Context;
@@ -12,18 +12,19 @@ use crate::head::{ReadHead, read_head};
 use crate::holders::Pressed;
 use crate::layouts::ModelLayout;
 use crate::owner::owner;
+use crate::parking::{Standstill, unknown};
 use crate::peers::models::ensure;
+use crate::shelf::{self, Facts, KeptHead, Outgoing};
 use crate::slab_meta::SlabMeta;
 use crate::submit::{Submission, internal, refusal};
-use catchment_ingest::{Scatter, UpdateDigest, layout_problem};
-use catchment_ledger::AcceptOutcome;
+use catchment_ingest::{Base, DigestState, Scatter, UpdateDigest, layout_problem};
+use catchment_ledger::{AcceptOutcome, State};
 use catchment_slab::{Slab, SlabError, SlabMut};
-use catchment_types::{Code, Digest, Fit, JobUid, Mode, Problem, SlabId, Step};
+use catchment_types::{Code, Digest, Fit, Header, JobSpec, JobUid, Limits, Mode, Problem, SlabId, Step};
+use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
-
-/// Slabs of at least this many bytes are taken on a thread that may block.
-const BLOCKING_BYTES: u64 = 1 << 20;
 
 /// An update of which the head and some of the data are here.
 // Fields drop in this order: the slab is free before the round's accumulators are, if they go.
@@ -34,6 +35,8 @@ pub struct Upload {
     fit: Arc<Fit>,
     scatter: Scatter,
     digest: UpdateDigest,
+    /// The head of its file, if it is needed and there was room for it.
+    head: Option<KeptHead>,
     /// Bytes before the data.
     head_bytes: u64,
     /// Bytes of the whole body, when they were declared.
@@ -83,32 +86,67 @@ impl Upload {
         let ReadHead { head, header, rest, buffer } = read_head(context, body).await?;
         let mut digest = UpdateDigest::default();
         digest.feed(head.bytes());
-        let fit = model.fit(&header, &submission.spec).map_err(|e| layout_problem(&e))?;
-        let fit = model.weighed(fit, &submission.spec, submission.weight());
         if header.data_begin + header.data_bytes > limit {
             return Err(body.too_large(limit));
         }
-        let (fit, base) = bounded(context, &submission, kept.round(), &model, fit).await;
-        let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
-        let (store, owner, bytes, spare) =
-            (context.store.clone(), owner(&spec, uid), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
-        let most = bytes.max(model.layout.elements() * 16);
-        // First what folding needs: updates that fill the memory before would never leave it.
-        let incarnation = context.ledger.read(|state| state.incarnation(context.node));
-        let prepare = move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model);
-        with_room(context, most, prepare).await?;
-        let mut slab = with_room(context, bytes, move || store.grant_sparing(owner, bytes, spare)).await?;
+        let mut place = Place::grant(context, &submission, &kept, &model, &header, head.bytes()).await?;
         context.done(Step::Granted);
-        if let Some(at) = fit.head_at {
-            slab.bytes_mut()[at as usize..][..head.bytes().len()].copy_from_slice(head.bytes());
-        }
-        drop((head, buffer));
-        let fit = Arc::new(fit);
-        let mut scatter = Scatter::of_deltas(fit.clone(), base);
+        let length = body.length();
+        // Of a body that is here already nothing is ever parked.
+        let is_more = length.is_some_and(|length| length > header.data_begin + rest.len() as u64);
+        let head = is_more.then(|| context.parking.keep_head(head.bytes())).flatten();
+        drop(buffer);
+        let mut scatter = Scatter::of_deltas(place.fit.clone(), place.base);
         digest.feed(&rest);
-        scatter.feed(&rest, slab.bytes_mut())?;
-        let (head_bytes, length) = (header.data_begin, body.length());
-        Ok(Self { submission, incarnation, fit, scatter, digest, head_bytes, length, slab, kept })
+        scatter.feed(&rest, place.slab.bytes_mut())?;
+        let Place { incarnation, fit, slab, .. } = place;
+        Ok(Self {
+            submission,
+            incarnation,
+            fit,
+            scatter,
+            digest,
+            head,
+            head_bytes: header.data_begin,
+            length,
+            slab,
+            kept,
+        })
+    }
+
+    /// Takes up one that is in a file.
+    ///
+    /// # Errors
+    /// `not_found` when its file is not what it was written as; what [`Upload::begin`] says of room.
+    pub async fn restore(context: &Arc<Context>, spec: Arc<JobSpec>, path: PathBuf) -> Result<Self, Problem> {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            tracing::warn!(%error, "a parked upload cannot be gone on with; it is forgotten");
+            unknown()
+        };
+        let read = tokio::task::spawn_blocking(move || shelf::read(&path)).await.map_err(internal)?;
+        let (mut file, facts) = read.map_err(|error| unreadable(&error))?;
+        let Facts { uid, round, client, weight, num_samples, metrics, base, body_digest, .. } = facts.clone();
+        let submission = Submission { uid, spec, round, client, weight, num_samples, metrics, base, body_digest };
+        let kept = Kept::new(context, &submission);
+        if context.holdings.is_closed() {
+            return Err(Problem::new(Code::NotReady, "this node is about to end: send the update to another one"));
+        }
+        let model = model_layout(context, &submission).await?;
+        let text = facts.head.get(Header::PREFIX_BYTES..).unwrap_or_default();
+        let header = Header::parse(text, &Limits::default()).map_err(|error| unreadable(&error))?;
+        let Place { incarnation, fit, base, mut slab } =
+            Place::grant(context, &submission, &kept, &model, &header, &facts.head).await?;
+        let state =
+            DigestState { blocks: facts.blocks, subtrees: facts.subtrees.clone(), newest: facts.newest.clone() };
+        let position = facts.offset.checked_sub(header.data_begin);
+        let scatter = position.and_then(|position| Scatter::resumed(fit.clone(), base, position));
+        let digest = UpdateDigest::resumed(state).filter(|digest| digest.bytes() == facts.offset);
+        let (Some(scatter), Some(digest)) = (scatter, digest) else { return Err(unreadable(&"its facts do not fit")) };
+        let (places, length, head) = (scatter.places(), facts.length, context.parking.keep_head(&facts.head));
+        let fill = move || shelf::read_data(&mut file, &facts, &places, slab.bytes_mut()).map(|()| slab);
+        let slab = tokio::task::spawn_blocking(fill).await.map_err(internal)?.map_err(|error| unreadable(&error))?;
+        let (head_bytes, length) = (header.data_begin, Some(length));
+        Ok(Self { submission, incarnation, fit, scatter, digest, head, head_bytes, length, slab, kept })
     }
 
     /// Receives what the body has.
@@ -130,9 +168,42 @@ impl Upload {
         self.progress().is_some_and(|progress| progress.offset < progress.length)
     }
 
-    /// Takes note of the digest that its body shall have. Returns whether that agrees with what was said before.
-    pub fn declare(&mut self, digest: Digest) -> bool {
-        *self.submission.body_digest.get_or_insert(digest) == digest
+    /// How far it is while nobody receives it, and what its body shall have.
+    pub fn standstill(&self) -> Option<Standstill> {
+        Some(Standstill { progress: self.progress()?, body_digest: self.submission.body_digest })
+    }
+
+    /// The same to be written down. `None`: too much is missing for that.
+    pub fn outgoing(&self, parkings: u32) -> Option<Outgoing> {
+        let Progress { offset, length } = self.progress()?;
+        let reader = self.slab.reader().inspect_err(|error| tracing::debug!(%error, "write an upload down")).ok()?;
+        let Submission { uid, round, client, weight, num_samples, metrics, base, body_digest, .. } = &self.submission;
+        let DigestState { blocks, subtrees, newest } = self.digest.state();
+        let facts = Facts {
+            uid: *uid,
+            round: *round,
+            client: client.clone(),
+            weight: *weight,
+            num_samples: *num_samples,
+            metrics: metrics.clone(),
+            base: *base,
+            body_digest: *body_digest,
+            length,
+            offset,
+            parkings,
+            head: self.head.as_ref()?.bytes.to_vec(),
+            blocks,
+            subtrees,
+            newest,
+            data_bytes: 0,
+            data_digest: Digest::from_bytes([0; 32]),
+        };
+        Some(Outgoing { facts, places: self.scatter.places(), reader })
+    }
+
+    /// Takes note of the digest that its body shall have, unless that was said before.
+    pub fn declare(&mut self, digest: Digest) {
+        self.submission.body_digest.get_or_insert(digest);
     }
 
     /// Its slab.
@@ -163,6 +234,44 @@ impl Upload {
         kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
         Ok(Frozen { submission, incarnation, digest, body_bytes, held, kept })
+    }
+}
+
+/// Where an update goes.
+struct Place {
+    /// The node's incarnation, when it took memory for it.
+    incarnation: u64,
+    fit: Arc<Fit>,
+    base: Option<Arc<dyn Base>>,
+    slab: SlabMut,
+}
+
+impl Place {
+    /// Fits an update's header to the model, and takes the memory that it asks for.
+    async fn grant(
+        context: &Arc<Context>,
+        submission: &Submission,
+        kept: &Kept,
+        model: &Arc<ModelLayout>,
+        header: &Header,
+        head: &[u8],
+    ) -> Result<Self, Problem> {
+        let (spec, uid, round) = (&submission.spec, submission.uid, kept.round());
+        let fit = model.fit(header, spec).map_err(|e| layout_problem(&e))?;
+        let fit = model.weighed(fit, spec, submission.weight());
+        let (fit, base) = bounded(context, submission, round, model, fit).await;
+        let (store, owner, bytes) = (context.store.clone(), owner(spec, uid), fit.slab_bytes);
+        let spare = aggregate::finish_bytes(context, spec, model);
+        // First what folding needs: updates that fill the memory before would never leave it.
+        let incarnation = context.ledger.read(|state| state.incarnation(context.node));
+        let of = OfRound { uid, round, incarnation };
+        with_room(context, || aggregate::prepare(context, spec, of, model)).await?;
+        let grant = move || store.grant_sparing(owner, bytes, spare);
+        let mut slab = with_room(context, || taken(context, bytes, grant.clone())).await?;
+        if let Some(at) = fit.head_at {
+            slab.bytes_mut()[at as usize..][..head.len()].copy_from_slice(head);
+        }
+        Ok(Self { incarnation, fit: Arc::new(fit), base, slab })
     }
 }
 
@@ -202,7 +311,11 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let Self { context, uid, round } = self;
-        let unused = context.ledger.read(|state| context.holdings.end_upload(state, *uid, *round));
+        let is_empty = || {
+            let round = |state: &State| Some(state.job(*uid)?.round_numbered(*round)?.is_empty());
+            context.ledger.read(round).unwrap_or(true)
+        };
+        let unused = context.holdings.end_upload(*uid, *round, is_empty);
         context.release(unused);
     }
 }
@@ -236,25 +349,19 @@ async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result
     layout.map_err(internal)?.map_err(internal)
 }
 
-/// Takes shared memory for `bytes` bytes. Parked uploads give way, the oldest first; then those that stand still, the one
+/// Takes shared memory. Parked uploads give way, the oldest first; then those that stand still, the one
 /// that gained least first; then it waits a while for room. The body stays unread meanwhile, so memory is bounded by what
 /// was granted.
-pub async fn with_room<T: Send + 'static>(
-    context: &Context,
-    bytes: u64,
-    take: impl Fn() -> Result<T, SlabError> + Clone + Send + 'static,
-) -> Result<T, Problem> {
+pub async fn with_room<T, F>(context: &Context, take: impl Fn() -> F) -> Result<T, Problem>
+where
+    F: Future<Output = Result<Result<T, SlabError>, JoinError>>,
+{
     let until = Instant::now() + context.config.room_wait;
     loop {
         let (room, is_last) = (context.room.notified(), Instant::now() >= until);
-        // Entering a large slab's pages takes milliseconds.
-        let taken = match bytes {
-            BLOCKING_BYTES.. => tokio::task::spawn_blocking(take.clone()).await.map_err(internal)?,
-            _ => take(),
-        };
-        match taken {
+        match take().await.map_err(internal)? {
             Ok(taken) => return Ok(taken),
-            Err(SlabError::NoRoom { .. }) if context.parking.give_way() => continue,
+            Err(SlabError::NoRoom { .. }) if context.parking.give_way(is_last) => continue,
             Err(error @ SlabError::NoRoom { .. }) if is_last => {
                 let detail = format!("{error}; try again when earlier updates have been folded");
                 return Err(Problem::new(Code::NoRoom, detail));

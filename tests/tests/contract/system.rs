@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Every metric with its labels. A label that could name a client would cost more memory than the clients' updates.
-const METRICS: [(&str, &[&str]); 22] = [
+const METRICS: [(&str, &[&str]); 23] = [
     ("catchment_updates_received_total", &["job", "namespace"]),
     ("catchment_update_bytes_total", &["job", "namespace"]),
     ("catchment_updates_rejected_total", &["job", "namespace", "reason"]),
     ("catchment_uploads_parked", &["job", "namespace"]),
+    ("catchment_uploads_stored", &["job", "namespace"]),
     ("catchment_round_duration_seconds_count", &["job", "namespace"]),
     ("catchment_round_duration_seconds_sum", &["job", "namespace"]),
     ("catchment_aggregation_seconds_count", &["job", "namespace"]),

@@ -1,6 +1,7 @@
 //! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
 
 use super::finish;
+use super::fresh::{self, Shape};
 use super::input::Input;
 use super::lanes::{Lanes, Level};
 use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
@@ -261,7 +262,7 @@ impl JobAggregation {
     }
 
     async fn fold(&self, key: LeafKey, updates: Vec<Update>) -> Result<(), StepError> {
-        let leaf = self.leaf(key)?;
+        let leaf = self.leaf(key).await?;
         if self.settle(key, &leaf).await? {
             // What was pending may be folded by now: look again.
             return Ok(());
@@ -284,10 +285,15 @@ impl JobAggregation {
     }
 
     /// The accumulator of a leaf, made when it is not there yet.
-    pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
-        let (store, elements) = (&self.worker.context.store, self.worker.model.layout.elements());
-        let create = || Leaf::create(store, self.worker.owner(), key, elements, self.worker.ranges.len());
-        self.worker.context.holdings.leaf_or(key, create).map_err(StepError::from)
+    pub async fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
+        let Worker { context, model, ranges, .. } = &*self.worker;
+        let shape = Shape { key, owner: self.worker.owner(), elements: model.layout.elements(), ranges: ranges.len() };
+        loop {
+            match fresh::leaf(context, shape).await.map_err(|error| StepError::Again(error.to_string()))? {
+                Err(SlabError::NoRoom { .. }) if self.worker.gets_room() => {}
+                other => return other.map_err(StepError::from),
+            }
+        }
     }
 
     /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as

@@ -14,6 +14,7 @@
 //!
 //! A plan that is taken back is followed by an empty one, so that nobody folds it again.
 
+use super::holdings::OfRound;
 use super::ranges::Range;
 use catchment_runtime::Window;
 use catchment_slab::{Accumulator, HUGE_BYTES, Owner, PAGE_BYTES, SlabError, SlabStore};
@@ -43,6 +44,13 @@ pub struct LeafKey {
     pub leaf: u32,
     /// Of which of the node's incarnations.
     pub incarnation: u64,
+}
+
+impl LeafKey {
+    /// The round that it is for.
+    pub fn of_round(&self) -> OfRound {
+        OfRound { uid: self.uid, round: self.round, incarnation: self.incarnation }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! its slab is there, or when an accumulator holds it. Every other one is reported lost, so that its client can send
 //! it again; nothing is left to be waited for.
 
-use super::holdings::Holdings;
+use super::holdings::{Holdings, OfRound};
 use super::leaf::{Leaf, LeafKey};
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{Ledger, LedgerError, Round, State, Update};
@@ -36,9 +36,15 @@ pub async fn recover(
         ledger.propose(Record::Accepted(Vec::new())).await?;
     }
     let found = Found::new(recovered);
-    let (kept, lost) = ledger.read(|state| found.judge(state, holdings, node));
+    let Judged { leaves, slabs, lost } = ledger.read(|state| found.judge(state, node));
+    let kept: HashSet<SlabId> =
+        leaves.iter().map(|(_, leaf)| leaf.slab()).chain(slabs.iter().map(|(id, _)| *id)).collect();
+    leaves.into_iter().for_each(|(key, leaf)| holdings.put(key, leaf));
+    for (slab, of) in slabs {
+        holdings.hold(slab, of);
+        holdings.confirm(slab, of.round);
+    }
     drop(found);
-    let kept: HashSet<SlabId> = kept.into_iter().collect();
     let freed = everything.iter().filter(|slab| !kept.contains(slab) && store.release(**slab)).count();
     let losses: usize = lost.iter().map(|(_, _, receipts)| receipts.len()).sum();
     if !everything.is_empty() || losses > 0 {
@@ -60,6 +66,16 @@ struct Found {
 
 type Lost = (JobUid, u64, Vec<ReceiptId>);
 
+/// What becomes of what was found.
+#[derive(Default)]
+struct Judged {
+    /// Accumulators to go on with.
+    leaves: Vec<(LeafKey, Leaf)>,
+    /// Updates to fold.
+    slabs: Vec<(SlabId, OfRound)>,
+    lost: Vec<Lost>,
+}
+
 impl Found {
     fn new(recovered: Recovered) -> Self {
         let slabs = recovered.slabs.iter().map(|slab| (slab.id(), SlabMeta::decode(slab.meta()))).collect();
@@ -71,23 +87,22 @@ impl Found {
         self.slabs.get(&slab).and_then(Option::as_ref).is_some_and(|meta| meta.digest == *digest)
     }
 
-    fn judge(&self, state: &State, holdings: &Holdings, node: NodeId) -> (Vec<SlabId>, Vec<Lost>) {
-        let (mut kept, mut lost) = (Vec::new(), Vec::new());
+    fn judge(&self, state: &State, node: NodeId) -> Judged {
+        let mut judged = Judged::default();
         for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-            let missing = self.judge_round((job.uid, round), (node, state.incarnation(node)), holdings, &mut kept);
+            let missing = self.judge_round((job.uid, round), (node, state.incarnation(node)), &mut judged);
             if !missing.is_empty() {
-                lost.push((job.uid, round.number, missing));
+                judged.lost.push((job.uid, round.number, missing));
             }
         }
-        (kept, lost)
+        judged
     }
 
     fn judge_round(
         &self,
         (uid, round): (JobUid, &Round),
         (node, incarnation): (NodeId, u64),
-        holdings: &Holdings,
-        kept: &mut Vec<SlabId>,
+        judged: &mut Judged,
     ) -> Vec<ReceiptId> {
         let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
         let leaves: HashSet<u32> = ours.iter().map(|update| update.leaf).collect();
@@ -95,8 +110,7 @@ impl Found {
         for leaf in leaves {
             let key = LeafKey { uid, round: round.number, leaf, incarnation };
             if let Some(found) = self.leaves.get(&key).filter(|found| self.is_usable(found, &ours)) {
-                kept.push(found.slab());
-                holdings.leaf_or(key, || Ok::<_, std::convert::Infallible>(found.clone())).ok();
+                judged.leaves.push((key, found.clone()));
                 usable.insert(leaf, found);
             }
         }
@@ -106,9 +120,7 @@ impl Found {
             let in_slab = update.state == ReceiptState::Accepted && self.has(slab, &update.accept.digest);
             let in_leaf = leaf.is_some_and(|leaf| update.state == ReceiptState::Folded || holds(leaf, slab));
             if in_slab {
-                kept.push(slab);
-                holdings.hold(slab, uid, round.number, incarnation);
-                holdings.confirm(slab, round.number);
+                judged.slabs.push((slab, OfRound { uid, round: round.number, incarnation }));
             }
             if !in_slab && !in_leaf {
                 missing.push(update.receipt);

@@ -89,10 +89,15 @@ impl Worker {
     pub fn grant<T>(&self, take: impl Fn(&SlabStore) -> Result<T, SlabError>) -> Result<T, SlabError> {
         loop {
             match take(&self.context.store) {
-                Err(SlabError::NoRoom { .. }) if self.context.pieces.give_way() || self.context.parking.give_way() => {}
+                Err(SlabError::NoRoom { .. }) if self.gets_room() => {}
                 other => return other,
             }
         }
+    }
+
+    /// Whether somebody has given way.
+    pub fn gets_room(&self) -> bool {
+        self.context.pieces.give_way() || self.context.parking.give_way(true)
     }
 
     /// The model before the round, in canonical layout, when the function reads it.

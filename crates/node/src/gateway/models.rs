@@ -7,6 +7,7 @@ use super::opening;
 use super::path::At;
 use super::problem::Failure;
 use super::stretch::Stretch;
+use crate::aggregate::taken;
 use crate::context::Context;
 use crate::drafts::DraftPlace;
 use crate::head::{ReadHead, read_head};
@@ -145,7 +146,8 @@ async fn receive(
     check_room(context, spec, &layout)?;
     // Memory that the system has never handed out takes seconds for each gigabyte.
     let (store, owner, bytes) = (context.store.clone(), owner(spec, uid), layout.own.slab_bytes);
-    let scratch = with_room(context, bytes, move || store.grant(owner, bytes)).await?;
+    let grant = move || store.grant(owner, bytes);
+    let scratch = with_room(context, || taken(context, bytes, grant.clone())).await?;
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let disk = |error| disk(context, uid, error);
     let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;

@@ -18,8 +18,9 @@ use catchment_types::{ClientId, Code, JobSpec, Problem, Receipt, TaskId};
 use std::sync::Arc;
 
 /// How far an update is, after its connection broke: `Upload-Offset` says where a PATCH goes on. An update that another
-/// connection still sends is taken from it. Kept are, for a minute and as long as there is room, plain bodies with a
-/// `Content-Length` whose safetensors header had come; nothing is kept of chunked and compressed ones.
+/// connection still sends is taken from it. Kept are, as long as the round is open and the node's disk has room for
+/// them, plain bodies with a `Content-Length` whose safetensors header had come; nothing is kept of chunked and compressed
+/// ones.
 #[utoipa::path(head, path = "/{job}/rounds/{round}/updates/{client}", tag = "clients",
     params(("job" = String, Path), ("round" = u64, Path), ("client" = String, Path),
         ("uid" = Option<String>, Query, description = "the job it is for, as with PUT"),
@@ -126,6 +127,9 @@ fn find(
     let base = headers.get("catchment-base").map(|value| value.to_str().unwrap_or("\u{fffd}"));
     let base = parse_digest("Catchment-Base", base)?;
     let meant = Meant { uid: at.uid, task: said.task.as_deref(), base };
+    // Asked before the ledger is: nobody waits for another lock while it is read.
+    let parked = |uid| context.parking.knows(&Address { uid, round, client: client.clone() });
+    let known = context.ledger.read(|state| at.find(state).map(|job| job.uid)).map(parked).unwrap_or(false);
     context.ledger.read(|state| {
         let job = at.find(state)?;
         let address = Address { uid: job.uid, round, client: client.clone() };
@@ -135,7 +139,7 @@ fn find(
             Ok(()) => Ok((Arc::new(job.spec.clone()), address)),
             // Of nothing there is no doubt whose it is; the PUT that follows says it.
             Err(problem) if problem.is(Code::UidRequired) => {
-                let is_there = job.update_at(round, &client).is_some() || context.parking.knows(&address);
+                let is_there = job.update_at(round, &client).is_some() || known;
                 Err(if is_there { problem } else { unknown() }.into())
             }
             Err(problem) => Err(problem.into()),
