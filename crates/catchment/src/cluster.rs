@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_coordinator::Scale;
 use catchment_fleet::Pace;
-use catchment_types::DurationText;
+use catchment_types::{DurationText, LEVEL_MAX};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +54,11 @@ pub struct ClusterArgs {
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
+    /// The highest feature level that the cluster is raised to, once all of its members read it; the newest when absent. A
+    /// lower one keeps the way back to an older release open.
+    #[arg(long, value_name = "LEVEL", env = "CATCHMENT_FEATURE_LEVEL",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(LEVEL_MAX)))]
+    feature_level: Option<u32>,
     /// How long to wait at the start for a NATS server that does not answer yet. 0s: try once.
     #[arg(long, default_value = "30s", env = "CATCHMENT_NATS_WAIT")]
     nats_wait: DurationText,
@@ -70,6 +75,11 @@ impl ClusterArgs {
             bail!("--node-timeout is at least three times --heartbeat: one that is late is not lost");
         }
         Ok(Pace { interval: Duration::from_millis(heartbeat), lost_after: Duration::from_millis(timeout) })
+    }
+
+    /// The highest feature level that the cluster is raised to.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level.unwrap_or(LEVEL_MAX)
     }
 
     /// Connects to the cluster's NATS server.

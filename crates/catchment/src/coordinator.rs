@@ -11,7 +11,7 @@ use catchment_coordinator::{Coordinator, Metrics, Scale, Shown};
 use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Pace, Speak};
 use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
-use catchment_types::{Clock, Entropy};
+use catchment_types::{Clock, Entropy, LEVEL_MAX, LogId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -43,7 +43,7 @@ impl CoordinatorRole {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
         let listener = self.listen.bind().await?;
-        let (pace, scale) = (self.cluster.pace()?, self.scale.scale());
+        let (pace, scale) = (self.cluster.pace()?, (self.scale.scale(), self.cluster.feature_level()));
         coordinate(listener, pace, scale, (self.cluster.connect(&self.nats), &without_secrets(&self.nats))).await
     }
 }
@@ -52,7 +52,7 @@ impl CoordinatorRole {
 async fn coordinate(
     listener: TcpListener,
     pace: Pace,
-    scale: Scale,
+    scale: (Scale, u32),
     (connect, bus_name): (impl Future<Output = Result<Bus>>, &str),
 ) -> Result<()> {
     let address = listener.local_addr()?;
@@ -89,14 +89,15 @@ async fn coordinate(
 }
 
 /// A coordinator with a name of its own.
-pub fn named(scale: Scale, entropy: &dyn Entropy) -> Coordinator {
+pub fn named((scale, level_max): (Scale, u32), entropy: &dyn Entropy) -> Coordinator {
     let id = u64::from_le_bytes(*entropy.bytes16().first_chunk().expect("sixteen bytes have eight"));
-    Coordinator { id, metrics: Metrics::new(), scale }
+    let log = LogId::from_bytes(entropy.bytes16());
+    Coordinator { id, metrics: Metrics::new(), scale, level_max, log }
 }
 
 /// What a coordinator says of itself.
 pub fn beat(coordinator: &Coordinator) -> CoordinatorBeat {
-    CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted() }
+    CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted(), level: LEVEL_MAX }
 }
 
 #[cfg(test)]
@@ -111,7 +112,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (log, bus) = Mistaken::bus();
         let pace = Pace { interval: Duration::from_millis(50), lost_after: Duration::from_secs(1) };
-        let running = tokio::spawn(coordinate(listener, pace, Scale::default(), (async { Ok(bus) }, "in memory")));
+        let running =
+            tokio::spawn(coordinate(listener, pace, (Scale::default(), LEVEL_MAX), (async { Ok(bus) }, "in memory")));
         ready(address).await;
         log.trip_up().await;
         let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();

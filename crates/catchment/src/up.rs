@@ -51,7 +51,14 @@ pub struct NodeRole {
 impl Up {
     /// Runs until SIGINT, or until SIGTERM and what that waits for.
     pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
-        serve(&self.node, self.nats.as_deref(), &self.cluster, Some(self.scale.scale()), link).await
+        serve(
+            &self.node,
+            self.nats.as_deref(),
+            &self.cluster,
+            Some((self.scale.scale(), self.cluster.feature_level())),
+            link,
+        )
+        .await
     }
 }
 
@@ -67,7 +74,7 @@ async fn serve(
     node: &NodeArgs,
     nats: Option<&str>,
     cluster: &ClusterArgs,
-    scale: Option<Scale>,
+    scale: Option<(Scale, u32)>,
     link: Option<OpenLink>,
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
@@ -92,7 +99,7 @@ async fn serve_on(
     listener: TcpListener,
     (config, runners): (NodeConfig, Option<RunnersConfig>),
     pace: Option<Pace>,
-    scale: Option<Scale>,
+    scale: Option<(Scale, u32)>,
     (connect, bus_name): (impl Future<Output = Result<Bus>>, &str),
 ) -> Result<()> {
     let functions = node.functions()?;
@@ -161,6 +168,7 @@ fn shown_beside(coordinator: &Coordinator) -> Beside {
 mod tests {
     use super::*;
     use crate::mistaken::{Mistaken, ready};
+    use catchment_types::LEVEL_MAX;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -182,7 +190,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let (log, bus) = Mistaken::bus();
             let running = tokio::spawn(async move {
-                let (node, scale) = (&cli.up.node, scale.then(|| cli.up.scale.scale()));
+                let (node, scale) = (&cli.up.node, scale.then(|| (cli.up.scale.scale(), LEVEL_MAX)));
                 let config = (node.node_config()?, None);
                 serve_on(node, listener, config, None, scale, (async { Ok(bus) }, "in memory")).await
             });

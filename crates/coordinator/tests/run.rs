@@ -6,7 +6,8 @@ use catchment_coordinator::{Coordinator, Metrics, Scale, run};
 use catchment_fleet::{Beat, CoordinatorBeat, Fleet, NodeBeat, Pace, Speak};
 use catchment_ledger::{AcceptOutcome, EvaluateOutcome, Ledger, Outcome, Phase, State};
 use catchment_types::{
-    Accept, Clock, Digest, EvaluationResult, JobAction, JobState, JobUid, ModelCommit, NodeId, Record, SlabId, TimeMs,
+    Accept, Clock, Digest, EvaluationResult, JobAction, JobState, JobUid, LEVEL_MAX, LogId, ModelCommit, NodeId,
+    Record, SlabId, TimeMs,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ fn node(id: u64) -> Beat {
         link_bytes_per_s: 1e9,
         cpu_s_per_byte: 0.0,
         draining: false,
+        level: LEVEL_MAX,
     })
 }
 
@@ -52,10 +54,17 @@ async fn coordinated(jobs: u8, fields: &str) -> (Bus, Ledger) {
     let ledger = Ledger::open(bus.log.clone(), [1; 16]).await.unwrap();
     let clock = Arc::new(Virtual(Instant::now()));
     for id in 1..=2 {
-        let speak: Speak = Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id, wanted: None })]);
+        let speak: Speak =
+            Arc::new(move || vec![Beat::Coordinator(CoordinatorBeat { id, wanted: None, level: LEVEL_MAX })]);
         let pace = Pace { interval: Duration::from_secs(1), lost_after: LOST_AFTER };
         let fleet = Fleet::join(bus.events.clone(), speak, pace, [id as u8; 16]).await.unwrap();
-        let coordinator = Coordinator { id, metrics: Metrics::new(), scale: Scale::default() };
+        let coordinator = Coordinator {
+            id,
+            metrics: Metrics::new(),
+            scale: Scale::default(),
+            level_max: LEVEL_MAX,
+            log: LogId::from_bytes([id as u8; 16]),
+        };
         tokio::spawn(run(ledger.clone(), fleet, clock.clone(), coordinator));
     }
     // A node that speaks for as long as the bus is there.

@@ -48,6 +48,13 @@ pub struct NodeBeat {
     /// Whether it ends soon, and wants no more work.
     #[serde(default)]
     pub draining: bool,
+    /// The feature level that it reads of the event log. The first release does not say so.
+    #[serde(default = "first_level")]
+    pub level: u32,
+}
+
+fn first_level() -> u32 {
+    1
 }
 
 impl From<&NodeBeat> for NodeView {
@@ -96,4 +103,7 @@ pub struct CoordinatorBeat {
     /// Nodes that the open rounds want, as far as it knows.
     #[serde(default)]
     pub wanted: Option<u64>,
+    /// The feature level that it reads of the event log, as of a node.
+    #[serde(default = "first_level")]
+    pub level: u32,
 }

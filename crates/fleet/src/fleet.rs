@@ -3,7 +3,7 @@
 use crate::beat::{BEAT_BYTES_MAX, Beat, NodeBeat};
 use crate::members::{Counts, Members};
 use catchment_bus::{BusError, Events, Subscription};
-use catchment_types::{NodeId, NodesView, read_object};
+use catchment_types::{LEVEL_MAX, NodeId, NodesView, read_object};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -155,6 +155,11 @@ impl Fleet {
         lost.into_iter().filter(|node| nodes.contains(node)).collect()
     }
 
+    /// The feature level that every member reads. `None` while there may be one who was not heard yet.
+    pub fn level(&self) -> Option<u32> {
+        if self.alone { Some(LEVEL_MAX) } else { self.members().level() }
+    }
+
     /// Whether the coordinator with this name decides.
     pub fn is_leader(&self, id: u64) -> bool {
         self.alone || self.members().leader().is_some_and(|leader| leader.id == id)
@@ -268,7 +273,8 @@ mod tests {
         let bus = Bus::in_memory();
         let one = Fleet::join(bus.events.clone(), node(1), Pace::default(), [1; 16]).await.unwrap();
         let two = Fleet::join(bus.events.clone(), node(2), Pace::default(), [2; 16]).await.unwrap();
-        let coordinator: Speak = Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9, wanted: Some(4) })]);
+        let coordinator: Speak =
+            Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9, wanted: Some(4), level: 1 })]);
         let leader = Fleet::join(bus.events.clone(), coordinator, Pace::default(), [3; 16]).await.unwrap();
         sleep(Duration::from_secs(2)).await;
         assert_eq!((names(&one), names(&leader)), (vec![1, 2], vec![1, 2]));

@@ -9,6 +9,7 @@
 mod append;
 mod audit;
 mod driver;
+mod envelope;
 mod evaluation;
 mod given_up;
 mod job;
@@ -21,6 +22,7 @@ mod round;
 mod snapshot;
 mod state;
 
+pub use envelope::{Envelope, Guard, Stocked};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
 pub use ledger::{Ledger, LedgerError};

@@ -8,6 +8,7 @@ use crate::desk::Desk;
 use crate::drafts::Drafts;
 use crate::functions::Functions;
 use crate::holders::Holders;
+use crate::identity::Identity;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -142,6 +143,8 @@ pub struct Context {
     pub config: NodeConfig,
     /// Its name.
     pub node: NodeId,
+    /// Which log its data is of, and whether another process has its name.
+    pub identity: Identity,
     /// The truth.
     pub ledger: Ledger,
     /// Log and events.

@@ -121,17 +121,10 @@ impl Models {
         Ok(())
     }
 
-    /// Removes what an earlier life left behind: drafts, and folders of jobs that are gone. Call it before anything is
-    /// written.
-    pub fn sweep(&self, is_known: impl Fn(JobUid) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let Some(uid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            if !is_known(uid) {
-                self.remove(uid)?;
-                continue;
-            }
-            for file in fs::read_dir(entry.path())? {
+    /// Removes the drafts that an earlier life left behind. Call it before anything is written.
+    pub fn sweep(&self) -> io::Result<()> {
+        for uid in self.jobs()? {
+            for file in fs::read_dir(self.job_dir(uid))? {
                 let path = file?.path();
                 if path.extension().is_some_and(|extension| extension == "draft") {
                     fs::remove_file(path)?;
@@ -139,6 +132,21 @@ impl Models {
             }
         }
         Ok(())
+    }
+
+    /// Jobs of which there is something.
+    pub fn jobs(&self) -> io::Result<Vec<JobUid>> {
+        let mut jobs = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            jobs.extend(entry?.file_name().to_str().and_then(|name| name.parse::<JobUid>().ok()));
+        }
+        Ok(jobs)
+    }
+
+    /// Moves everything of a job to another folder, which must not be there.
+    pub fn move_away(&self, uid: JobUid, to: &Path) -> io::Result<()> {
+        fs::rename(self.job_dir(uid), to)?;
+        File::open(&self.dir)?.sync_all()
     }
 
     /// Removes everything of a job.

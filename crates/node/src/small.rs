@@ -100,7 +100,7 @@ fn read(context: &Context, request: &Message) -> Result<Submission, Problem> {
     })?;
     Ok(Submission {
         uid,
-        spec: Arc::new(spec),
+        spec,
         round,
         client,
         weight: number(request, "Catchment-Weight")?,

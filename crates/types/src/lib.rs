@@ -21,11 +21,12 @@ mod views;
 pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
 pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
-pub use ids::{BadId, ClientId, Digest, JobUid, Name, NodeId, ReceiptId, Role, TaskId};
+pub use ids::{BadId, ClientId, Digest, JobUid, LogId, Name, NodeId, ReceiptId, Role, TaskId};
 pub use json::{read_object, read_value};
 pub use problem::{Code, FieldError, Problem};
 pub use record::{
-    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, Place, Record,
+    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, LEVEL_MAX, ModelCommit, Place, Record,
+    RecordV1,
 };
 pub use slab_id::SlabId;
 pub use spec::{

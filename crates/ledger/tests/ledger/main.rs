@@ -5,6 +5,7 @@ mod buffered;
 mod common;
 mod driver;
 mod ended;
+mod envelope;
 mod evaluation;
 mod faults;
 mod faulty;

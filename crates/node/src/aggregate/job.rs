@@ -14,7 +14,7 @@ use crate::peers::models::ensure;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
 use catchment_slab::SlabError;
-use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId, Step};
+use catchment_types::{Code, JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId, Step};
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -206,7 +206,7 @@ impl JobAggregation {
     async fn begin(context: &Arc<Context>, uid: JobUid) -> Result<Self, StepError> {
         let known = context.ledger.read(|state| {
             let job = state.job(uid)?;
-            Some((Arc::new(job.spec.clone()), job.model(0)?.commit.clone()))
+            Some((job.spec.clone(), job.model(0)?.commit.clone()))
         });
         let (spec, initial) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
         let (context, etag) = (context.clone(), initial.etag);
@@ -396,7 +396,13 @@ impl JobAggregation {
     /// Records why an update is left out, and lets go of it.
     pub async fn discard(&self, round: u64, update: &Update, reason: String) -> Result<(), StepError> {
         tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, reason, "discard an update");
-        let record = Record::Discarded { uid: self.worker.uid, round, receipt: update.receipt, reason };
+        let record = Record::Discarded {
+            uid: self.worker.uid,
+            round,
+            receipt: update.receipt,
+            code: Code::FunctionTrap,
+            reason,
+        };
         self.worker.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
         Ok(())

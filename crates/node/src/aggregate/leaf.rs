@@ -52,6 +52,8 @@ struct Meta {
     ranges: u64,
 }
 
+catchment_codec::first_version!(Meta);
+
 /// The batch that is being folded, or was last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
