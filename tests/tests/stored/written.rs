@@ -4,7 +4,7 @@
 use crate::fixture;
 use crate::packed::pack;
 use crate::world::{FOLDED, floats, job_named, live, said, try_send_exact};
-use catchment_tests::{Bus, Cluster, NodeProcess, Release, Server, Setup, functions_dir, until};
+use catchment_tests::{Bus, Cluster, NodeProcess, Release, Server, Setup, functions_dir};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
