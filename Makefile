@@ -11,7 +11,7 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help setup doctor carried worker build benches demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
+.PHONY: help setup doctor carried worker build benches demo demo-cluster demo-ebpf test test-runners fixtures chaos lint fuzz bench large docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: build ## Everything: unit, property, simulation, and end to end on both bu
 
 test-runners: build ## The end-to-end tests with two runner processes in every server (CATCHMENT_EBPF=on|off: who routes to them)
 	$(EMBED) $(XTASK) test --runners 2
+
+fixtures: build ## Write tests/fixtures again, with the program of the release that first wrote them
+	$(EMBED) $(XTASK) test --fixtures
 
 chaos: build ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
 	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --test chaos -- --nocapture

@@ -2,9 +2,9 @@
 //! on hosts of their own.
 
 use crate::ports::free_port;
-use crate::programs::{catchment, catchment_command, functions_dir, uninfluenced};
+use crate::programs::{catchment_command_of, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
-use crate::{Api, Host, Job, Nats, Network, Process, until};
+use crate::{Api, Host, Job, Nats, Network, Process, Release, until};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// What it begins as; members may change.
+    pub release: Release,
     /// Nodes.
     pub nodes: usize,
     /// Coordinators.
@@ -44,6 +46,7 @@ impl Default for Setup {
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
         Self {
+            release: Release::default(),
             nodes: 3,
             coordinators: 2,
             heartbeat,
@@ -213,7 +216,9 @@ impl Cluster {
             role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), arguments)
         });
         let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
-        Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network }
+        let mut cluster = Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network };
+        cluster.processes().for_each(|process| process.change_to(setup.release));
+        cluster
     }
 
     async fn run(mut self) -> Self {
@@ -243,6 +248,12 @@ impl Cluster {
         self.nodes[node].process.start();
         self.nodes[node].process.up().await;
         self.ready(node).await;
+    }
+
+    /// Starts a node again as another release, on what it left, and waits until it takes work.
+    pub async fn start_again_as(&mut self, node: usize, release: Release) {
+        self.nodes[node].process.change_to(release);
+        self.start_again(node).await;
     }
 
     /// Clients of every gateway.
@@ -340,12 +351,13 @@ fn functions() -> Option<(&'static str, String)> {
 }
 
 fn role(role: &'static str, name: &str, home: &Path, host: Option<Arc<Host>>, arguments: Arguments) -> Process {
-    Process::new(name, home, move || {
+    Process::new(name, home, move |release| {
         let mut command = match &host {
-            Some(host) => uninfluenced(host.command(&catchment())),
-            None => catchment_command(),
+            Some(host) => uninfluenced(host.command(&release.program())),
+            None => catchment_command_of(release),
         };
-        command.arg(role).args(arguments.0.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
+        let known = arguments.0.iter().filter(|(flag, _)| release.takes(role, flag));
+        command.arg(role).args(known.flat_map(|(flag, value)| [*flag, value.as_str()]));
         command
     })
 }

@@ -1,7 +1,7 @@
 //! `catchment up` as a process: started, killed, started again on what it left.
 
-use crate::programs::{catchment_command, functions_dir};
-use crate::{Api, Bus, Nats, Observed, PATIENCE, until};
+use crate::programs::{catchment_command_of, functions_dir};
+use crate::{Api, Bus, Nats, Observed, PATIENCE, Release, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -35,6 +35,8 @@ pub struct Server {
     /// What happens in its next life after a step: a variable and what it says.
     happens_at: Option<(&'static str, String)>,
     lives: u32,
+    /// Which program its next life is of.
+    release: Release,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -48,6 +50,13 @@ impl Server {
 
     /// Starts one with further or other settings, each a flag and its value.
     pub async fn start_with(bus: Bus, settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::not_started(bus, settings);
+        server.start_again().await;
+        server
+    }
+
+    /// One that is not there yet, for tests that put something into its folders or have it begin as another release.
+    pub fn not_started(bus: Bus, settings: &[(&str, &str)]) -> Self {
         let prefix = format!("catchment-tests-{}-", std::process::id());
         let slabs = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm").expect("make a folder for slabs");
         let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
@@ -62,7 +71,7 @@ impl Server {
         }
         let built = functions_dir().map(|dir| vec!["--functions".to_owned(), dir.display().to_string()]);
         let more = built.unwrap_or_default();
-        let mut server = Self {
+        Self {
             child: None,
             address: String::new(),
             nats,
@@ -71,11 +80,20 @@ impl Server {
             filter: None,
             happens_at: None,
             lives: 0,
+            release: Release::default(),
             home,
             slabs,
-        };
-        server.start_again().await;
-        server
+        }
+    }
+
+    /// From its next life on it is of this release.
+    pub fn change_to(&mut self, release: Release) {
+        self.release = release;
+    }
+
+    /// In its next life whoever has done this step (`Flipped`), or has done it so often (`Flipped:3`), ends the process.
+    pub fn end_at(&mut self, step: &str) {
+        self.happens_at = Some(("CATCHMENT_END_AT", step.to_owned()));
     }
 
     /// The same, saying more: `filter` as `RUST_LOG` takes it.
@@ -119,6 +137,12 @@ impl Server {
         ended
     }
 
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) {
+        let server = std::cell::RefCell::new(self);
+        until("the server ends", async || server.borrow_mut().has_ended().then_some(())).await;
+    }
+
     /// Starts it on what an earlier life left, and waits until it is ready.
     pub async fn start_again(&mut self) {
         self.spawn();
@@ -142,8 +166,9 @@ impl Server {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "one life at a time");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
-        let mut command = catchment_command();
-        command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
+        let mut command = catchment_command_of(self.release);
+        let known = self.arguments.iter().filter(|(flag, _)| self.release.takes("up", flag));
+        command.arg("up").args(known.flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
         command.envs(self.happens_at.take());
         self.lives += 1;

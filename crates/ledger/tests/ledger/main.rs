@@ -18,4 +18,5 @@ mod means;
 mod nats_server;
 mod replay;
 mod snapshot;
+mod stored;
 mod table;
