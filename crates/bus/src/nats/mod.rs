@@ -11,6 +11,7 @@
 
 mod events;
 mod log;
+pub(crate) mod offline;
 mod patience;
 mod security;
 mod snapshots;
