@@ -16,6 +16,7 @@ mod keeper;
 mod ledger;
 mod mean;
 mod names;
+pub mod offline;
 mod outcome;
 mod round;
 mod snapshot;
