@@ -4,6 +4,7 @@
 //! repairs a log needs what is left of it: each record by itself, or why it is not there.
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -101,6 +102,18 @@ impl Place<'_> {
         match self {
             Self::Data(dir) => crate::embedded::offline::open(dir).await,
             Self::Nats(config) => crate::nats::offline::open(config).await,
+        }
+    }
+
+    /// Whether somebody says something on `subject` within `patience`: processes that work on a server's log cannot be kept
+    /// from it, but they can be heard. Nobody is in a data directory: it cannot be opened while a process has it.
+    ///
+    /// # Errors
+    /// As [`Place::open`].
+    pub async fn hears(&self, subject: &str, patience: Duration) -> Result<bool, BusError> {
+        match self {
+            Self::Data(_) => Ok(false),
+            Self::Nats(config) => crate::nats::offline::hears(config, subject, patience).await,
         }
     }
 

@@ -80,6 +80,14 @@ pub(crate) async fn open(config: &NatsConfig) -> Result<Option<Box<dyn StoredLog
     Ok(Some(Box::new(Stored { _client: server.client, stream, snapshots, unsound })))
 }
 
+/// Whether anything comes on a subject.
+pub(crate) async fn hears(config: &NatsConfig, subject: &str, patience: Duration) -> Result<bool, BusError> {
+    let server = Server::connect(config).await?;
+    let heard = server.client.subscribe(subject.to_owned()).await;
+    let mut heard = heard.map_err(|error| BusError::Client(with_sources(&error)))?;
+    Ok(tokio::time::timeout(patience, heard.next()).await.is_ok_and(|message| message.is_some()))
+}
+
 struct Stored {
     _client: Client,
     stream: Option<Stream>,
