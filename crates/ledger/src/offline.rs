@@ -189,7 +189,7 @@ fn changes(outcome: &Outcome) -> bool {
         Outcome::Done => true,
         Outcome::Ignored(_) => false,
         Outcome::Accepts(each) => each.iter().any(|each| matches!(each, AcceptOutcome::Accepted(_))),
-        Outcome::Evaluations(each) => each.iter().any(|each| *each == EvaluateOutcome::Counted),
+        Outcome::Evaluations(each) => each.contains(&EvaluateOutcome::Counted),
     }
 }
 

@@ -18,6 +18,9 @@ const AUDIT: u64 = 4096;
 /// Findings that are listed; the others are counted.
 const FINDINGS_MAX: usize = 20;
 
+/// What is said of a snapshot that differs from a replay.
+const SNAPSHOT_DIFFERS: &str = "the snapshot of this record is not what the records before it come to";
+
 #[derive(Debug, clap::Args)]
 pub struct Verify {
     #[command(flatten)]
@@ -123,7 +126,7 @@ async fn verify(source: &Source) -> Result<Verified> {
             if let Some(replay) = &run.replay
                 && let Err(why) = replay.compare(&stored)
             {
-                run.bad(to, format!("the snapshot of this record is not what the records before it come to: {why}"));
+                run.bad(to, format!("{SNAPSHOT_DIFFERS}: {why}"));
             }
             // What a process goes on from.
             run.held = stored.clone();
@@ -214,6 +217,10 @@ fn advice(source: &Source, run: &Run, opens: bool, is_unsound: bool) -> String {
     let place = if is_file { "--data DIR|--nats URL" } else { options };
     let restore = |with: String| format!("{export}  catchment log restore {place} --from {file}{with} --replace");
     match run.bad.first() {
+        Some(Bad { sequence, error }) if error.starts_with(SNAPSHOT_DIFFERS) => format!(
+            "processes go on from the snapshot of record {sequence}, and their state is not what the records say. Stop them, \
+             keep an exported file, and find out which of the two is right before anything else is accepted"
+        ),
         Some(Bad { sequence, .. }) if !opens => format!(
             "no process reads past record {sequence}. Stop every process, export the log, and make it anew without that \
              record:\n{}\nor only up to the record before it, and forget what came after:\n  … --until {} in place of \
