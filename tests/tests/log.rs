@@ -331,7 +331,8 @@ async fn a_log_moves_to_another_data_directory() {
         let (old, new) = (server.data().display().to_string(), folder.path().join("new").display().to_string());
         let operator = Operator::new(&[("./catchment-data", &old), ("./new-data", &new)]);
         let commands = documented("### A log on another machine").remove(0);
-        let verified = commands.iter().map(|command| operator.does(command)).last().expect("there are commands");
+        let said: Vec<Value> = commands.iter().map(|command| operator.does(command)).collect();
+        let verified = said.last().expect("there are commands");
         assert_eq!((&verified["sound"], &verified["jobs"][0]["models"]), (&json!(true), &json!(2)), "{verified}");
         let moved = Server::start_with(Bus::Embedded, &[("--data", &new)]).await;
         let there = job.through(&moved.api());
