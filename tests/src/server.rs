@@ -231,6 +231,12 @@ impl Server {
         self.nats.as_mut().expect("this test runs on NATS")
     }
 
+    /// Uses another server from its next life on.
+    pub fn use_nats(&mut self, nats: Nats) {
+        self.arguments.insert("--nats".into(), nats.url());
+        self.nats = Some(nats);
+    }
+
     /// Its process.
     pub fn pid(&self) -> u64 {
         self.child.as_ref().expect("it runs").id().into()

@@ -39,6 +39,13 @@ pub struct ClusterArgs {
     /// After this much silence a node is given up: its updates are lost, and their clients are asked again.
     #[arg(long, default_value = "10s", env = "CATCHMENT_NODE_TIMEOUT")]
     node_timeout: DurationText,
+    #[command(flatten)]
+    nats: NatsArgs,
+}
+
+/// How the cluster's NATS server is reached, beside its address.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NatsArgs {
     /// Certificates (PEM) of the authorities that the NATS server's certificate may be from, instead of the system's.
     #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CA")]
     nats_ca: Option<PathBuf>,
@@ -84,7 +91,16 @@ impl ClusterArgs {
 
     /// Connects to the cluster's NATS server.
     pub async fn connect(&self, url: &str) -> Result<Bus> {
-        let config = NatsConfig {
+        let connected = Bus::nats(self.nats.config(url)).await;
+        let shown = without_secrets(url);
+        connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
+    }
+}
+
+impl NatsArgs {
+    /// The same, as the bus takes it.
+    pub fn config(&self, url: &str) -> NatsConfig {
+        NatsConfig {
             ca: self.nats_ca.clone(),
             cert: self.nats_cert.clone(),
             key: self.nats_key.clone(),
@@ -92,10 +108,7 @@ impl ClusterArgs {
             replicas: self.nats_replicas,
             connect_timeout: Duration::from_millis(self.nats_wait.ms()),
             ..NatsConfig::new(url)
-        };
-        let shown = without_secrets(url);
-        let connected = Bus::nats(config).await;
-        connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::address::Listen;
 use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy};
-use crate::up::writer_ended;
+use crate::up::{REPLAY, writer_ended};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Metrics, Scale, Shown};
@@ -66,7 +66,7 @@ async fn coordinate(
         AbortOnDropHandle::new(tokio::spawn(gateway::serve(served, listener, CONNECTIONS_MAX)))
     };
     let bus = connect.await?;
-    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
     let said = coordinator.clone();
     let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
     let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;

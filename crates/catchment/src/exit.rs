@@ -24,6 +24,9 @@ pub enum Failure {
     /// The server did what it was asked, and the outcome is not what the caller hoped for.
     #[error("{0}")]
     Outcome(String),
+    /// A log is not what it should be.
+    #[error("the log is not sound: {0}")]
+    Unsound(String),
     /// Whoever read standard output has had enough.
     #[error("standard output is closed")]
     ReaderGone,

@@ -58,8 +58,11 @@ fn main() -> ExitCode {
             simulate.run().map_err(anyhow::Error::from).and_then(|text| output::write(text.trim_end()))
         }
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
+        Command::Log(command) => {
+            return runtime.block_on(commands::run_until_signal(command.run(&arguments.connection)));
+        }
         Command::Client(command) => {
-            return runtime.block_on(commands::run_until_signal(command, &arguments.connection));
+            return runtime.block_on(commands::run_until_signal(command.run(&arguments.connection)));
         }
     };
     outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS)

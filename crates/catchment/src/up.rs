@@ -19,6 +19,10 @@ use tokio::net::TcpListener;
 /// How long requests in progress may take once nothing can be written down any more.
 const END_TIME: Duration = Duration::from_secs(5);
 
+/// What a process does before anything else, and what to do when that fails.
+pub const REPLAY: &str =
+    "replay the event log (`catchment log verify` says whether it is damaged, docs/cluster.md what then)";
+
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
 /// State is kept in the data directory and in shared memory, so that a killed instance goes on where it was when it is
@@ -108,7 +112,7 @@ async fn serve_on(
     let address = listener.local_addr()?;
     let membership = node.membership(address, pace, beside.as_ref().map(shown_beside))?;
     let bus = connect.await?;
-    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
     let ending = Ending::default();
     let environment = Environment { clock: clock.clone(), entropy, steps: steps(), ending: ending.clone() };
     let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;

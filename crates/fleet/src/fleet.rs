@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What heartbeats are said on. The underscore keeps it apart from every namespace.
-const BEATS: &str = "catchment.v1._fleet.member";
+pub const BEATS: &str = "catchment.v1._fleet.member";
 
 /// How often members speak, and what their silence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

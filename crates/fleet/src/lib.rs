@@ -13,5 +13,5 @@ mod fleet;
 mod members;
 
 pub use beat::{Beat, CoordinatorBeat, NodeBeat, Zones, beat_of};
-pub use fleet::{Fleet, Pace, Speak};
+pub use fleet::{BEATS, Fleet, Pace, Speak};
 pub use members::{Counts, Members};

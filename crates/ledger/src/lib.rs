@@ -17,6 +17,7 @@ mod keeper;
 mod ledger;
 mod mean;
 mod names;
+pub mod offline;
 mod outcome;
 mod round;
 mod snapshot;

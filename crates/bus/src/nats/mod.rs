@@ -11,6 +11,7 @@
 
 mod events;
 mod log;
+pub(crate) mod offline;
 mod patience;
 mod security;
 mod snapshots;
@@ -195,6 +196,8 @@ fn options(target: &Target, config: &NatsConfig, security: &Security) -> Result<
         .event_callback(move |event| {
             match event {
                 Event::Connected => tracing::info!(%url, "connected to NATS"),
+                // The client was let go of.
+                Event::Closed => tracing::debug!(%url, "the connection to NATS is closed"),
                 Event::Disconnected => tracing::warn!(%url, "lost the connection to NATS, trying again"),
                 event => tracing::warn!(%url, %event, "NATS"),
             }
