@@ -195,7 +195,7 @@ on_both_buses! {
         let log = log_of(&mut server, bus);
         match bus {
             Bus::Embedded => flip(server.data(), "unlucky"),
-            Bus::Nats => publish(server.nats(), b"not a record").await,
+            Bus::Nats => publish(server.nats(), b"CTL2 and no record after it").await,
         }
         server.fails_to_start(if bus == Bus::Nats { "record " } else { "corrupt" }).await;
         Operator::new(&[]).repairs(&log);
@@ -245,7 +245,7 @@ async fn a_log_that_forgot_its_beginning_is_repaired() {
         until("the log has forgotten its beginning", forgot).await;
         server.kill9();
         let first = first_sequence(&url).await;
-        publish(server.nats(), b"not a record").await;
+        publish(server.nats(), b"CTL2 and no record after it").await;
         let log = log_of(&mut server, Bus::Nats);
         Operator::new(&[]).repairs(&log);
         assert_eq!(first_sequence(&url).await, first);
@@ -263,7 +263,7 @@ async fn a_log_is_cut_before_its_first_wrong_record() {
         let sent = sent();
         let job = begun(&server, &sent).await;
         server.kill9();
-        for garbage in [&b"x"[..], b"", b"y"] {
+        for garbage in [&b"CTL2x"[..], b"CTL2", b"CTL2y"] {
             publish(server.nats(), garbage).await;
         }
         let log = log_of(&mut server, Bus::Nats);

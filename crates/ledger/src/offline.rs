@@ -4,11 +4,11 @@
 //! history. A tool that repairs a log has to say which record that is and what the log would be without it, so here the
 //! same records go through the same fold, and what goes wrong is an answer.
 
-use crate::append::Envelope;
+use crate::envelope::{Envelope, Stocked};
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::state::State;
 use catchment_bus::LogError;
-use catchment_types::{NodeId, Record, TimeMs};
+use catchment_types::{LEVEL_MAX, NodeId, Record, TimeMs};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -29,9 +29,13 @@ impl Stored {
     /// # Errors
     /// Why it does not read.
     pub fn read(sequence: u64, bytes: &[u8]) -> Result<Self, String> {
-        let read = Envelope::decode(sequence, bytes).map_err(|error| why(sequence, error));
-        let Envelope { writer, number, record } = read?;
-        Ok(Self { writer, number, record })
+        match Envelope::read(sequence, bytes, LEVEL_MAX).map_err(|error| why(sequence, error))? {
+            Stocked::Record(envelope) => {
+                let Envelope { writer, number, record, .. } = *envelope;
+                Ok(Self { writer, number, record })
+            }
+            Stocked::Foreign(why) => Err(format!("it is no record: {why}")),
+        }
     }
 
     /// A record that changes nothing, to stand where one is left out. The sequences of the others stay what they are.
@@ -59,8 +63,9 @@ impl Stored {
 }
 
 fn written(sequence: u64, record: Record) -> Vec<u8> {
-    let envelope = Envelope { writer: [0; 16], number: sequence, record };
-    catchment_codec::encode(&envelope, 1 << 10).expect("it is short")
+    let envelope = Envelope { writer: [0; 16], number: sequence, guard: None, record };
+    // In the first form, which is read whatever the log's level is there.
+    envelope.to_bytes(1, 1 << 10).expect("it is short, and of the first level")
 }
 
 /// What a record is called where records are counted and shown.
@@ -84,6 +89,9 @@ pub fn kind(record: &Record) -> &'static str {
         Record::Committed { .. } => "committed",
         Record::NodeLost { .. } => "node_lost",
         Record::Evaluated { .. } => "evaluated",
+        Record::LevelRaised { .. } => "level_raised",
+        Record::NodeStarted { .. } => "node_started",
+        Record::SumLost { .. } => "sum_lost",
     }
 }
 
@@ -136,8 +144,8 @@ impl Replay {
         if sequence != self.state.sequence() + 1 {
             return Err(format!("record {sequence} does not follow on record {}", self.state.sequence()));
         }
-        let record = Stored::read(sequence, bytes)?.record;
-        guarded(|| Ok(changes(&self.state.apply(sequence, &record))))
+        let stocked = Envelope::read(sequence, bytes, self.state.level()).map_err(|error| why(sequence, error))?;
+        guarded(|| Ok(changes(&self.state.take(sequence, &stocked))))
     }
 
     /// Recounts everything that the state keeps counted.
@@ -199,7 +207,7 @@ mod tests {
     use catchment_types::JobUid;
 
     fn stored(record: Record) -> Vec<u8> {
-        catchment_codec::encode(&Envelope { writer: [3; 16], number: 7, record }, 1 << 20).unwrap()
+        Envelope { writer: [3; 16], number: 7, guard: None, record }.to_bytes(1, 1 << 20).unwrap()
     }
 
     fn created(name: &str) -> Record {
@@ -214,8 +222,10 @@ mod tests {
         assert_eq!(replay.apply(2, &stored(created("a"))), Ok(false), "there is one of that name");
         assert_eq!(replay.apply(3, &Stored::nothing(3)), Ok(false));
         assert_eq!((replay.state().sequence(), replay.audit()), (3, Ok(())));
-        let why = replay.clone().apply(4, b"x").unwrap_err();
-        assert!(!why.contains("record 4") && why.contains("version 120"), "{why}");
+        let why = replay.clone().apply(4, b"CTL2x").unwrap_err();
+        assert!(!why.contains("record 4") && why.contains("cut off"), "{why}");
+        assert_eq!(replay.clone().apply(4, b"x"), Ok(false), "every process leaves it out");
+        assert!(Stored::read(4, b"x").unwrap_err().contains("no record"));
         let why = replay.apply(6, &Stored::nothing(6)).unwrap_err();
         assert!(why.contains("does not follow"), "{why}");
     }

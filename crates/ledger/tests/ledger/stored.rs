@@ -4,13 +4,13 @@
 //! The files lie in `tests/fixtures/90cd469`; its README says how they were made.
 
 use crate::common::*;
-use crate::faulty::{Envelope, encode};
+use crate::faulty::encode;
 use bytes::Bytes;
 use catchment_bus::Bus;
-use catchment_ledger::{Ledger, State};
+use catchment_ledger::{Envelope, Guard, Ledger, State, Stocked};
 use catchment_types::{
-    CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, JobState, ModelCommit, NodeId, Place,
-    ReceiptId, ReceiptState, Record, SpecPatch,
+    CloseReason, Code, EvaluationResult, Footprint, FunctionClass, JobAction, JobState, LEVEL_MAX, LogId, ModelCommit,
+    NodeId, Place, ReceiptId, ReceiptState, Record, SpecPatch,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +45,10 @@ fn variant(record: &[u8]) -> u32 {
 }
 
 fn decode(record: &[u8]) -> Envelope {
-    catchment_codec::decode(record, 1 << 20).unwrap()
+    match Envelope::read(1, record, 1).unwrap() {
+        Stocked::Record(envelope) => *envelope,
+        Stocked::Foreign(why) => panic!("{why}"),
+    }
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn one_of_each() -> Vec<Record> {
         Record::RoundClosed { uid, round, reason: CloseReason::Stopped, at_ms },
         Record::Accepted(vec![accepted]),
         Record::Folded { uid, round, receipts: receipts.clone() },
-        Record::Discarded { uid, round, receipt: receipts[0], reason: reason.clone() },
+        Record::Discarded { uid, round, receipt: receipts[0], code: Code::FunctionTrap, reason: reason.clone() },
         Record::Lost { uid, round, receipts, at_ms },
         Record::Committed { uid, round, model, at_ms },
         Record::RoundPlaced { uid, round, places },
@@ -199,6 +202,9 @@ fn one_of_each() -> Vec<Record> {
         Record::Evaluated { uid, version: 1, results: vec![result] },
         Record::JobCompleted { uid, reason: reason.clone(), at_ms },
         Record::RoundGivenUp { uid, round, contribution: digest(9), reason, at_ms },
+        Record::LevelRaised { level: 2, log: LogId::from_bytes([6; 16]), at_ms },
+        Record::NodeStarted { node: NodeId(3), at_ms },
+        Record::SumLost { uid, round, node: NodeId(3), leaf: 1, at_ms },
     ]
 }
 
@@ -211,14 +217,21 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn every_variant_has_the_bytes_that_it_has_always_had() {
     let number = 0x0102_0304;
-    let envelopes = one_of_each().into_iter().map(|record| Envelope { writer: [0xaa; 16], number, record });
-    let envelopes: Vec<Envelope> = envelopes.collect();
-    let now: Vec<String> = envelopes.iter().map(|envelope| hex(&encode(envelope))).collect();
-    let pinned: Vec<&str> = include_str!("records-1.hex").lines().collect();
-    assert!(now == pinned, "the bytes are now\n{}", now.join("\n"));
-    for (i, envelope) in envelopes.iter().enumerate() {
-        assert_eq!(variant(&encode(envelope)), i as u32, "one of each, in order: {envelope:?}");
-        let pairs = (0..pinned[i].len()).step_by(2).map(|at| u8::from_str_radix(&pinned[i][at..at + 2], 16).unwrap());
-        assert_eq!(decode(&pairs.collect::<Vec<u8>>()), *envelope);
+    let guard = |level| (level > 1).then_some(Guard { uid: JOB, revision: 7 });
+    let envelope = |level, record| Envelope { writer: [0xaa; 16], number, guard: guard(level), record };
+    for (level, file) in [(1, include_str!("records-1.hex")), (2, include_str!("records-2.hex"))] {
+        let records = one_of_each().into_iter().filter(|record| record.level() <= level);
+        let envelopes: Vec<Envelope> = records.map(|record| envelope(level, record)).collect();
+        let now: Vec<String> =
+            envelopes.iter().map(|envelope| hex(&envelope.to_bytes(level, 1 << 20).unwrap())).collect();
+        let pinned: Vec<&str> = file.lines().collect();
+        let written = &pinned[..now.len().min(pinned.len())];
+        assert!(now == written, "the bytes of level {level} are now\n{}", now.join("\n"));
+        // Builds before the second level wrote one more variant in the first form. It is read.
+        for (line, record) in pinned.iter().zip(one_of_each()) {
+            let pairs = (0..line.len()).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).unwrap());
+            let read = Envelope::read(1, &pairs.collect::<Vec<u8>>(), LEVEL_MAX).unwrap();
+            assert_eq!(read, Stocked::Record(Box::new(envelope(level, record))));
+        }
     }
 }
