@@ -59,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-client",
         ],
     ),
+    ("catchment-failpoints", &["catchment-types", "catchment"]),
     ("catchment-worker", &["catchment-types", "catchment-client"]),
     ("catchment-tests", &[]),
     (

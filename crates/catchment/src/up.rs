@@ -4,7 +4,7 @@ use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::coordinator::{beat, named};
 use crate::node_args::{NodeArgs, OpenLink};
 use crate::signals::end_on_signal;
-use crate::system::{SystemClock, SystemEntropy, steps};
+use crate::system::{SystemClock, SystemEntropy, hooks};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Scale};
@@ -103,7 +103,8 @@ async fn serve_on(
     let bus = connect.await?;
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
     let ending = Ending::default();
-    let environment = Environment { clock: clock.clone(), entropy, steps: steps(), ending: ending.clone() };
+    let steps = (hooks().steps)();
+    let environment = Environment { clock: clock.clone(), entropy, steps, ending: ending.clone() };
     let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;
     let fleet = opened.fleet();
     let written = ledger.clone();
