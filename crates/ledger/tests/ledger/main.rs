@@ -18,3 +18,4 @@ mod nats_server;
 mod replay;
 mod snapshot;
 mod table;
+mod views;
