@@ -82,6 +82,36 @@ async fn the_reply_to_an_update_is_its_receipt() {
     .await;
 }
 
+/// Two clusters on one server, each with a job of the same name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_with_different_prefixes_see_nothing_of_each_other() {
+    run(async {
+        let mut one = Server::start(Bus::Nats).await;
+        let url = one.nats().url();
+        let other = Server::start_with(Bus::Embedded, &[("--nats", &url), ("--nats-prefix", "LAB-2")]).await;
+        let (job, other_job) = (begin(&one, json!({"goal": 9})).await, begin(&other, json!({"goal": 9})).await);
+        let outside = Outside::connect(&mut one).await;
+        for (prefix, client, job) in [("catchment", "a", &job), ("lab-2", "b", &other_job)] {
+            let uid = &job.view().await["uid"];
+            // Of two members of one group, either might answer.
+            for k in 0..4 {
+                let subject = format!("{prefix}.v1.default.lora.ingest.1.{client}{k}");
+                assert_eq!(outside.send(&subject, &[], &update(1.0)).await["uid"], *uid, "{subject}");
+            }
+        }
+        for (server, job) in [(&one, &job), (&other, &other_job)] {
+            assert_eq!(job.round().await["received"], 4);
+            // They speak once a second.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let nodes = server.api().get("/v1/nodes").await.expect(200).json();
+            assert_eq!(nodes["items"].as_array().map(Vec::len), Some(1), "{nodes}");
+            let jobs = server.api().get("/v1/jobs").await.expect(200).json();
+            assert_eq!(jobs["items"].as_array().map(Vec::len), Some(1), "{jobs}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reply_to_a_bad_update_is_the_problem() {
     run(async {

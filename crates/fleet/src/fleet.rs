@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What heartbeats are said on. The underscore keeps it apart from every namespace.
-const BEATS: &str = "catchment.v1._fleet.member";
+const BEATS: &str = "v1._fleet.member";
 
 /// How often members speak, and what their silence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Fleet {
     ) -> BoxFuture<'static, Result<Self, BusError>> {
         Box::pin(async move {
             let heard = events.subscribe(BEATS, None).await?;
-            let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
+            let voice = format!("v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
             let echoes = events.subscribe(&voice, None).await?;
             let members = Arc::new(Mutex::new(Members::new(pace.quiet_after(), pace.lost_after)));
             let (changes, urgent) = (watch::Sender::new(0), Arc::<Notify>::default());
