@@ -229,7 +229,11 @@ impl Task {
     fn hear(&self, payload: &[u8]) -> bool {
         let beat = (payload.len() <= BEAT_BYTES_MAX).then(|| read_object::<Beat>(payload));
         match beat {
-            Some(Ok(beat)) => self.lock().hear(beat),
+            Some(Ok(beat)) if beat.is_usable() => self.lock().hear(beat),
+            Some(Ok(_)) => {
+                tracing::debug!("a heartbeat names an address that no node has");
+                false
+            }
             Some(Err(error)) => {
                 tracing::debug!(%error, "read a heartbeat");
                 false
@@ -288,6 +292,19 @@ mod tests {
         assert_eq!(leader.lost_of([NodeId(3)]), []);
         sleep(Duration::from_secs(3)).await;
         assert_eq!(leader.lost_of([NodeId(3)]), [NodeId(3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_an_address_that_no_node_has_is_not_heard() {
+        let bus = Bus::in_memory();
+        let fleet = Fleet::join(bus.events.clone(), node(1), Pace::default(), [1; 16]).await.unwrap();
+        for (id, url) in [(2, "https://h:1"), (3, "file:///etc/passwd"), (4, "http://user@h:1"), (5, "http://h:1")] {
+            let beat =
+                serde_json::json!({ "member": "node", "node": NodeId(id), "name": "n", "url": url, "pass": "p" });
+            bus.events.publish(BEATS, beat.to_string().into()).await.unwrap();
+        }
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(names(&fleet), [1, 5]);
     }
 
     #[tokio::test]
