@@ -1,9 +1,11 @@
 //! Updates over NATS alone: any client of the bus publishes one as a request, and the reply is the receipt.
 
 use async_nats::HeaderMap;
+use async_nats::client::RequestErrorKind;
 use catchment_tests::{
-    Bus, Job, Raw, Server, Tensor, assert_close, file, read, request_head, run, until, weighted_mean,
+    Bus, Job, PATIENCE, Raw, Server, Tensor, assert_close, file, read, request_head, run, until, weighted_mean,
 };
+use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -78,6 +80,32 @@ async fn the_reply_to_an_update_is_its_receipt() {
         let sent = [(2.5, read(&update(1.0))), (4.0, read(&update(5.0))), (1.0, read(&update(9.0)))];
         assert_close(&read(&job.model(1).await), &weighted_mean(&sent), 1e-6);
         server.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// Only the node that holds an update can fold it, so no other one asks to be told of it. Whoever listens outside is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_not_woken_by_updates_that_others_hold() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let job = begin(&server, json!({"goal": 3, "rounds": 1})).await;
+        let outside = Outside::connect(&mut server).await;
+        let subject = "catchment.v1.default.lora.update.accepted";
+        let error = outside.client.request(subject, "".into()).await.expect_err("no node answers");
+        assert_eq!(error.kind(), RequestErrorKind::NoResponders, "{error}");
+        let mut events = outside.client.subscribe(subject).await.expect("subscribe");
+        outside.client.flush().await.expect("reach NATS");
+        for client in ["a", "b", "c"] {
+            let receipt = job.accepted(1, client, "", &update(1.0)).await;
+            let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event").expect("an event");
+            assert_eq!(event.payload.len(), 64);
+            // Nothing else wakes the task before the round is complete.
+            if client != "c" {
+                server.api().receipt_in(&receipt, "folded").await;
+            }
+        }
+        job.in_state("completed").await;
     })
     .await;
 }

@@ -1,7 +1,7 @@
 //! What every part of a node works with.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{Holdings, Pieces, Trouble};
+use crate::aggregate::{Holdings, Pieces, Trouble, Wakes};
 use crate::bases::Bases;
 use crate::buffers::Buffers;
 use crate::desk::Desk;
@@ -170,6 +170,8 @@ pub struct Context {
     pub digests: Digests,
     /// What they have ordered.
     pub pieces: Pieces,
+    /// Jobs of which it has just taken an update.
+    pub wakes: Wakes,
     /// What keeps jobs from going on here.
     pub trouble: Trouble,
     /// Whether it can write.

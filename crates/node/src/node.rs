@@ -113,6 +113,7 @@ impl Node {
                 peers,
                 digests: Digests::default(),
                 pieces: Default::default(),
+                wakes: Default::default(),
                 readiness: Readiness::default(),
                 trouble: Trouble::new(clock.clone()),
                 parking: Parking::new(config.park_time, config.slab_budget_bytes),
@@ -156,15 +157,14 @@ impl Node {
                 pace: gateway::ReadPace { rate_min, silence },
             };
             let server = gateway::serve(served, listener, context.config.connections_max);
-            let (aggregated, answered, checked_in, (), ()) = tokio::join!(
-                end_on_error(aggregation, &context.ending),
+            let ((), answered, checked_in, (), ()) = tokio::join!(
+                aggregation,
                 end_on_error(requests, &context.ending),
                 end_on_error(checkins, &context.ending),
                 server,
                 drain::run(context.clone()),
             );
             context.parking.close();
-            aggregated?;
             answered?;
             checked_in?;
             context.store.trim();

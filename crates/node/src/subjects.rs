@@ -6,13 +6,10 @@ fn of(spec: &JobSpec, what: &str) -> String {
     format!("v1.{}.{}.{what}", spec.namespace, spec.name)
 }
 
-/// An update was accepted; the payload is its descriptor.
+/// An update was accepted; the payload is its descriptor. No node listens: who holds it knows.
 pub fn accepted(spec: &JobSpec) -> String {
     of(spec, "update.accepted")
 }
-
-/// Every accepted update of every job.
-pub const EVERY_ACCEPTED: &str = "v1.*.*.update.accepted";
 
 /// A model was published; the payload is its description as JSON.
 pub fn model_published(spec: &JobSpec) -> String {

@@ -340,6 +340,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         }
         if is_accepted {
             tracing::debug!(client = %accept.client, "accepted");
+            context.wakes.wake(accept.uid);
             announce(&context, &spec, body_bytes, &descriptor(&context, &accept, slab_bytes, &spec)).await;
         }
         let ended = context.ledger.read(|state| {
@@ -383,7 +384,7 @@ fn descriptor(context: &Context, accept: &Accept, slab_bytes: u64, spec: &JobSpe
     }
 }
 
-/// Tells whoever folds. A hint: the sweep finds what this misses.
+/// Tells whoever listens outside.
 async fn announce(context: &Context, spec: &JobSpec, body_bytes: u64, descriptor: &Descriptor) {
     let labels = [spec.namespace.as_str(), spec.name.as_str()];
     context.metrics.updates_received.with_label_values(&labels).inc();
