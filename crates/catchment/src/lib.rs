@@ -11,6 +11,7 @@ mod commands;
 mod connection;
 mod coordinator;
 mod exit;
+mod log;
 #[cfg(test)]
 mod mistaken;
 mod node_args;
@@ -25,12 +26,10 @@ pub use system::Hooks;
 
 use catchment_runner::{ServeError, serve};
 use cli::{Arguments, Command};
-use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 /// How long threads that are still at work may take once everything has stopped.
 const STOP_TIME: Duration = Duration::from_secs(2);
@@ -97,8 +96,5 @@ fn log_to_stderr(arguments: &Arguments) {
     let serves =
         matches!(arguments.command, Command::Up(_) | Command::Node(_) | Command::Coordinator(_) | Command::Runner);
     let level = if serves { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    if arguments.log_json { builder.json().init() } else { builder.init() }
+    log::to_stderr(level, arguments.log_json);
 }
