@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::peers::models::ensure;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
-use catchment_slab::SlabError;
+use catchment_slab::{SlabError, SlabStore};
 use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId, Step};
 use futures::FutureExt;
 use std::collections::BTreeMap;
@@ -283,11 +283,13 @@ impl JobAggregation {
         }
     }
 
-    /// The accumulator of a leaf, made when it is not there yet.
+    /// The accumulator of a leaf. It was set aside before the first update was accepted; where it is gone, what can give way
+    /// does.
     pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
-        let (store, elements) = (&self.worker.context.store, self.worker.model.layout.elements());
-        let create = || Leaf::create(store, key, elements, self.worker.ranges.len());
-        self.worker.context.holdings.leaf_or(key, create).map_err(StepError::from)
+        let Worker { context, model, ranges, .. } = &*self.worker;
+        let (elements, ranges) = (model.layout.elements(), ranges.len());
+        let made = |store: &SlabStore| context.holdings.leaf_or(key, || Leaf::create(store, key, elements, ranges));
+        self.worker.grant(made).map_err(StepError::from)
     }
 
     /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as

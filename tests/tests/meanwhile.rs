@@ -1,0 +1,90 @@
+//! What happens while somebody is between two steps: a buffer closes, memory goes, a job is deleted.
+
+use catchment_tests::{Answer, Bus, Job, Raw, Server, Tensor, file, on_both_buses, request_head, until};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// Four mebibytes of numbers: an update takes 4 MiB of shared memory, its round's accumulator 18.
+const ELEMENTS: usize = 1 << 20;
+
+fn update(value: f32) -> Vec<u8> {
+    file(&[Tensor::f32("w", &[ELEMENTS], &vec![value; ELEMENTS])])
+}
+
+/// An asynchronous job whose buffers are of one update. `held`: the update of the first client, received and about to be
+/// offered to the log for a buffer that has closed meanwhile.
+struct Moving {
+    server: Server,
+    job: Job,
+    held: tokio::task::JoinHandle<Answer>,
+}
+
+async fn send(job: &Job, base: u64, client: &str) -> Answer {
+    let etag = job.call("GET", &format!("/model?version={base}")).await.header("etag").to_owned();
+    job.submit_with(base, client, "", &[("catchment-base", &etag)], &update(1.0)).await
+}
+
+impl Moving {
+    async fn begin(bus: Bus) -> Self {
+        let settings = [("--slab-mib", "40"), ("--park-time", "120s"), ("--body-grace", "60s")];
+        let server = Server::start_to_hold_at(bus, &settings, "Frozen").await;
+        let spec = json!({"update": "delta", "rounds": 3, "mode": {"async": {"buffer": 1, "staleness_max": 2}}});
+        let job = server.api().begin("moving", spec, &update(0.0)).await;
+        let sender = job.clone();
+        let held = tokio::spawn(async move { send(&sender, 0, "held").await });
+        server.holds().await;
+        send(&job, 0, "first").await.expect(202);
+        job.published(1).await;
+        job.round_when("the next buffer is open", |round| round["round"] == 2).await;
+        Self { server, job, held }
+    }
+
+    async fn answer(self) -> (Server, Job, Answer) {
+        self.server.let_go();
+        let answer =
+            tokio::time::timeout(Duration::from_secs(20), self.held).await.expect("an answer").expect("no panic");
+        (self.server, self.job, answer)
+    }
+}
+
+on_both_buses! {
+    /// What does not give way has the memory that folding would take: the update is refused, not accepted and never folded.
+    async fn an_update_is_not_moved_to_where_it_could_not_be_folded(bus: Bus) {
+        let moving = Moving::begin(bus).await;
+        let other = moving.server.api().begin("keeps", json!({"function": "median", "goal": 6, "over_provision": 1.0}), &update(0.0)).await;
+        for k in 0..5 {
+            other.accepted(1, &format!("c{k}"), "", &update(1.0)).await;
+        }
+        let (server, job, answer) = moving.answer().await;
+        answer.problem(429, "no_room");
+        assert_eq!(job.round().await["received"], 0);
+        server.api().call("DELETE", &other.path, &[], None).await.expect(204);
+        send(&job, 0, "held").await.expect(202);
+        job.published(2).await;
+        send(&job, 2, "last").await.expect(202);
+        job.in_state("completed").await;
+        server.holds_no_slabs().await;
+    }
+
+    /// An upload that broke off gives way to it.
+    async fn an_update_that_moves_is_in_no_parked_uploads_way(bus: Bus) {
+        let moving = Moving::begin(bus).await;
+        let other = moving.server.api().begin("parks", json!({"goal": 6}), &update(0.0)).await;
+        let (path, body) = (other.update_path(1, "parked", ""), update(1.0));
+        let mut raw = Raw::connect(moving.server.address()).await;
+        raw.send(request_head(&path, &[("content-length", &body.len().to_string())]).as_bytes()).await;
+        raw.send(&body[..3 << 20]).await;
+        drop(raw);
+        let api = moving.server.api();
+        let parked = async || (api.metrics().await.sum("catchment_uploads_parked", &[]) == 1.0).then_some(());
+        until("the upload is parked", parked).await;
+        let begun = Instant::now();
+        let (server, job, answer) = moving.answer().await;
+        answer.expect(202);
+        job.published(2).await;
+        assert!(begun.elapsed() < Duration::from_secs(20), "it waited for the parked upload to expire");
+        assert_eq!(server.api().metrics().await.sum("catchment_uploads_parked", &[]), 0.0);
+        send(&job, 2, "last").await.expect(202);
+        job.in_state("completed").await;
+    }
+}
