@@ -87,4 +87,28 @@ on_both_buses! {
         send(&job, 2, "last").await.expect(202);
         job.in_state("completed").await;
     }
+
+    /// The model of a job that is deleted while it is made.
+    async fn a_deleted_job_leaves_no_files(bus: Bus) {
+        for step in ["Scratched", "Finalized", "Kept"] {
+            let server = Server::start_to_hold_at(bus, &[], step).await;
+            let job = server.api().begin("deleted", json!({"goal": 1, "rounds": 1}), &update(0.0)).await;
+            let uid = job.view().await["uid"].as_str().expect("a uid").to_owned();
+            let models = server.data().join("models");
+            assert!(models.join(&uid).is_dir());
+            job.accepted(1, "c", "", &update(1.0)).await;
+            server.holds().await;
+            server.api().call("DELETE", &job.path, &[], None).await.expect(204);
+            until("the node has forgotten it", async || (!models.join(&uid).exists()).then_some(())).await;
+            server.let_go();
+            // Scratch memory is given back when all is done.
+            server.holds_no_slabs().await;
+            let left: Vec<_> = std::fs::read_dir(&models).expect("a folder").flatten().map(|entry| entry.path()).collect();
+            assert!(left.is_empty(), "deleted at {step}: {left:?}");
+            // And others go on.
+            let job = server.api().begin("another", json!({"goal": 1, "rounds": 1}), &update(0.0)).await;
+            job.accepted(1, "c", "", &update(1.0)).await;
+            job.in_state("completed").await;
+        }
+    }
 }

@@ -10,7 +10,7 @@ use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Scale};
 use catchment_fleet::Pace;
 use catchment_ledger::Ledger;
-use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig};
+use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig, create_dir_durably};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +71,7 @@ async fn serve(
     link: Option<OpenLink>,
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
-    std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
+    create_dir_durably(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
     let listener = node.listen.bind().await?;
     let pace = nats.map(|_| cluster.pace()).transpose()?;
     let config = node.node_config()?;

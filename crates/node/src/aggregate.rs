@@ -190,6 +190,9 @@ impl Dispatcher {
         };
         let uid = self.jobs.remove(&id);
         uid.iter().for_each(|uid| drop(self.wakers.remove(uid)));
+        // What it was in the middle of when its job was deleted may have brought something back.
+        let deleted = uid.filter(|uid| self.context.ledger.read(|state| state.job(*uid).is_none()));
+        deleted.iter().for_each(|uid| self.context.forget_job(*uid));
         let panicked = uid.zip(error).map(|(uid, error)| (uid, StepError::Panicked(error.to_string())));
         panicked.iter().for_each(|(uid, error)| self.context.trouble.failed(&self.context, *uid, error));
         panicked.is_none()
