@@ -437,7 +437,9 @@ mod tests {
             let look = || {
                 leaf.plan().map(|plan| leaf.lagging(&plan));
                 leaf.whole();
-                (0..RANGES).for_each(|index| drop((leaf.partial(index, &range(index)), leaf.spare(index, &range(index)))));
+                for index in 0..RANGES {
+                    let _ = (leaf.partial(index, &range(index)), leaf.spare(index, &range(index)));
+                }
             };
             forge(&forged);
             look();
