@@ -161,7 +161,8 @@ mod tests {
     /// Each would succeed, or fail for another reason, without the filter.
     #[test]
     fn every_class_of_calls_that_is_not_needed_is_refused() {
-        let file = file();
+        let (file, folder) = (file(), tempfile::tempdir().unwrap());
+        let [new, none, link] = ["new", "none", "link"].map(|name| folder.path().join(name));
         let refused = confined(move || {
             let (fd, first, cpus) = (file.as_fd(), process::Pid::from_raw(1).unwrap(), CpuSet::new());
             let then = fs::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -192,13 +193,13 @@ mod tests {
                 ("an end", net::shutdown(fd, net::Shutdown::Both)),
                 // Files by name.
                 ("a file", fs::open("/proc/self/status", OFlags::RDONLY, Mode::empty()).map(drop)),
-                ("a folder", fs::mkdir("/tmp/catchment-of-a-runner", Mode::RWXU)),
-                ("a name", fs::rename("/tmp/catchment-of-a-runner", "/tmp/b")),
-                ("no name", fs::unlink("/tmp/catchment-of-a-runner")),
-                ("a link", fs::symlink("/", "/tmp/catchment-of-a-runner")),
+                ("a folder", fs::mkdir(&new, Mode::RWXU)),
+                ("a name", fs::rename(&none, &new)),
+                ("no name", fs::unlink(&none)),
+                ("a link", fs::symlink(&none, &link)),
                 ("what a link says", fs::readlink("/proc/self/exe", Vec::new()).map(drop)),
                 ("whether there is one", fs::stat("/etc/passwd").map(drop)),
-                ("rights by name", fs::chmod("/tmp/catchment-of-a-runner", Mode::RWXU)),
+                ("rights by name", fs::chmod(&none, Mode::RWXU)),
                 ("where it is", process::chdir("/")),
                 ("another root", process::chroot("/")),
                 // Files that it has.
