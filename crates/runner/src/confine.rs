@@ -59,6 +59,7 @@ mod tests {
         std::fs::write(&path, "update").unwrap();
         let mut given = File::open(&path).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
         let ((ready, is_ready), (go_on, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
         let confined = std::thread::spawn(move || {
             let thread = rustix::thread::gettid();
@@ -77,7 +78,7 @@ mod tests {
             let denied = |error: Error| assert_eq!(error.kind(), ErrorKind::PermissionDenied);
             denied(std::process::Command::new("/bin/true").spawn().unwrap_err());
             denied(std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err());
-            denied(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap_err());
+            denied(std::net::TcpStream::connect(address).unwrap_err());
             denied(given.set_len(1).unwrap_err());
             std::thread::spawn(|| {}).join().unwrap();
             let status = std::fs::read_to_string("/proc/thread-self/status");
