@@ -11,6 +11,10 @@ fn update(value: f32) -> Vec<u8> {
     file(&[Tensor::f32("w", &[ELEMENTS], &vec![value; ELEMENTS])])
 }
 
+fn numbers(count: usize) -> Vec<u8> {
+    file(&[Tensor::f32("w", &[count], &vec![1.0; count])])
+}
+
 /// An asynchronous job whose buffers are of one update. `held`: the update of the first client, received and about to be
 /// offered to the log for a buffer that has closed meanwhile.
 struct Moving {
@@ -86,6 +90,30 @@ on_both_buses! {
         assert_eq!(server.api().metrics().await.sum("catchment_uploads_parked", &[]), 0.0);
         send(&job, 2, "last").await.expect(202);
         job.in_state("completed").await;
+    }
+
+    /// The initial model of a job that is deleted while its model waits for memory to be checked in.
+    async fn a_model_that_comes_too_late_leaves_no_folder(bus: Bus) {
+        let settings = [("--slab-mib", "43"), ("--room-wait", "30s"), ("--body-grace", "60s")];
+        let server = Server::start_to_hold_at(bus, &settings, "Granted").await;
+        let api = server.api();
+        // Its accumulator and its first update take all but 12 MiB.
+        let holds = api.begin("holds", json!({"goal": 2}), &numbers(1_400_000)).await;
+        let holder = holds.clone();
+        let held = tokio::spawn(async move { holder.submit(1, "held", "", &numbers(1_400_000)).await });
+        server.holds().await;
+        let late = api.create("late", json!({"function": "median", "goal": 1, "over_provision": 1.0})).await;
+        let uid = late.view().await["uid"].as_str().expect("a uid").to_owned();
+        let (path, body) = (format!("{}/model", late.path), numbers(3_500_000));
+        let sender = api.clone();
+        let put = tokio::spawn(async move { sender.call("PUT", &path, &[], Some(body)).await });
+        let comes = async || (api.metrics().await.sum("catchment_model_drafts", &[]) == 1.0).then_some(());
+        until("the model comes", comes).await;
+        api.call("DELETE", &late.path, &[], None).await.expect(204);
+        server.let_go();
+        held.await.expect("no panic").expect(202);
+        put.await.expect("no panic").problem(404, "not_found");
+        assert!(!server.data().join("models").join(uid).exists());
     }
 
     /// The model of a job that is deleted while it is made.
