@@ -2,11 +2,12 @@
 //! on hosts of their own.
 
 use crate::ports::free_port;
-use crate::programs::{catchment_command_of, functions_dir, uninfluenced};
+use crate::programs::{failpoints, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
 use crate::{Api, Host, Job, Nats, Network, Process, Release, until};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -39,6 +40,9 @@ pub struct Setup {
     pub node_flags: Vec<(&'static str, String)>,
     /// Further flags of coordinators.
     pub coordinator_flags: Vec<(&'static str, String)>,
+    /// Whether its processes may be ended between two steps and have their clocks set wrong: then they are no program that
+    /// people get.
+    pub failpoints: bool,
 }
 
 impl Default for Setup {
@@ -56,6 +60,7 @@ impl Default for Setup {
             zones: &[],
             node_flags: Vec::new(),
             coordinator_flags: Vec::new(),
+            failpoints: true,
         }
     }
 }
@@ -206,14 +211,14 @@ impl Cluster {
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
             let arguments = arguments.and(setup.node_flags.iter().cloned());
-            let process = role("node", &name, home.path(), host.clone(), arguments);
+            let process = role("node", &name, home.path(), host.clone(), (setup.failpoints, arguments));
             NodeProcess { process, host, address, data, slabs }
         });
         let coordinator_hosts: Vec<Arc<Host>> = hosts.iter().skip(setup.nodes).cloned().collect();
         let coordinators = names("coordinator", setup.coordinators).enumerate().map(|(i, name)| {
             let arguments = cluster.clone().and([("--listen", "127.0.0.1:0".to_owned())]);
             let arguments = arguments.and(setup.coordinator_flags.iter().cloned());
-            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), arguments)
+            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), (setup.failpoints, arguments))
         });
         let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
         let mut cluster = Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network };
@@ -350,12 +355,19 @@ fn functions() -> Option<(&'static str, String)> {
     functions_dir().map(|folder| ("--functions", folder.display().to_string()))
 }
 
-fn role(role: &'static str, name: &str, home: &Path, host: Option<Arc<Host>>, arguments: Arguments) -> Process {
+fn role(
+    role: &'static str,
+    name: &str,
+    home: &Path,
+    host: Option<Arc<Host>>,
+    (has_failpoints, arguments): (bool, Arguments),
+) -> Process {
     Process::new(name, home, move |release| {
-        let mut command = match &host {
-            Some(host) => uninfluenced(host.command(&release.program())),
-            None => catchment_command_of(release),
-        };
+        // An old release has them in the program that people got.
+        let has_failpoints = has_failpoints && release == Release::Present;
+        let program = if has_failpoints { failpoints() } else { release.program() };
+        let command = host.as_ref().map_or_else(|| Command::new(&program), |host| host.command(&program));
+        let mut command = uninfluenced(command);
         let known = arguments.0.iter().filter(|(flag, _)| release.takes(role, flag));
         command.arg(role).args(known.flat_map(|(flag, value)| [*flag, value.as_str()]));
         command

@@ -16,6 +16,13 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
+/// The server that tests end, hold up and mislead about the time: beside the other one.
+pub(crate) fn failpoints() -> PathBuf {
+    let path = Release::Present.program().with_file_name("catchment-failpoints");
+    assert!(path.is_file(), "{} is not there: run `make failpoints`", path.display());
+    path
+}
+
 /// Where built functions lie beside the binary; the binary may carry them as well.
 pub fn functions_dir() -> Option<PathBuf> {
     Some(target_dir().join("functions")).filter(|dir| dir.is_dir())

@@ -1,13 +1,13 @@
 //! `catchment up` as a process: started, killed, started again on what it left.
 
-use crate::programs::{catchment_command_of, functions_dir};
+use crate::programs::{catchment_command_of, failpoints, functions_dir, uninfluenced};
 use crate::{Api, Bus, Nats, Observed, PATIENCE, Release, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -33,10 +33,14 @@ pub struct Server {
     more: Vec<String>,
     filter: Option<String>,
     /// What happens in its next life after a step: a variable and what it says.
-    happens_at: Option<(&'static str, String)>,
+    happens_at: Option<Vec<(&'static str, String)>>,
+    /// Variables of every life.
+    environment: Vec<(&'static str, String)>,
     lives: u32,
     /// Which program its next life is of.
     release: Release,
+    /// While it is there, whoever has done a certain step waits.
+    hold_file: Option<PathBuf>,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -79,8 +83,10 @@ impl Server {
             more,
             filter: None,
             happens_at: None,
+            environment: vec![],
             lives: 0,
             release: Release::default(),
+            hold_file: None,
             home,
             slabs,
         }
@@ -107,18 +113,55 @@ impl Server {
 
     /// One whose first life ends right after a step of this name was done.
     pub async fn start_to_end_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
-        Self::start_for(bus, settings, ("CATCHMENT_END_AT", step)).await
+        Self::start_for(bus, settings, vec![("CATCHMENT_END_AT", step.to_owned())]).await
     }
 
     /// One in whose first life whoever has done a step of this name panics.
     pub async fn start_to_panic_at(bus: Bus, step: &str) -> Self {
-        Self::start_for(bus, &[], ("CATCHMENT_PANIC_AT", step)).await
+        Self::start_for(bus, &[], vec![("CATCHMENT_PANIC_AT", step.to_owned())]).await
     }
 
-    async fn start_for(bus: Bus, settings: &[(&str, &str)], (variable, says): (&'static str, &str)) -> Self {
+    /// One in whose first life whoever has done a step of this name, or done it so often (`Frozen:2`), waits until
+    /// [`Server::let_go`] is called.
+    pub async fn start_to_hold_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
         let mut server = Self::start_with(bus, settings).await;
         server.kill9();
-        server.happens_at = Some((variable, says.to_owned()));
+        let file = server.home.path().join("hold");
+        std::fs::write(&file, "").expect("make a file");
+        let says = vec![("CATCHMENT_HOLD_AT", step.to_owned()), ("CATCHMENT_HOLD_FILE", file.display().to_string())];
+        (server.happens_at, server.hold_file) = (Some(says), Some(file));
+        server.start_again().await;
+        server
+    }
+
+    /// One that people get, with these variables in its environment.
+    pub async fn start_in(bus: Bus, environment: &[(&'static str, &str)]) -> Self {
+        let mut server = Self::start(bus).await;
+        server.kill9();
+        server.environment = environment.iter().map(|(name, says)| (*name, (*says).to_owned())).collect();
+        server.start_again().await;
+        server
+    }
+
+    fn hold_file(&self) -> &Path {
+        self.hold_file.as_deref().expect("this server was started to hold")
+    }
+
+    /// Waits until somebody waits at the step.
+    pub async fn holds(&self) {
+        let held = self.hold_file().with_added_extension("held");
+        until("somebody waits at the step", async || held.exists().then_some(())).await;
+    }
+
+    /// Lets whoever waits at the step go on.
+    pub fn let_go(&self) {
+        std::fs::remove_file(self.hold_file()).expect("remove a file");
+    }
+
+    async fn start_for(bus: Bus, settings: &[(&str, &str)], says: Vec<(&'static str, String)>) -> Self {
+        let mut server = Self::start_with(bus, settings).await;
+        server.kill9();
+        server.happens_at = Some(says);
         server.start_again().await;
         server
     }
@@ -166,11 +209,16 @@ impl Server {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "one life at a time");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
-        let mut command = catchment_command_of(self.release);
+        // Most tests run what people get. An old release has the hooks in that.
+        let happens_at = self.happens_at.take();
+        let mut command = match (&happens_at, self.release) {
+            (Some(_), Release::Present) => uninfluenced(Command::new(failpoints())),
+            _ => catchment_command_of(self.release),
+        };
         let known = self.arguments.iter().filter(|(flag, _)| self.release.takes("up", flag));
         command.arg("up").args(known.flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
-        command.envs(self.happens_at.take());
+        command.envs(self.environment.iter().cloned()).envs(happens_at.into_iter().flatten());
         self.lives += 1;
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }

@@ -61,6 +61,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-client",
         ],
     ),
+    ("catchment-failpoints", &["catchment-types", "catchment"]),
     ("catchment-worker", &["catchment-types", "catchment-client"]),
     ("catchment-tests", &[]),
     (

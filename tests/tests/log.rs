@@ -272,7 +272,7 @@ async fn a_log_is_cut_before_its_first_wrong_record() {
             operator.follows(&format!("catchment log verify {log}")).out["first_bad"]["sequence"].as_u64().unwrap();
         operator.does(&format!("catchment log export {log} --out a.catchlog"));
         let shown = operator.does(&format!("catchment log inspect {log} --records {bad}"));
-        assert_eq!((&shown["hex"], &shown["bytes"]), (&json!("78"), &json!(1)), "{shown}");
+        assert_eq!((&shown["hex"], &shown["bytes"]), (&json!("43544c3278"), &json!(5)), "{shown}");
         let inspected = operator.does("catchment log inspect --file a.catchlog");
         assert_eq!((&inspected["bad_records"], &inspected["jobs_at"]), (&json!(3), &json!(bad - 1)), "{inspected}");
         assert_eq!(inspected["jobs"][0]["name"], "digits");

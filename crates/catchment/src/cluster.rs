@@ -58,6 +58,10 @@ pub struct NatsArgs {
     /// A NATS credentials file (.creds), instead of a user and password in the address.
     #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CREDS")]
     nats_creds: Option<PathBuf>,
+    /// What the names of this cluster's streams on the NATS server begin with, and in lower case its subjects: 1 to 32 of A-Z,
+    /// 0-9, - and _. The same for all its processes. Clusters on one server with different prefixes see nothing of each other.
+    #[arg(long, default_value = "CATCHMENT", value_name = "PREFIX", env = "CATCHMENT_NATS_PREFIX")]
+    nats_prefix: String,
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
@@ -105,6 +109,7 @@ impl NatsArgs {
             cert: self.nats_cert.clone(),
             key: self.nats_key.clone(),
             credentials: self.nats_creds.clone(),
+            prefix: self.nats_prefix.clone(),
             replicas: self.nats_replicas,
             connect_timeout: Duration::from_millis(self.nats_wait.ms()),
             ..NatsConfig::new(url)

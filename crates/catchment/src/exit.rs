@@ -3,7 +3,7 @@
 //! Statuses agree with those of `catchment-worker`; `catchment --help` lists them.
 
 use catchment_client::ClientError;
-use catchment_types::{FieldError, Problem};
+use catchment_types::{FieldError, Problem, printable};
 use std::process::ExitCode;
 
 const FAILED: u8 = 1;
@@ -37,7 +37,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if matches!(error.downcast_ref(), Some(Failure::ReaderGone)) {
         return ExitCode::SUCCESS; // `catchment job list | head`: what was asked for was given
     }
-    eprintln!("error: {}", message(error));
+    eprintln!("error: {}", printable(&message(error)));
     ExitCode::from(status(error))
 }
 

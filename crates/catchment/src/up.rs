@@ -4,13 +4,13 @@ use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::coordinator::{beat, named};
 use crate::node_args::{NodeArgs, OpenLink};
 use crate::signals::end_on_signal;
-use crate::system::{SystemClock, SystemEntropy, steps};
+use crate::system::{SystemClock, SystemEntropy, hooks};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Scale};
 use catchment_fleet::Pace;
 use catchment_ledger::Ledger;
-use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig};
+use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig, create_dir_durably};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +82,7 @@ async fn serve(
     link: Option<OpenLink>,
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
-    std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
+    create_dir_durably(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
     let listener = node.listen.bind().await?;
     let pace = nats.map(|_| cluster.pace()).transpose()?;
     let config = node.node_config()?;
@@ -114,7 +114,8 @@ async fn serve_on(
     let bus = connect.await?;
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
     let ending = Ending::default();
-    let environment = Environment { clock: clock.clone(), entropy, steps: steps(), ending: ending.clone() };
+    let steps = (hooks().steps)();
+    let environment = Environment { clock: clock.clone(), entropy, steps, ending: ending.clone() };
     let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;
     let fleet = opened.fleet();
     let written = ledger.clone();

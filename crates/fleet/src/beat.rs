@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Largest heartbeat that is read.
 pub(crate) const BEAT_BYTES_MAX: usize = 16 << 10;
 
+/// Longest address of a node.
+const ADDRESS_BYTES_MAX: usize = 512;
+
 /// A heartbeat, as JSON on the bus: fields may be added, and unknown ones are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "member", rename_all = "snake_case")]
@@ -72,6 +75,28 @@ impl From<&NodeBeat> for NodeView {
     }
 }
 
+impl Beat {
+    /// Whether what it says can be acted on. Other nodes call the address and clients are sent to it, so it is held to what
+    /// a node's address can be.
+    pub(crate) fn is_usable(&self) -> bool {
+        match self {
+            Self::Node(beat) => is_address(&beat.url),
+            Self::Coordinator(_) => true,
+        }
+    }
+}
+
+/// Whether this may be a node's address: `http://`, a host, and perhaps a port and a path. Nodes speak nothing else to each
+/// other. Nothing in it is for somebody else: no user, no query, nothing that would end a line.
+pub fn is_address(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let in_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    let in_path = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    let has_host = !host.is_empty() && !host.starts_with(':');
+    url.len() <= ADDRESS_BYTES_MAX && has_host && host.bytes().all(in_host) && path.bytes().all(in_path)
+}
+
 /// What a node says of itself, in a list by name.
 pub fn beat_of(beats: &[NodeBeat], node: NodeId) -> Option<&NodeBeat> {
     beats.binary_search_by_key(&node, |beat| beat.node).ok().map(|at| &beats[at])
@@ -106,4 +131,40 @@ pub struct CoordinatorBeat {
     /// The feature level that it reads of the event log, as of a node.
     #[serde(default = "first_level")]
     pub level: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_address_is_http_and_a_host() {
+        for good in
+            ["http://10.0.0.7:7070", "http://[fd00::7]:7070", "http://node-1.example.com", "http://my_host:1/a/b"]
+        {
+            assert!(is_address(good), "{good}");
+        }
+        let long = format!("http://{}", "a".repeat(ADDRESS_BYTES_MAX));
+        for bad in [
+            "",
+            "10.0.0.7:7070",
+            "https://10.0.0.7:7070",
+            "file:///etc/passwd",
+            "HTTP://10.0.0.7",
+            "http://",
+            "http:///etc",
+            "http://:7070",
+            "http://user:secret@10.0.0.7",
+            "http://10.0.0.7?a=b",
+            "http://10.0.0.7/a?b",
+            "http://10.0.0.7#a",
+            "http://10.0.0.7\r\nHost: b",
+            "http://10.0.0.7 b",
+            " http://10.0.0.7",
+            "http://\u{e9}",
+            &long,
+        ] {
+            assert!(!is_address(bad), "{bad:?}");
+        }
+    }
 }

@@ -221,18 +221,23 @@ impl Round {
         }
     }
 
-    /// What nodes have of it, or are to have, as callers see it.
+    /// What nodes have of it, or are to have, as callers see it. Callers hold the ledger's lock: one look at each node.
     pub fn nodes_view(&self) -> Vec<RoundNodeView> {
-        let nothing = Share::default();
+        let (nothing, top) = (Share::default(), self.top());
+        let mut planned = BTreeMap::new();
+        for place in &self.places {
+            // Of a node that is named twice, the first counts.
+            planned.entry(place.node).or_insert(place.updates);
+        }
         let placed = self.places.iter().map(|place| place.node).filter(|node| !self.shares.contains_key(node));
         let view = |node: NodeId| {
             let share = self.shares.get(&node).unwrap_or(&nothing);
             RoundNodeView {
                 node: node.to_string(),
                 name: None,
-                top: self.top() == Some(node),
+                top: top == Some(node),
                 into: None,
-                planned: self.places.iter().find(|place| place.node == node).map_or(0, |place| place.updates),
+                planned: planned.get(&node).copied().unwrap_or_default(),
                 received: share.updates,
                 folded: share.folded,
                 bytes: share.bytes,

@@ -39,4 +39,5 @@ mod upload;
 
 pub use context::{Beside, Ending, Environment, Membership, NodeConfig, Pace, RunnersConfig};
 pub use functions::Functions;
+pub use models::create_dir_durably;
 pub use node::{Node, NodeError};

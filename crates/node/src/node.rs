@@ -133,6 +133,7 @@ impl Node {
                 peers,
                 digests: Digests::default(),
                 pieces: Default::default(),
+                wakes: Default::default(),
                 readiness: Readiness::default(),
                 trouble: Trouble::new(clock.clone()),
                 parking: Parking::new(config.park_time, config.slab_budget_bytes),
@@ -176,8 +177,8 @@ impl Node {
                 pace: gateway::ReadPace { rate_min, silence },
             };
             let server = gateway::serve(served, listener, context.config.connections_max);
-            let (aggregated, answered, checked_in, replaced, (), ()) = tokio::join!(
-                end_on_error(aggregation, &context.ending),
+            let ((), answered, checked_in, replaced, (), ()) = tokio::join!(
+                aggregation,
                 end_on_error(requests, &context.ending),
                 end_on_error(checkins, &context.ending),
                 end_on_error(identity::keep(context.clone()), &context.ending),
@@ -185,7 +186,6 @@ impl Node {
                 drain::run(context.clone()),
             );
             context.parking.close();
-            aggregated?;
             answered?;
             checked_in?;
             replaced?;

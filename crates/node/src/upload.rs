@@ -28,6 +28,7 @@ const BLOCKING_BYTES: u64 = 1 << 20;
 // Fields drop in this order: the slab is free before the round's accumulators are, if they go.
 pub struct Upload {
     submission: Submission,
+    model: Arc<ModelLayout>,
     /// The node's, when it took memory for it.
     incarnation: u64,
     fit: Arc<Fit>,
@@ -54,6 +55,8 @@ pub struct Progress {
 pub struct Frozen {
     /// What is said of it.
     pub submission: Submission,
+    /// The layout of its job's model.
+    pub model: Arc<ModelLayout>,
     /// The node's incarnation that took it.
     pub incarnation: u64,
     /// Its digest.
@@ -88,14 +91,11 @@ impl Upload {
             return Err(body.too_large(limit));
         }
         let (fit, base) = bounded(context, &submission, kept.round(), &model, fit).await;
-        let (worker, spec, uid, round) = (context.clone(), submission.spec.clone(), submission.uid, kept.round());
-        let (store, bytes, spare) =
-            (context.store.clone(), fit.slab_bytes, aggregate::finish_bytes(context, &spec, &model));
-        let most = bytes.max(model.layout.elements() * 16);
+        let spare = aggregate::finish_bytes(context, &submission.spec, &model);
+        let (store, bytes) = (context.store.clone(), fit.slab_bytes);
         // First what folding needs: updates that fill the memory before would never leave it.
         let incarnation = context.ledger.read(|state| state.incarnation(context.node));
-        let prepare = move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model);
-        with_room(context, most, prepare).await?;
+        prepare(context, &submission, kept.round(), incarnation, &model).await?;
         let mut slab = with_room(context, bytes, move || store.grant_sparing(bytes, spare)).await?;
         context.done(Step::Granted);
         if let Some(at) = fit.head_at {
@@ -107,7 +107,7 @@ impl Upload {
         digest.feed(&rest);
         scatter.feed(&rest, slab.bytes_mut())?;
         let (head_bytes, length) = (header.data_begin, body.length());
-        Ok(Self { submission, incarnation, fit, scatter, digest, head_bytes, length, slab, kept })
+        Ok(Self { submission, model, incarnation, fit, scatter, digest, head_bytes, length, slab, kept })
     }
 
     /// Receives what the body has.
@@ -150,7 +150,7 @@ impl Upload {
     /// `truncated`, `checksum`.
     pub fn freeze(self) -> Result<Frozen, Problem> {
         // What is bound last goes first: who waits for room is told once the slab is free.
-        let Self { kept, submission, incarnation, fit, scatter, digest, head_bytes, mut slab, .. } = self;
+        let Self { kept, submission, model, incarnation, fit, scatter, digest, head_bytes, mut slab, .. } = self;
         let body_bytes = head_bytes + scatter.position();
         scatter.finish(slab.bytes_mut())?;
         kept.context.done(Step::Received);
@@ -161,7 +161,7 @@ impl Upload {
         let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
         kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
-        Ok(Frozen { submission, incarnation, digest, body_bytes, held, kept })
+        Ok(Frozen { submission, model, incarnation, digest, body_bytes, held, kept })
     }
 }
 
@@ -171,6 +171,23 @@ fn target(context: &Context, submission: &Submission) -> u64 {
         Mode::Sync => submission.round,
         Mode::Async(_) => context.ledger.read(|state| state.job(submission.uid).map_or(0, |job| job.round_number())),
     }
+}
+
+/// Sets aside what folding an update of this round takes, before it is received, and before one that moves to another round
+/// is offered to the log.
+///
+/// # Errors
+/// There is no room.
+pub async fn prepare(
+    context: &Arc<Context>,
+    submission: &Submission,
+    round: u64,
+    incarnation: u64,
+    model: &Arc<ModelLayout>,
+) -> Result<(), Problem> {
+    let (worker, spec, uid, model) = (context.clone(), submission.spec.clone(), submission.uid, model.clone());
+    let bytes = model.layout.elements() * 16;
+    with_room(context, bytes, move || aggregate::prepare(&worker, &spec, uid, round, incarnation, &model)).await
 }
 
 /// Keeps the accumulators of an update's round while it is on its way.

@@ -10,6 +10,7 @@ mod dtype;
 mod env;
 mod ids;
 mod json;
+mod printable;
 mod problem;
 mod record;
 mod slab_id;
@@ -23,6 +24,7 @@ pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
 pub use ids::{BadId, ClientId, Digest, JobUid, LogId, Name, NodeId, ReceiptId, Role, TaskId};
 pub use json::{read_object, read_value};
+pub use printable::{OneLine, printable};
 pub use problem::{Code, FieldError, Problem};
 pub use record::{
     Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, LEVEL_MAX, ModelCommit, Place, Record,

@@ -83,7 +83,8 @@ pub(crate) async fn open(config: &NatsConfig) -> Result<Option<Box<dyn StoredLog
 /// Whether anything comes on a subject.
 pub(crate) async fn hears(config: &NatsConfig, subject: &str, patience: Duration) -> Result<bool, BusError> {
     let server = Server::connect(config).await?;
-    let heard = server.client.subscribe(subject.to_owned()).await;
+    let subject = format!("{}.{subject}", config.prefix.to_ascii_lowercase());
+    let heard = server.client.subscribe(subject).await;
     let mut heard = heard.map_err(|error| BusError::Client(with_sources(&error)))?;
     Ok(tokio::time::timeout(patience, heard.next()).await.is_ok_and(|message| message.is_some()))
 }

@@ -20,3 +20,4 @@ mod replay;
 mod snapshot;
 mod stored;
 mod table;
+mod views;

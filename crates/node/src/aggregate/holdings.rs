@@ -85,7 +85,7 @@ impl Holdings {
         held.leaves.retain(|key, leaf| {
             let keep = !is_empty || (key.uid, key.round) != (uid, round);
             if !keep {
-                ended.push(leaf.slab());
+                ended.extend(leaf.slabs());
             }
             keep
         });
@@ -103,6 +103,11 @@ impl Holdings {
     /// The accumulator with this key.
     pub fn leaf(&self, key: LeafKey) -> Option<Leaf> {
         self.lock().leaves.get(&key).cloned()
+    }
+
+    /// Takes out the accumulator with this key; the caller releases it.
+    pub fn take_leaf(&self, key: LeafKey) -> Vec<SlabId> {
+        self.lock().leaves.remove(&key).iter().flat_map(Leaf::slabs).collect()
     }
 
     /// The accumulator with this key, made by `create` when there is none.
@@ -136,7 +141,7 @@ impl Holdings {
         held.leaves.retain(|key, leaf| {
             let keep = active(key.uid, key.round, key.incarnation);
             if !keep {
-                ended.push(leaf.slab());
+                ended.extend(leaf.slabs());
             }
             keep
         });

@@ -76,7 +76,8 @@ struct Lost {
 impl Found {
     fn new(recovered: Recovered) -> Self {
         let slabs = recovered.slabs.iter().map(|slab| (slab.id(), SlabMeta::decode(slab.meta()))).collect();
-        let leaves = recovered.accumulators.into_iter().filter_map(Leaf::found).collect();
+        let accumulators = recovered.accumulators.into_iter().map(|found| (found.id(), found)).collect();
+        let leaves = HashMap::values(&accumulators).filter_map(|found| Leaf::found(found, &accumulators)).collect();
         Self { slabs, leaves }
     }
 
@@ -109,7 +110,7 @@ impl Found {
         for leaf in leaves {
             let key = LeafKey { uid, round: round.number, leaf, incarnation };
             if let Some(found) = self.leaves.get(&key).filter(|found| self.is_usable(found, &ours)) {
-                kept.push(found.slab());
+                kept.extend(found.slabs());
                 holdings.leaf_or(key, || Ok::<_, std::convert::Infallible>(found.clone())).ok();
                 usable.insert(leaf, found);
             }
