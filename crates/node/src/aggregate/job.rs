@@ -214,8 +214,14 @@ async fn lose_leaf(context: &Context, key: LeafKey) {
         if receipts.is_empty() {
             return;
         }
-        let receipts = receipts.into_iter().take(LOST_MAX).collect();
-        let record = Record::Lost { uid, round, receipts, at_ms: context.clock.now_ms() };
+        let at_ms = context.clock.now_ms();
+        // From level 2 on a sum is lost as a whole.
+        let record = if context.ledger.read(|state| state.level()) >= 2 {
+            Record::SumLost { uid, round, node: context.node, leaf, at_ms }
+        } else {
+            let receipts = receipts.into_iter().take(LOST_MAX).collect();
+            Record::Lost { uid, round, receipts, at_ms }
+        };
         if let Err(error) = context.ledger.propose(record).await {
             context.trouble.set(uid, format!("record that updates are lost: {error}"));
             tokio::select! {
