@@ -99,7 +99,7 @@ impl Server {
 
     /// In its next life whoever has done this step (`Flipped`), or has done it so often (`Flipped:3`), ends the process.
     pub fn end_at(&mut self, step: &str) {
-        self.happens_at = Some(("CATCHMENT_END_AT", step.to_owned()));
+        self.happens_at = Some(vec![("CATCHMENT_END_AT", step.to_owned())]);
     }
 
     /// The same, saying more: `filter` as `RUST_LOG` takes it.

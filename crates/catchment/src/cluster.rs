@@ -39,6 +39,11 @@ pub struct ClusterArgs {
     /// After this much silence a node is given up: its updates are lost, and their clients are asked again.
     #[arg(long, default_value = "10s", env = "CATCHMENT_NODE_TIMEOUT")]
     node_timeout: DurationText,
+    /// The highest feature level that the cluster is raised to, once all of its members read it; the newest when absent. A
+    /// lower one keeps the way back to an older release open.
+    #[arg(long, value_name = "LEVEL", env = "CATCHMENT_FEATURE_LEVEL",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(LEVEL_MAX)))]
+    feature_level: Option<u32>,
     #[command(flatten)]
     nats: NatsArgs,
 }
@@ -65,11 +70,6 @@ pub struct NatsArgs {
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
-    /// The highest feature level that the cluster is raised to, once all of its members read it; the newest when absent. A
-    /// lower one keeps the way back to an older release open.
-    #[arg(long, value_name = "LEVEL", env = "CATCHMENT_FEATURE_LEVEL",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(LEVEL_MAX)))]
-    feature_level: Option<u32>,
     /// How long to wait at the start for a NATS server that does not answer yet. 0s: try once.
     #[arg(long, default_value = "30s", env = "CATCHMENT_NATS_WAIT")]
     nats_wait: DurationText,

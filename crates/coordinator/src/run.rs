@@ -6,7 +6,7 @@ use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat, Zones};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
-use catchment_types::{Clock, LogId, Record};
+use catchment_types::{Clock, LogId, Record, TimeMs};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,25 @@ pub struct Coordinator {
     pub level_max: u32,
     /// The identity that it gives to a log that has none.
     pub log: LogId,
+}
+
+impl Coordinator {
+    /// Gives a log that has no record yet its identity and its level: nobody can have written into it what an older release
+    /// would have to read.
+    ///
+    /// # Errors
+    /// The log cannot be written to.
+    pub async fn begin(&self, ledger: &Ledger, at_ms: TimeMs) -> Result<(), LedgerError> {
+        if self.level_max < 2 || ledger.read(State::sequence) > 0 {
+            return Ok(());
+        }
+        let first = Record::LevelRaised { level: self.level_max, log: self.log, at_ms };
+        match ledger.decide(first, 0).await {
+            // Another was faster.
+            Ok(_) | Err(LedgerError::Stale { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Decides whenever the state or the fleet changes or a deadline passes, while it is the one of the coordinators that

@@ -31,6 +31,9 @@ const CLOCK_SKEW_FILE: &str = "CATCHMENT_CLOCK_SKEW_FILE";
 
 static CLOCK_SKEW: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(CLOCK_SKEW_FILE).map(PathBuf::from));
 
+/// What happens at a step, given how often it was done.
+type Happens = fn(Step, i64);
+
 fn main() -> ExitCode {
     catchment::run(Hooks { clock_ahead_ms: skew_ms, steps, runners_once: &[END_AT] })
 }
@@ -93,7 +96,7 @@ fn hold(_: Step, left: i64) {
 
 /// What is to happen between steps: what a variable says.
 fn steps() -> Arc<dyn Steps> {
-    let said: [(&str, fn(Step, i64)); 3] = [(END_AT, end), (PANIC_AT, panic_at), (HOLD_AT, hold)];
+    let said: [(&str, Happens); 3] = [(END_AT, end), (PANIC_AT, panic_at), (HOLD_AT, hold)];
     match said.into_iter().find_map(|(variable, happens)| At::said(variable, happens)) {
         Some(at) => Arc::new(at),
         None => Arc::new(NoSteps),

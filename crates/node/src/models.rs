@@ -286,7 +286,7 @@ mod tests {
         assert!(left().is_empty());
         // A life that ended meanwhile.
         fs::create_dir(models.dir().join(format!("{UID}{GONE}7"))).unwrap();
-        models.sweep(|_| true).unwrap();
+        models.sweep().unwrap();
         assert!(left().is_empty());
     }
 }
