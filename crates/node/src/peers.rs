@@ -216,7 +216,8 @@ mod tests {
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 counted.fetch_add(1, SeqCst);
-                stream.read(&mut [0; 4096]).await.unwrap();
+                let asked = stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(asked > 0, "it asks for something");
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
