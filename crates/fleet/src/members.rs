@@ -80,8 +80,10 @@ impl Members {
     /// Lets time pass in which everybody could have been heard. Returns whether somebody fell quiet or is lost by it.
     pub fn pass(&mut self, elapsed: Duration) -> bool {
         let (quiet_after, lost_after) = (self.quiet_after, self.lost_after);
-        let mut changed = self.heard < quiet_after;
-        self.heard = self.heard.saturating_add(elapsed);
+        let heard = std::mem::replace(&mut self.heard, self.heard.saturating_add(elapsed));
+        // From then on the level of all is known.
+        let settles = heard < quiet_after && self.heard >= quiet_after;
+        let mut changed = false;
         let mut grow = |silent: &mut Duration| {
             let before = *silent;
             *silent = silent.saturating_add(elapsed);
@@ -93,7 +95,7 @@ impl Members {
         if changed {
             self.live = None;
         }
-        changed
+        changed || settles
     }
 
     /// Forgets nodes that are lost, once nothing is expected of them.

@@ -380,7 +380,7 @@ mod tests {
         assert_eq!(bytes(&|| catchment_codec::encode(&whole, limit).unwrap()), format!("01{key}{numbers}"));
         assert_eq!(
             bytes(&|| catchment_codec::encode(&words, limit).unwrap()),
-            format!("01{key}{numbers}0900000000000000")
+            format!("02{key}{numbers}0900000000000000")
         );
         let (whole, words) =
             (catchment_codec::encode(&whole, limit).unwrap(), catchment_codec::encode(&words, limit).unwrap());
