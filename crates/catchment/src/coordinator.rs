@@ -67,6 +67,7 @@ async fn coordinate(
     };
     let bus = connect.await?;
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
+    coordinator.begin(&ledger, clock.now_ms()).await.context("begin the event log")?;
     let said = coordinator.clone();
     let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
     let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;

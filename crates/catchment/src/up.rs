@@ -113,6 +113,9 @@ async fn serve_on(
     let membership = node.membership(address, pace, beside.as_ref().map(shown_beside))?;
     let bus = connect.await?;
     let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
+    if let Some(coordinator) = &beside {
+        coordinator.begin(&ledger, clock.now_ms()).await.context("begin the event log")?;
+    }
     let ending = Ending::default();
     let steps = (hooks().steps)();
     let environment = Environment { clock: clock.clone(), entropy, steps, ending: ending.clone() };
