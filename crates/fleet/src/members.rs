@@ -80,9 +80,10 @@ impl Members {
     /// Lets time pass in which everybody could have been heard. Returns whether somebody fell quiet or is lost by it.
     pub fn pass(&mut self, elapsed: Duration) -> bool {
         let (quiet_after, lost_after) = (self.quiet_after, self.lost_after);
-        let heard = std::mem::replace(&mut self.heard, self.heard.saturating_add(elapsed));
+        let was_settled = self.heard >= quiet_after;
+        self.heard = self.heard.saturating_add(elapsed);
         // From then on the level of all is known.
-        let settles = heard < quiet_after && self.heard >= quiet_after;
+        let settles = !was_settled && self.heard >= quiet_after;
         let mut changed = false;
         let mut grow = |silent: &mut Duration| {
             let before = *silent;
