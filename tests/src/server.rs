@@ -11,6 +11,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// What the failpoints program reads how far its clock is off from.
+const CLOCK_SKEW_FILE: &str = "CATCHMENT_CLOCK_SKEW_FILE";
+
 /// What every server is started with unless a test says otherwise: impatient, so that tests of impatience are short.
 pub(crate) const DEFAULTS: [(&str, &str); 7] = [
     ("--slab-mib", "256"),
@@ -134,6 +137,15 @@ impl Server {
         server
     }
 
+    /// From its next life on its clock goes on from this moment, in milliseconds since 1970: for what was written then and
+    /// has deadlines.
+    pub fn set_clock(&mut self, at_ms: u64) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+        let file = self.home.path().join("clock");
+        std::fs::write(&file, (i128::from(at_ms) - now as i128).to_string()).expect("set a clock");
+        self.environment.push((CLOCK_SKEW_FILE, file.display().to_string()));
+    }
+
     /// One that people get, with these variables in its environment.
     pub async fn start_in(bus: Bus, environment: &[(&'static str, &str)]) -> Self {
         let mut server = Self::start(bus).await;
@@ -211,8 +223,9 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
         // Most tests run what people get. An old release has the hooks in that.
         let happens_at = self.happens_at.take();
-        let mut command = match (&happens_at, self.release) {
-            (Some(_), Release::Present) => uninfluenced(Command::new(failpoints())),
+        let has_hooks = happens_at.is_some() || self.environment.iter().any(|(name, _)| *name == CLOCK_SKEW_FILE);
+        let mut command = match (has_hooks, self.release) {
+            (true, Release::Present) => uninfluenced(Command::new(failpoints())),
             _ => catchment_command_of(self.release),
         };
         let known = self.arguments.iter().filter(|(flag, _)| self.release.takes("up", flag));

@@ -9,6 +9,9 @@ use catchment_tests::{Api, Bus, Job, Server, run, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// Half a minute after the fixtures were written, so that no deadline of theirs has passed.
+const WRITTEN_MS: u64 = 1_795_840_980_000;
+
 /// Jobs that have something in hand: their rounds go on as soon as somebody reads them.
 const IN_PROGRESS: [&str; 4] = ["exact", "buffered", "gathered", "stack"];
 
@@ -20,7 +23,8 @@ struct Left {
 
 impl Left {
     fn by(archive: &str) -> Self {
-        let (all, server) = (TempDir::new().expect("make a folder"), Server::not_started(Bus::Embedded, &[]));
+        let (all, mut server) = (TempDir::new().expect("make a folder"), Server::not_started(Bus::Embedded, &[]));
+        server.set_clock(WRITTEN_MS);
         unpack(&fixture(archive), all.path());
         move_all(&all.path().join("data"), server.data());
         move_all(&all.path().join("slabs"), server.slabs());
