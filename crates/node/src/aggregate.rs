@@ -72,10 +72,11 @@ pub fn prepare(
         return Ok(());
     }
     let layout = &model.layout;
-    let ranges = ranges::cut(layout).len();
+    let (ranges, level) = (ranges::cut(layout).len(), context.ledger.read(|state| state.level()));
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf, incarnation };
-        context.holdings.leaf_or(key, || leaf::Leaf::create(&context.store, key, layout.elements(), ranges))?;
+        let make = || leaf::Leaf::create_at(level, &context.store, key, layout.elements(), ranges);
+        context.holdings.leaf_or(key, make)?;
     }
     Ok(())
 }

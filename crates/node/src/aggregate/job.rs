@@ -331,7 +331,9 @@ impl JobAggregation {
     pub fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
         let Worker { context, model, ranges, .. } = &*self.worker;
         let (elements, ranges) = (model.layout.elements(), ranges.len());
-        let made = |store: &SlabStore| context.holdings.leaf_or(key, || Leaf::create(store, key, elements, ranges));
+        let level = context.ledger.read(|state| state.level());
+        let made =
+            |store: &SlabStore| context.holdings.leaf_or(key, || Leaf::create_at(level, store, key, elements, ranges));
         let leaf = self.worker.grant(made)?;
         if leaf.is_for(elements, ranges) { Ok(leaf) } else { Err(StepError::BadLeaf(key, BadWords)) }
     }

@@ -133,6 +133,24 @@ impl Leaf {
         }
     }
 
+    /// One in the form that every member of a cluster at this feature level reads: while some are of the first release, their
+    /// node may be one of it again, and finds nothing in the newer form.
+    pub fn create_at(
+        level: u32,
+        store: &SlabStore,
+        key: LeafKey,
+        elements: u64,
+        ranges: usize,
+    ) -> Result<Self, SlabError> {
+        if level >= 2 {
+            return Self::create(store, key, elements, ranges);
+        }
+        let meta = WholeMeta { key, elements, ranges: ranges as u64 };
+        let meta = catchment_codec::encode(&meta, catchment_slab::META_BYTES_MAX).expect("a few numbers fit");
+        let whole = store.grant_accumulator(FIRST_RANGE + ranges, 2 * block_bytes(elements), &meta)?;
+        Ok(Self { words: whole.clone(), data: whole, elements, ranges })
+    }
+
     /// An accumulator found after a restart among `all`; `None` when these are no words of ours, or lack their data.
     pub fn found(words: &Accumulator, all: &HashMap<SlabId, Accumulator>) -> Option<(LeafKey, Self)> {
         let (meta, limit) = (words.meta(), catchment_slab::META_BYTES_MAX);
