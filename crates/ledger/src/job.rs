@@ -243,10 +243,24 @@ impl Job {
     pub fn update_at(&self, number: u64, client: &ClientId) -> Option<&Update> {
         match self.spec.mode {
             Mode::Sync => self.round_numbered(number).and_then(|round| round.update_of(client)),
+            Mode::Async(_) => self.buffers_since(number).find_map(|round| round.update_from(number, client)),
+        }
+    }
+
+    /// Where an update of an asynchronous job can be that was trained from this version, the newest first.
+    fn buffers_since(&self, version: u64) -> impl Iterator<Item = &Round> {
+        self.round.iter().chain(&self.history).take_while(move |round| round.model_version >= version)
+    }
+
+    /// The same bytes from the same client at this address, if they were refused and it has sent nothing since.
+    fn refused_at<'a>(&'a self, number: u64, client: &ClientId, digest: &Digest) -> Option<&'a Update> {
+        let refused = |round: &'a Round| round.refused(self.uid, client, digest);
+        match self.spec.mode {
+            Mode::Sync => self.round_numbered(number).and_then(refused),
+            // Its newest attempt in a buffer may be from another version.
             Mode::Async(_) => {
-                // It went into some buffer since that version.
-                let since = self.round.iter().chain(&self.history).take_while(|round| round.model_version >= number);
-                since.filter_map(|round| round.update_from(number, client)).next()
+                let is_there = |update: &&Update| update.accept.base == Some(number);
+                self.buffers_since(number).filter_map(refused).find(is_there)
             }
         }
     }
@@ -309,6 +323,9 @@ impl Job {
                 Some(_) => Verdict::Conflict(known.receipt),
                 None => Verdict::Known(known.receipt),
             };
+        }
+        if let Some(refused) = digest.and_then(|digest| self.refused_at(number, client, digest)) {
+            return Verdict::Duplicate(refused.receipt);
         }
         let current = self.round_number();
         match &self.round {

@@ -3,8 +3,8 @@
 use crate::mean::Mean;
 use crate::state::MEMORY_LOST;
 use catchment_types::{
-    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundNodeView,
-    RoundState, TimeMs,
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, JobUid, NodeId, Place, ReceiptId, ReceiptState,
+    RoundNodeView, RoundState, TimeMs,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -219,6 +219,15 @@ impl Round {
             None => self.update_of(&accept.client),
             Some(base) => self.update_from(base, &accept.client),
         }
+    }
+
+    /// What `client` sent last, if it was refused and has these bytes: what was refused once would be refused again.
+    pub(crate) fn refused(&self, uid: JobUid, client: &ClientId, digest: &Digest) -> Option<&Update> {
+        let attempt = self.clients.get(client)?.attempts.checked_sub(1)?;
+        let update = self.update(ReceiptId::derive(uid, self.number, client, digest, attempt))?;
+        // Of a round that was given up nobody knows whose update was the cause.
+        let is_refused = update.state == ReceiptState::Discarded && update.code != Some(Code::RoundGivenUp);
+        Some(update).filter(|_| is_refused)
     }
 
     /// What nodes have of it, or are to have, as callers see it. Callers hold the ledger's lock: one look at each node.

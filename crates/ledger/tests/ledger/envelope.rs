@@ -239,6 +239,7 @@ fn from_level_2_a_discarded_update_frees_its_clients_place() {
         fixture.apply(raised(level));
         let receipt = fixture.accepted(1, 1);
         assert_eq!(fixture.discard(1, receipt), Outcome::Done);
+        assert_eq!(fixture.accept(1, 1, 0), AcceptOutcome::Duplicate(receipt), "the same would be discarded again");
         let again = fixture.accept(1, 1, 7);
         assert_eq!(again.is_accepted(), level == 2, "{again:?}");
         let state = State::from_snapshot(&fixture.state.to_snapshot().unwrap()).unwrap();
