@@ -11,7 +11,7 @@ BUS    ?= embedded
 SECONDS ?= 10
 SEEDS  ?= 100
 
-.PHONY: help setup doctor carried worker build benches demo demo-cluster demo-ebpf test test-runners chaos lint fuzz bench large docs clean
+.PHONY: help setup doctor carried worker build failpoints benches demo demo-cluster demo-ebpf test test-runners fixtures chaos lint fuzz bench large docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ build: ## Build the two programs, functions and kernel programs embedded, into $
 	@$(MAKE) --no-print-directory --jobs=2 carried worker KERNEL='$(KERNEL)'
 	$(EMBED) $(CARGO) build --release --bin catchment
 
+# What it is made of was compiled for the program above: this links once more.
+failpoints: build ## The program that tests end, hold up and mislead about the time; nobody is handed it
+	$(EMBED) $(CARGO) build --release --bin catchment-failpoints
+
 benches: build
 	$(EMBED) $(CARGO) build --release --bin catchment-benches
 
@@ -53,13 +57,16 @@ demo-cluster: build ## The same on three nodes and two coordinators; a node and 
 demo-ebpf: build ## The same with two runner processes: shows the routing map, and moves work between them in mid-round
 	$(XTASK) demo --runners 2 --rounds 60
 
-test: build ## Everything: unit, property, simulation, and end to end on both buses
+test: failpoints ## Everything: unit, property, simulation, and end to end on both buses
 	$(EMBED) $(XTASK) test
 
-test-runners: build ## The end-to-end tests with two runner processes in every server (CATCHMENT_EBPF=on|off: who routes to them)
+test-runners: failpoints ## The end-to-end tests with two runner processes in every server (CATCHMENT_EBPF=on|off: who routes to them)
 	$(EMBED) $(XTASK) test --runners 2
 
-chaos: build ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
+fixtures: build ## Write tests/fixtures again, with the program of the release that first wrote them
+	$(EMBED) $(XTASK) test --fixtures
+
+chaos: failpoints ## SEEDS (default 100) storms of a cluster; as root, links are cut, too (CHAOS_FROM=n: from that seed)
 	CHAOS_SEEDS=$(SEEDS) $(CARGO) test --release --test chaos -- --nocapture
 
 lint: ## Formatting, clippy, and licences, bans and sources of dependencies

@@ -86,8 +86,14 @@ fn measure(arguments: &Arguments) -> Result<Option<Report>> {
     let file = tempfile::NamedTempFile::new()?;
     model::write(vec![("w".to_owned(), vec![arguments.kib * 256])], file.path())?;
     let update = std::fs::read(file.path())?;
-    let setup =
-        Setup { coordinators: 1, heartbeat: HEARTBEAT, node_timeout: NODE_TIMEOUT, slab_mib: 768, ..Setup::default() };
+    let setup = Setup {
+        coordinators: 1,
+        heartbeat: HEARTBEAT,
+        node_timeout: NODE_TIMEOUT,
+        slab_mib: 768,
+        failpoints: false,
+        ..Setup::default()
+    };
     // It goes when the thread that started it does, so it stays with this one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(mut cluster) = runtime.block_on(Cluster::start_on_hosts(setup, "cluster")) else { return Ok(None) };

@@ -26,7 +26,11 @@ fn end(bytes: &[u8]) -> Option<Option<u64>> {
     match classify(&mut ahead)? {
         Way::Direct { body_bytes, .. } => {
             let head = bytes.len() - ahead.len();
-            assert!(bytes[..head].ends_with(b"\r\n\r\n") || bytes[..head].ends_with(b"\n\n") || bytes[..head].ends_with(b"\n\r\n"));
+            assert!(
+                bytes[..head].ends_with(b"\r\n\r\n")
+                    || bytes[..head].ends_with(b"\n\n")
+                    || bytes[..head].ends_with(b"\n\r\n")
+            );
             Some(body_bytes.checked_add(head as u64))
         }
         Way::Hyper { request_bytes } => {

@@ -2,12 +2,13 @@
 //! on hosts of their own.
 
 use crate::ports::free_port;
-use crate::programs::{catchment, catchment_command, functions_dir, uninfluenced};
+use crate::programs::{failpoints, functions_dir, uninfluenced};
 use crate::server::DEFAULTS;
-use crate::{Api, Host, Job, Nats, Network, Process, shared_memory, until};
+use crate::{Api, Host, Job, Nats, Network, Process, Release, shared_memory, until};
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -20,6 +21,8 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// What it begins as; members may change.
+    pub release: Release,
     /// Nodes.
     pub nodes: usize,
     /// Coordinators.
@@ -38,6 +41,9 @@ pub struct Setup {
     pub node_flags: Vec<(&'static str, String)>,
     /// Further flags of coordinators.
     pub coordinator_flags: Vec<(&'static str, String)>,
+    /// Whether its processes may be ended between two steps and have their clocks set wrong: then they are no program that
+    /// people get.
+    pub failpoints: bool,
 }
 
 impl Default for Setup {
@@ -45,6 +51,7 @@ impl Default for Setup {
     fn default() -> Self {
         let (heartbeat, node_timeout) = (Duration::from_millis(200), Duration::from_secs(20));
         Self {
+            release: Release::default(),
             nodes: 3,
             coordinators: 2,
             heartbeat,
@@ -54,6 +61,7 @@ impl Default for Setup {
             zones: &[],
             node_flags: Vec::new(),
             coordinator_flags: Vec::new(),
+            failpoints: true,
         }
     }
 }
@@ -209,17 +217,19 @@ impl Cluster {
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
             let arguments = arguments.and(setup.node_flags.iter().cloned());
-            let process = role("node", &name, home.path(), host.clone(), arguments);
+            let process = role("node", &name, home.path(), host.clone(), (setup.failpoints, arguments));
             NodeProcess { process, host, address, data, slabs }
         });
         let coordinator_hosts: Vec<Arc<Host>> = hosts.iter().skip(setup.nodes).cloned().collect();
         let coordinators = names("coordinator", setup.coordinators).enumerate().map(|(i, name)| {
             let arguments = cluster.clone().and([("--listen", "127.0.0.1:0".to_owned())]);
             let arguments = arguments.and(setup.coordinator_flags.iter().cloned());
-            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), arguments)
+            role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), (setup.failpoints, arguments))
         });
         let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
-        Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network }
+        let mut cluster = Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network };
+        cluster.processes().for_each(|process| process.change_to(setup.release));
+        cluster
     }
 
     async fn run(mut self) -> Self {
@@ -249,6 +259,12 @@ impl Cluster {
         self.nodes[node].process.start();
         self.nodes[node].process.up().await;
         self.ready(node).await;
+    }
+
+    /// Starts a node again as another release, on what it left, and waits until it takes work.
+    pub async fn start_again_as(&mut self, node: usize, release: Release) {
+        self.nodes[node].process.change_to(release);
+        self.start_again(node).await;
     }
 
     /// Clients of every gateway.
@@ -345,13 +361,21 @@ fn functions() -> Option<(&'static str, String)> {
     functions_dir().map(|folder| ("--functions", folder.display().to_string()))
 }
 
-fn role(role: &'static str, name: &str, home: &Path, host: Option<Arc<Host>>, arguments: Arguments) -> Process {
-    Process::new(name, home, move || {
-        let mut command = match &host {
-            Some(host) => uninfluenced(host.command(&catchment())),
-            None => catchment_command(),
-        };
-        command.arg(role).args(arguments.0.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
+fn role(
+    role: &'static str,
+    name: &str,
+    home: &Path,
+    host: Option<Arc<Host>>,
+    (has_failpoints, arguments): (bool, Arguments),
+) -> Process {
+    Process::new(name, home, move |release| {
+        // An old release has them in the program that people got.
+        let has_failpoints = has_failpoints && release == Release::Present;
+        let program = if has_failpoints { failpoints() } else { release.program() };
+        let command = host.as_ref().map_or_else(|| Command::new(&program), |host| host.command(&program));
+        let mut command = uninfluenced(command);
+        let known = arguments.0.iter().filter(|(flag, _)| release.takes(role, flag));
+        command.arg(role).args(known.flat_map(|(flag, value)| [*flag, value.as_str()]));
         command
     })
 }

@@ -1,5 +1,6 @@
 //! One process of a cluster: started, stopped, killed, started again on what it left; its log is shown when a test fails.
 
+use crate::Release;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ const LOG_LINES: usize = 60;
 pub struct Process {
     name: String,
     folder: PathBuf,
-    make: Box<dyn Fn() -> Command + Send + Sync>,
+    make: Box<dyn Fn(Release) -> Command + Send + Sync>,
+    /// Which program its next life is of.
+    release: Release,
     child: Option<Child>,
     /// How often its earlier lives have said that they are up.
     ups: usize,
@@ -21,8 +24,19 @@ pub struct Process {
 
 impl Process {
     /// One that is not started yet. `folder`: where it logs and has its clock.
-    pub fn new(name: &str, folder: &Path, make: impl Fn() -> Command + Send + Sync + 'static) -> Self {
-        Self { name: name.to_owned(), folder: folder.to_path_buf(), make: Box::new(make), child: None, ups: 0 }
+    pub fn new(name: &str, folder: &Path, make: impl Fn(Release) -> Command + Send + Sync + 'static) -> Self {
+        let (name, folder, release) = (name.to_owned(), folder.to_path_buf(), Release::default());
+        Self { name, folder, make: Box::new(make), release, child: None, ups: 0 }
+    }
+
+    /// Which release it is of, or will be when it is started next.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    /// From its next life on it is of this release.
+    pub fn change_to(&mut self, release: Release) {
+        self.release = release;
     }
 
     /// Its name.
@@ -48,7 +62,7 @@ impl Process {
     fn start_with(&mut self, settings: &[(&str, &str)]) {
         assert!(self.child.is_none(), "one life at a time");
         let open = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).expect("open a log");
-        let mut command = (self.make)();
+        let mut command = (self.make)(self.release);
         command.env("CATCHMENT_CLOCK_SKEW_FILE", self.clock_path()).envs(settings.iter().copied()).stdin(Stdio::null());
         command.stdout(open(self.said_path())).stderr(open(self.log_path()));
         self.ups = self.count_ups();

@@ -1,5 +1,6 @@
 //! Where the programs under test are, and how to get them when they are not there.
 
+use crate::Release;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,11 +16,10 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// The server: `CATCHMENT_BIN`, else the release build.
-pub(crate) fn catchment() -> PathBuf {
-    let path = std::env::var_os("CATCHMENT_BIN")
-        .map_or_else(|| target_dir().join("release/catchment"), |path| root().join(path));
-    assert!(path.is_file(), "{} is not there: run `make build`, or set CATCHMENT_BIN", path.display());
+/// The server that tests end, hold up and mislead about the time: beside the other one.
+pub(crate) fn failpoints() -> PathBuf {
+    let path = Release::Present.program().with_file_name("catchment-failpoints");
+    assert!(path.is_file(), "{} is not there: run `make failpoints`", path.display());
     path
 }
 
@@ -43,7 +43,12 @@ pub(crate) fn nats_server() -> PathBuf {
 
 /// The arguments of `catchment` with nothing inherited that would change its ways.
 pub(crate) fn catchment_command() -> Command {
-    uninfluenced(Command::new(catchment()))
+    catchment_command_of(Release::Present)
+}
+
+/// The same of this release.
+pub(crate) fn catchment_command_of(release: Release) -> Command {
+    uninfluenced(Command::new(release.program()))
 }
 
 /// What whoever runs the tests may ask of every server: runner processes, and who routes descriptors to them.

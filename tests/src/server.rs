@@ -1,15 +1,18 @@
 //! `catchment up` as a process: started, killed, started again on what it left.
 
-use crate::programs::{catchment_command, functions_dir};
-use crate::{Api, Bus, Nats, Observed, PATIENCE, shared_memory, until};
+use crate::programs::{catchment_command_of, failpoints, functions_dir, uninfluenced};
+use crate::{Api, Bus, Nats, Observed, PATIENCE, Release, shared_memory, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// What the failpoints program reads how far its clock is off from.
+const CLOCK_SKEW_FILE: &str = "CATCHMENT_CLOCK_SKEW_FILE";
 
 /// What every server is started with unless a test says otherwise: impatient, so that tests of impatience are short.
 pub(crate) const DEFAULTS: [(&str, &str); 7] = [
@@ -33,10 +36,14 @@ pub struct Server {
     more: Vec<String>,
     filter: Option<String>,
     /// What happens in its next life after a step: a variable and what it says.
-    happens_at: Option<(&'static str, String)>,
+    happens_at: Option<Vec<(&'static str, String)>>,
+    /// Variables of every life.
+    environment: Vec<(&'static str, String)>,
     lives: u32,
-    /// By how much its clock is ahead.
-    skew: Option<PathBuf>,
+    /// Which program its next life is of.
+    release: Release,
+    /// While it is there, whoever has done a certain step waits.
+    hold_file: Option<PathBuf>,
     // Removed last, in this order.
     home: TempDir,
     slabs: TempDir,
@@ -50,6 +57,13 @@ impl Server {
 
     /// Starts one with further or other settings, each a flag and its value.
     pub async fn start_with(bus: Bus, settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::not_started(bus, settings);
+        server.start_again().await;
+        server
+    }
+
+    /// One that is not there yet, for tests that put something into its folders or have it begin as another release.
+    pub fn not_started(bus: Bus, settings: &[(&str, &str)]) -> Self {
         let prefix = format!("catchment-tests-{}-", std::process::id());
         let slabs = shared_memory();
         let home = tempfile::Builder::new().prefix(&prefix).tempdir().expect("make a folder for data");
@@ -64,7 +78,7 @@ impl Server {
         }
         let built = functions_dir().map(|dir| vec!["--functions".to_owned(), dir.display().to_string()]);
         let more = built.unwrap_or_default();
-        let mut server = Self {
+        Self {
             child: None,
             address: String::new(),
             nats,
@@ -72,13 +86,23 @@ impl Server {
             more,
             filter: None,
             happens_at: None,
+            environment: vec![],
             lives: 0,
-            skew: None,
+            release: Release::default(),
+            hold_file: None,
             home,
             slabs,
-        };
-        server.start_again().await;
-        server
+        }
+    }
+
+    /// From its next life on it is of this release.
+    pub fn change_to(&mut self, release: Release) {
+        self.release = release;
+    }
+
+    /// In its next life whoever has done this step (`Flipped`), or has done it so often (`Flipped:3`), ends the process.
+    pub fn end_at(&mut self, step: &str) {
+        self.happens_at = Some(vec![("CATCHMENT_END_AT", step.to_owned())]);
     }
 
     /// The same, saying more: `filter` as `RUST_LOG` takes it.
@@ -92,27 +116,70 @@ impl Server {
 
     /// One whose first life ends right after a step of this name was done.
     pub async fn start_to_end_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
-        Self::start_for(bus, settings, ("CATCHMENT_END_AT", step)).await
+        Self::start_for(bus, settings, vec![("CATCHMENT_END_AT", step.to_owned())]).await
     }
 
     /// One in whose first life whoever has done a step of this name panics.
     pub async fn start_to_panic_at(bus: Bus, step: &str) -> Self {
-        Self::start_for(bus, &[], ("CATCHMENT_PANIC_AT", step)).await
+        Self::start_for(bus, &[], vec![("CATCHMENT_PANIC_AT", step.to_owned())]).await
     }
 
-    /// One whose clock is ahead by as many milliseconds as a file says.
-    pub async fn start_skewed(bus: Bus, settings: &[(&str, &str)], file: &Path) -> Self {
+    /// One in whose first life whoever has done a step of this name, or done it so often (`Frozen:2`), waits until
+    /// [`Server::let_go`] is called.
+    pub async fn start_to_hold_at(bus: Bus, settings: &[(&str, &str)], step: &str) -> Self {
         let mut server = Self::start_with(bus, settings).await;
         server.kill9();
-        server.skew = Some(file.to_owned());
+        let file = server.home.path().join("hold");
+        std::fs::write(&file, "").expect("make a file");
+        let says = vec![("CATCHMENT_HOLD_AT", step.to_owned()), ("CATCHMENT_HOLD_FILE", file.display().to_string())];
+        (server.happens_at, server.hold_file) = (Some(says), Some(file));
         server.start_again().await;
         server
     }
 
-    async fn start_for(bus: Bus, settings: &[(&str, &str)], (variable, says): (&'static str, &str)) -> Self {
+    /// From its next life on its clock goes on from this moment, in milliseconds since 1970: for what was written then and
+    /// has deadlines.
+    pub fn set_clock(&mut self, at_ms: u64) {
+        #[allow(clippy::disallowed_methods, reason = "the program's clock is set by its distance from the machine's")]
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+        let file = self.home.path().join("clock");
+        std::fs::write(&file, (i128::from(at_ms) - now as i128).to_string()).expect("set a clock");
+        self.skew_clock(&file);
+    }
+
+    /// From its next life on its clock is ahead of the machine's by as many milliseconds as this file says.
+    pub fn skew_clock(&mut self, file: &Path) {
+        self.environment.push((CLOCK_SKEW_FILE, file.display().to_string()));
+    }
+
+    /// One that people get, with these variables in its environment.
+    pub async fn start_in(bus: Bus, environment: &[(&'static str, &str)]) -> Self {
+        let mut server = Self::start(bus).await;
+        server.kill9();
+        server.environment = environment.iter().map(|(name, says)| (*name, (*says).to_owned())).collect();
+        server.start_again().await;
+        server
+    }
+
+    fn hold_file(&self) -> &Path {
+        self.hold_file.as_deref().expect("this server was started to hold")
+    }
+
+    /// Waits until somebody waits at the step.
+    pub async fn holds(&self) {
+        let held = self.hold_file().with_added_extension("held");
+        until("somebody waits at the step", async || held.exists().then_some(())).await;
+    }
+
+    /// Lets whoever waits at the step go on.
+    pub fn let_go(&self) {
+        std::fs::remove_file(self.hold_file()).expect("remove a file");
+    }
+
+    async fn start_for(bus: Bus, settings: &[(&str, &str)], says: Vec<(&'static str, String)>) -> Self {
         let mut server = Self::start_with(bus, settings).await;
         server.kill9();
-        server.happens_at = Some((variable, says.to_owned()));
+        server.happens_at = Some(says);
         server.start_again().await;
         server
     }
@@ -129,6 +196,12 @@ impl Server {
             self.child = None;
         }
         ended
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) {
+        let server = std::cell::RefCell::new(self);
+        until("the server ends", async || server.borrow_mut().has_ended().then_some(())).await;
     }
 
     /// Starts it on what an earlier life left, and waits until it is ready.
@@ -154,11 +227,17 @@ impl Server {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "one life at a time");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
-        let mut command = catchment_command();
-        command.arg("up").args(self.arguments.iter().flat_map(|(flag, value)| [flag, value])).args(&self.more);
+        // Most tests run what people get. An old release has the hooks in that.
+        let happens_at = self.happens_at.take();
+        let has_hooks = happens_at.is_some() || self.environment.iter().any(|(name, _)| *name == CLOCK_SKEW_FILE);
+        let mut command = match (has_hooks, self.release) {
+            (true, Release::Present) => uninfluenced(Command::new(failpoints())),
+            _ => catchment_command_of(self.release),
+        };
+        let known = self.arguments.iter().filter(|(flag, _)| self.release.takes("up", flag));
+        command.arg("up").args(known.flat_map(|(flag, value)| [flag, value])).args(&self.more);
         command.envs(self.filter.iter().map(|filter| ("RUST_LOG", filter)));
-        command.envs(self.happens_at.take());
-        command.envs(self.skew.iter().map(|file| ("CATCHMENT_CLOCK_SKEW_FILE", file)));
+        command.envs(self.environment.iter().cloned()).envs(happens_at.into_iter().flatten());
         self.lives += 1;
         self.child = Some(command.stdout(Stdio::piped()).stderr(log).spawn().expect("run catchment"));
     }
@@ -217,6 +296,12 @@ impl Server {
     /// The bus's own server.
     pub fn nats(&mut self) -> &mut Nats {
         self.nats.as_mut().expect("this test runs on NATS")
+    }
+
+    /// Uses another server from its next life on.
+    pub fn use_nats(&mut self, nats: Nats) {
+        self.arguments.insert("--nats".into(), nats.url());
+        self.nats = Some(nats);
     }
 
     /// Its process.

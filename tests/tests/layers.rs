@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("catchment-types", &[]),
     ("catchment-codec", &[]),
+    ("catchment-archive", &[]),
     ("catchment-ingest", &["catchment-types"]),
     ("catchment-slab", &["catchment-types"]),
     ("catchment-bus", &[]),
@@ -47,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "catchment",
         &[
             "catchment-types",
+            "catchment-archive",
             "catchment-bus",
             "catchment-ledger",
             "catchment-fleet",
@@ -59,6 +61,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "catchment-client",
         ],
     ),
+    ("catchment-failpoints", &["catchment-types", "catchment"]),
     ("catchment-worker", &["catchment-types", "catchment-client"]),
     ("catchment-tests", &[]),
     (

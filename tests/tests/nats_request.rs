@@ -1,9 +1,11 @@
 //! Updates over NATS alone: any client of the bus publishes one as a request, and the reply is the receipt.
 
 use async_nats::HeaderMap;
+use async_nats::client::RequestErrorKind;
 use catchment_tests::{
-    Bus, Job, Raw, Server, Tensor, assert_close, file, read, request_head, run, until, weighted_mean,
+    Bus, Job, PATIENCE, Raw, Server, Tensor, assert_close, file, read, request_head, run, until, weighted_mean,
 };
+use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -78,6 +80,62 @@ async fn the_reply_to_an_update_is_its_receipt() {
         let sent = [(2.5, read(&update(1.0))), (4.0, read(&update(5.0))), (1.0, read(&update(9.0)))];
         assert_close(&read(&job.model(1).await), &weighted_mean(&sent), 1e-6);
         server.holds_no_slabs().await;
+    })
+    .await;
+}
+
+/// Only the node that holds an update can fold it, so no other one asks to be told of it. Whoever listens outside is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_not_woken_by_updates_that_others_hold() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let job = begin(&server, json!({"goal": 3, "rounds": 1})).await;
+        let outside = Outside::connect(&mut server).await;
+        let subject = "catchment.v1.default.lora.update.accepted";
+        let error = outside.client.request(subject, "".into()).await.expect_err("no node answers");
+        assert_eq!(error.kind(), RequestErrorKind::NoResponders, "{error}");
+        let mut events = outside.client.subscribe(subject).await.expect("subscribe");
+        outside.client.flush().await.expect("reach NATS");
+        for client in ["a", "b", "c"] {
+            let receipt = job.accepted(1, client, "", &update(1.0)).await;
+            let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event").expect("an event");
+            assert_eq!(event.payload.len(), 64);
+            // Nothing else wakes the task before the round is complete.
+            if client != "c" {
+                server.api().receipt_in(&receipt, "folded").await;
+            }
+        }
+        job.in_state("completed").await;
+    })
+    .await;
+}
+
+/// Two clusters on one server, each with a job of the same name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_with_different_prefixes_see_nothing_of_each_other() {
+    run(async {
+        let mut one = Server::start(Bus::Nats).await;
+        let url = one.nats().url();
+        let other = Server::start_with(Bus::Embedded, &[("--nats", &url), ("--nats-prefix", "LAB-2")]).await;
+        let (job, other_job) = (begin(&one, json!({"goal": 9})).await, begin(&other, json!({"goal": 9})).await);
+        let outside = Outside::connect(&mut one).await;
+        for (prefix, client, job) in [("catchment", "a", &job), ("lab-2", "b", &other_job)] {
+            let uid = &job.view().await["uid"];
+            // Of two members of one group, either might answer.
+            for k in 0..4 {
+                let subject = format!("{prefix}.v1.default.lora.ingest.1.{client}{k}");
+                assert_eq!(outside.send(&subject, &[], &update(1.0)).await["uid"], *uid, "{subject}");
+            }
+        }
+        for (server, job) in [(&one, &job), (&other, &other_job)] {
+            assert_eq!(job.round().await["received"], 4);
+            // They speak once a second.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let nodes = server.api().get("/v1/nodes").await.expect(200).json();
+            assert_eq!(nodes["items"].as_array().map(Vec::len), Some(1), "{nodes}");
+            let jobs = server.api().get("/v1/jobs").await.expect(200).json();
+            assert_eq!(jobs["items"].as_array().map(Vec::len), Some(1), "{jobs}");
+        }
     })
     .await;
 }

@@ -1,9 +1,10 @@
 //! Runner processes, as an operator meets them: who they are, how work is routed to them, and what their death costs.
 
-use catchment_tests::{Bus, Server, Tensor, assert_close, file, on_both_buses, read, until, weighted_mean};
+use catchment_tests::{Bus, Server, Tensor, assert_close, file, on_both_buses, read, run, until, weighted_mean};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::read_to_string;
+use std::os::unix::fs::FileExt;
 
 const ELEMENTS: usize = 200_000;
 
@@ -126,4 +127,56 @@ on_both_buses! {
         assert_ne!(pids(&runners(&server).await), of_first);
         round(&server, "a", async |_| {}).await;
     }
+}
+
+/// A hostile runner of an earlier release could write control words. Whatever they say, it costs what is in the sum, and not
+/// the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_words_cost_updates_and_not_the_node() {
+    run(async {
+        for forged in [0_u64, 1, 7 << 1 | 1, u64::MAX, 1 << 63] {
+            let server = Server::start_with(Bus::Embedded, &[("--runners", "1")]).await;
+            let job = server.api().begin("forged", json!({"goal": 4, "rounds": 1}), &tensors(0.0)).await;
+            let mut receipts = Vec::new();
+            for k in 1..=2 {
+                let receipt = job.accepted(1, &format!("c{k}"), "", &tensors(k as f32)).await;
+                server.api().receipt_in(&receipt, "folded").await;
+                receipts.push(receipt);
+            }
+            let files = std::fs::read_dir(server.slabs()).expect("a folder").flatten().map(|entry| entry.path());
+            let mut words = 0;
+            for path in files.filter(|path| path.is_file()) {
+                let mut head = [0; 2 * 4096];
+                let read = std::fs::File::open(&path).and_then(|file| file.read_exact_at(&mut head, 0));
+                let word =
+                    |index: usize| u64::from_le_bytes(*head[4096 + 8 * index..].first_chunk().expect("eight bytes"));
+                // After a page of header the words: the newest plan is the second, and the first range has it.
+                if read.is_ok() && (word(0), word(64) >> 1) == (2, 2) {
+                    words += 1;
+                    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("open a file");
+                    // The newest plan, and what the first range holds.
+                    file.write_all_at(&forged.to_le_bytes(), 4096).expect("write");
+                    file.write_all_at(&forged.to_le_bytes(), 4096 + 64 * 8).expect("write");
+                }
+            }
+            assert_eq!(words, 1, "the leaf's words are found");
+            let mut sent: Vec<(f64, _)> = Vec::new();
+            for k in 3..=4 {
+                let body = tensors(k as f32);
+                job.accepted(1, &format!("c{k}"), "", &body).await;
+                sent.push((1.0, read(&body)));
+            }
+            // What was in the sum is lost and said to be, and its clients send it again.
+            for (k, receipt) in (1..=2).zip(&receipts) {
+                server.api().receipt_in(receipt, "lost").await;
+                let body = tensors(k as f32);
+                job.accepted(1, &format!("c{k}"), "", &body).await;
+                sent.push((1.0, read(&body)));
+            }
+            job.in_state("completed").await;
+            assert_close(&read(&job.model(1).await), &weighted_mean(&sent), 1e-6);
+            assert!(!server.log().contains("panicked"), "{}", server.log());
+        }
+    })
+    .await;
 }

@@ -60,7 +60,9 @@ on_both_buses! {
     async fn a_client_goes_on_after_half_an_hour_and_a_crash(bus: Bus) {
         let folder = tempfile::TempDir::new().expect("make a folder");
         let skew = folder.path().join("skew");
-        let mut server = Server::start_skewed(bus, &[("--park-time", "300ms"), ("--body-grace", "60s")], &skew).await;
+        let mut server = Server::not_started(bus, &[("--park-time", "300ms"), ("--body-grace", "60s")]);
+        server.skew_clock(&skew);
+        server.start_again().await;
         let job = begin(&server, json!({})).await;
         let (body, cut, path) = (update(3.0), 777_777, job.update_path(1, "c", "weight=4"));
         stored_after(&job.api, server.address(), &path, &body, cut).await;

@@ -1,7 +1,7 @@
 //! The node, or a runner, dies right after each single step of an update's way. The models have the same bits as those
 //! of a life without death, and every receipt tells the truth.
 
-use catchment_tests::{Api, Bus, Job, PATIENCE, Server, Tensor, file, on_both_buses};
+use catchment_tests::{Api, Bus, Job, PATIENCE, Server, Tensor, file, on_both_buses, run};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -113,6 +113,31 @@ async fn each_may_be_the_last(bus: Bus, runners: &str, steps: &[&str]) {
             assert!(found == expected, "other bits after a death at {step}:{count}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_that_people_get_has_no_such_hooks() {
+    run(async {
+        let skew = tempfile::NamedTempFile::new().expect("make a file");
+        std::fs::write(skew.path(), (1_000_000_000_000_u64).to_string()).expect("write a file");
+        let skew = skew.path().to_str().expect("a path in UTF-8");
+        let mut server =
+            Server::start_in(Bus::Embedded, &[("CATCHMENT_END_AT", "Granted"), ("CATCHMENT_CLOCK_SKEW_FILE", skew)])
+                .await;
+        let job = server.api().begin("steps", json!({"goal": 1, "rounds": 1}), &tensors(0.0)).await;
+        job.accepted(1, "c", "", &update(1, 1)).await;
+        let view = job.in_state("completed").await;
+        assert!(server.is_alive());
+        // 31 years ahead, if somebody believed the file.
+        let created = view["created_at"].as_str().expect("a time");
+        assert!(created < "2050", "{created}");
+        let mut server = Server::start_in(Bus::Embedded, &[("CATCHMENT_PANIC_AT", "Planned")]).await;
+        let job = server.api().begin("steps", json!({"goal": 1, "rounds": 1}), &tensors(0.0)).await;
+        job.accepted(1, "c", "", &update(1, 1)).await;
+        job.in_state("completed").await;
+        assert!(server.is_alive() && !server.log().contains("panic"), "{}", server.log());
+    })
+    .await;
 }
 
 on_both_buses! {

@@ -19,7 +19,8 @@ pub struct Arguments {
     target: Option<String>,
 }
 
-const TARGETS: [&str; 6] = ["safetensors_header", "codec", "job_spec", "http_request", "http_update", "zstd_frames"];
+const TARGETS: [&str; 7] =
+    ["safetensors_header", "codec", "job_spec", "http_request", "http_update", "zstd_frames", "archive"];
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
                      -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
                      -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";

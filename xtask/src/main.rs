@@ -15,6 +15,7 @@ mod fakes;
 mod functions;
 mod fuzz;
 mod machine;
+mod releases;
 mod setup;
 mod test;
 mod toolchain;
@@ -41,6 +42,8 @@ enum Task {
     Setup(setup::Arguments),
     /// Train one model with ten client processes and show what came of it
     Demo(demo::Arguments),
+    /// Build the earlier releases that tests run beside this one, from this repository's history
+    Releases,
     /// Run every test of the workspace
     Test(test::Arguments),
     /// Check licences, bans and sources of all dependencies
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Functions(arguments) => functions::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Setup(arguments) => setup::run(&arguments),
+        Task::Releases => releases::run(),
         Task::Deny => deny::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The workspace's root.
 pub fn root() -> &'static Path {
@@ -28,4 +29,16 @@ pub fn copy_if_changed(from: &Path, to: &Path) -> Result<u64> {
     fs::write(&part, &bytes).with_context(|| format!("write {}", part.display()))?;
     fs::rename(&part, to).with_context(|| format!("write {}", to.display()))?;
     Ok(bytes.len() as u64)
+}
+
+/// Takes out of a command's environment what cargo has told this program of itself. Some build scripts look at it, and would
+/// be run again, and what depends on them compiled again, whenever cargo is called by hand and by this program in turn.
+pub fn without_package(command: &mut Command) -> &mut Command {
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_package) {
+            command.env_remove(name);
+        }
+    }
+    command
 }

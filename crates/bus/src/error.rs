@@ -52,8 +52,8 @@ pub enum BusError {
     },
     /// The log's file is not one, or its content was changed.
     #[error(
-        "{} is corrupt: {reason}; restore it from a backup, or move it away to begin an empty log \
-         (which forgets every job)",
+        "{} is corrupt: {reason}; do not move it away, which forgets every job: `catchment log verify --data` says what can \
+         be saved",
         path.display()
     )]
     Corrupt {

@@ -13,6 +13,9 @@ pub type Headers = Vec<(String, String)>;
 
 /// Publish and subscribe, at most once. An event is a hint: whoever misses one finds the work by
 /// sweeping, so nothing here waits for long, and nothing is kept for later.
+///
+/// Subjects are the cluster's own: on a server they lie under its prefix ([`crate::NatsConfig::prefix`]), which neither the
+/// subjects given here nor those of messages received have.
 #[async_trait]
 pub trait Events: Send + Sync + 'static {
     /// Sends `payload` to whoever listens on `subject` now. Does not wait for anyone to receive it,
@@ -55,7 +58,7 @@ pub trait Events: Send + Sync + 'static {
 /// A message received, with the way back when it is a request.
 #[derive(Clone)]
 pub struct Message {
-    /// The subject it was published on.
+    /// The subject it was published on, without the cluster's prefix.
     pub subject: String,
     /// Its headers.
     pub headers: Headers,

@@ -24,6 +24,7 @@ mod local;
 mod log;
 mod memory;
 mod nats;
+pub mod offline;
 mod snapshot;
 mod subject;
 

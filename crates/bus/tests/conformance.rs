@@ -320,12 +320,12 @@ async fn settling_tells_ones_own_record_from_anothers(fixture: Fixture) {
 
 async fn wildcards_select(fixture: Fixture) {
     let events = &fixture.bus.events;
-    let mut exact = events.subscribe("catchment.v1.default.job.accepted", None).await.unwrap();
-    let mut one = events.subscribe("catchment.v1.*.job.accepted", None).await.unwrap();
-    let mut rest = events.subscribe("catchment.v1.default.>", None).await.unwrap();
-    let mut other = events.subscribe("catchment.v1.default", None).await.unwrap();
+    let mut exact = events.subscribe("v1.default.job.accepted", None).await.unwrap();
+    let mut one = events.subscribe("v1.*.job.accepted", None).await.unwrap();
+    let mut rest = events.subscribe("v1.default.>", None).await.unwrap();
+    let mut other = events.subscribe("v1.default", None).await.unwrap();
     for subject in ["default.job.accepted", "lab.job.accepted", "default.job.closed", "default.job"] {
-        events.publish(&format!("catchment.v1.{subject}"), record(subject)).await.unwrap();
+        events.publish(&format!("v1.{subject}"), record(subject)).await.unwrap();
     }
     for (subscription, expected) in [
         (&mut exact, vec!["default.job.accepted"]),
@@ -335,7 +335,7 @@ async fn wildcards_select(fixture: Fixture) {
     ] {
         for subject in expected {
             let message = next(subscription).await.unwrap();
-            assert_eq!(message.subject, format!("catchment.v1.{subject}"));
+            assert_eq!(message.subject, format!("v1.{subject}"));
             assert_eq!(message.payload, record(subject));
             assert!(!message.is_request());
             assert!(matches!(message.respond(Bytes::new()).await, Err(BusError::NotARequest { .. })));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use catchment_bus::{Bus, BusError, LogError, NatsConfig};
 use common::nats_server::{NatsServer, free_port};
 use common::{config, next, read_all, record, until};
+use futures::StreamExt;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -323,6 +324,33 @@ async fn a_wrong_hint_is_seen_through() {
     assert!(median < Duration::from_millis(100), "{median:?}");
 }
 
+/// What is published, asked for and answered with one prefix stays there: also with a pattern that everything matches.
+#[tokio::test]
+async fn clusters_with_different_prefixes_see_nothing_of_each_other() {
+    let server = NatsServer::start();
+    let one = Bus::nats(config(&server)).await.unwrap();
+    let other = Bus::nats(NatsConfig { prefix: "LAB-2".to_owned(), ..config(&server) }).await.unwrap();
+    let mut everything = one.events.subscribe(">", None).await.unwrap();
+    let mut group = other.events.subscribe("v1.a", Some("nodes")).await.unwrap();
+    let raw = async_nats::connect(server.url()).await.unwrap();
+    let mut outside = raw.subscribe(">").await.unwrap();
+    raw.publish("ready", Bytes::new()).await.unwrap();
+    while outside.next().await.unwrap().subject.as_str() != "ready" {}
+    other.events.publish("v1.a", record("of the other")).await.unwrap();
+    one.events.publish("v1.a", record("of one")).await.unwrap();
+    let message = next(&mut everything).await.unwrap();
+    assert_eq!((message.subject.as_str(), message.payload), ("v1.a", record("of one")));
+    let message = next(&mut group).await.unwrap();
+    assert_eq!((message.subject.as_str(), message.payload), ("v1.a", record("of the other")));
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let message = tokio::time::timeout(SECOND * 5, outside.next()).await.unwrap().unwrap();
+        seen.extend(Some(message.subject.to_string()).filter(|subject| subject.ends_with(".v1.a")));
+    }
+    seen.sort();
+    assert_eq!(seen, ["catchment.v1.a", "lab-2.v1.a"]);
+}
+
 #[tokio::test]
 async fn any_nats_client_can_make_a_request() {
     let server = NatsServer::start();
@@ -335,10 +363,10 @@ async fn any_nats_client_can_make_a_request() {
         }
     });
     let client = async_nats::connect(server.url()).await.unwrap();
-    let plain = client.request("ingest.default.updates", Bytes::from_static(b"12345")).await.unwrap();
+    let plain = client.request("catchment.ingest.default.updates", Bytes::from_static(b"12345")).await.unwrap();
     assert_eq!(plain.payload, record("receipt for 5 none"));
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Catchment-Weight", "2.5");
-    let reply = client.request_with_headers("ingest.default.updates", headers, Bytes::new()).await.unwrap();
+    let reply = client.request_with_headers("catchment.ingest.default.updates", headers, Bytes::new()).await.unwrap();
     assert_eq!(reply.payload, record("receipt for 0 2.5"));
 }

@@ -1,6 +1,7 @@
 //! Addresses to listen on and to be reached at, as people write them.
 
 use anyhow::{Context as _, Result, bail};
+use catchment_fleet::is_address;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use tokio::net::{TcpListener, lookup_host};
@@ -80,7 +81,11 @@ impl FromStr for Advertised {
         if rest.is_empty() || rest.starts_with(':') || rest.parse::<u16>().is_ok() {
             return Err("the host is missing: an address that others reach is like http://10.0.0.7:7070".to_owned());
         }
-        Ok(Self(format!("http://{rest}")))
+        let url = format!("http://{rest}");
+        if !is_address(&url) {
+            return Err(format!("{url} is not an address of a node: one is like http://10.0.0.7:7070"));
+        }
+        Ok(Self(url))
     }
 }
 
@@ -132,7 +137,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Advertised>().unwrap().0, url);
         }
-        for (text, says) in [(":7070", "host"), ("7070", "host"), ("https://a:7070", "not https"), ("", "host")] {
+        for (text, says) in [
+            (":7070", "host"),
+            ("7070", "host"),
+            ("https://a:7070", "not https"),
+            ("", "host"),
+            // Others would not hear it.
+            ("http://me:secret@a:7070", "not an address"),
+            ("http://a:7070/?b", "not an address"),
+        ] {
             let error = text.parse::<Advertised>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }

@@ -1,6 +1,7 @@
 //! What the program understands: one place, so that `--help` tells the whole of it.
 
 use crate::commands::ClientCommand;
+use crate::commands::log::LogCommand;
 use crate::connection::{CONNECTION_HEADING, Connection};
 use crate::coordinator::CoordinatorRole;
 use crate::up::{NodeRole, Up};
@@ -17,7 +18,7 @@ Begin:
 
 Exit status:
   0    done; for watch and --wait: the job completed or was stopped, the update is in a model
-  1    failed: a file, a damaged answer, anything not named below
+  1    failed: a file, a damaged answer or log, anything not named below
   2    wrong arguments
   3    the server could not be reached, or the call broke off
   4    the server said no: it refused the call, the job failed, or the update was not counted
@@ -54,13 +55,19 @@ impl Arguments {
 fn definition() -> clap::Command {
     let mut whole = Arguments::command();
     whole.build();
-    let hide = |command: clap::Command| {
-        command.mut_args(|argument| {
+    fn hide(command: clap::Command) -> clap::Command {
+        let prints_results = command.get_name() == "log";
+        hide_but(command, if prints_results { &["output"] } else { &[] })
+    }
+    fn hide_but(command: clap::Command, kept: &'static [&'static str]) -> clap::Command {
+        let command = command.mut_args(|argument| {
             let is_connection = argument.get_help_heading() == Some(CONNECTION_HEADING);
-            argument.hide(is_connection)
-        })
-    };
-    ["up", "node", "coordinator", "simulate", "openapi"]
+            let is_kept = kept.contains(&argument.get_id().as_str());
+            argument.hide(is_connection && !is_kept)
+        });
+        command.mut_subcommands(|command| hide_but(command, kept))
+    }
+    ["up", "node", "coordinator", "simulate", "openapi", "log"]
         .into_iter()
         .fold(whole, |whole, name| whole.mut_subcommand(name, hide))
 }
@@ -73,6 +80,9 @@ pub enum Command {
     Simulate(Box<Simulate>),
     /// Print the description of the HTTP interface (OpenAPI).
     Openapi,
+    /// Look at an event log, take it away in a file, and repair it, while no process works on it.
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Make the calls of functions for the node that started this process. (Nodes start it; people do not.)
     #[command(hide = true)]
     Runner,
@@ -111,6 +121,10 @@ mod tests {
         assert!(help("watch").contains("--url"));
         assert!(help("up").contains("--listen") && !help("up").contains("--url"), "{}", help("up"));
         assert!(!help("openapi").contains("--url"));
+        let whole = definition();
+        let restore = whole.find_subcommand("log").and_then(|log| log.find_subcommand("restore")).unwrap();
+        let restore = restore.clone().render_long_help().to_string();
+        assert!(restore.contains("--output") && !restore.contains("--url"), "{restore}");
     }
 
     #[test]

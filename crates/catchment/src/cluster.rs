@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use catchment_bus::{Bus, NatsConfig};
 use catchment_coordinator::Scale;
 use catchment_fleet::Pace;
-use catchment_types::DurationText;
+use catchment_types::{DurationText, LEVEL_MAX};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +39,18 @@ pub struct ClusterArgs {
     /// After this much silence a node is given up: its updates are lost, and their clients are asked again.
     #[arg(long, default_value = "10s", env = "CATCHMENT_NODE_TIMEOUT")]
     node_timeout: DurationText,
+    /// The highest feature level that the cluster is raised to, once all of its members read it; the newest when absent. A
+    /// lower one keeps the way back to an older release open.
+    #[arg(long, value_name = "LEVEL", env = "CATCHMENT_FEATURE_LEVEL",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(LEVEL_MAX)))]
+    feature_level: Option<u32>,
+    #[command(flatten)]
+    nats: NatsArgs,
+}
+
+/// How the cluster's NATS server is reached, beside its address.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NatsArgs {
     /// Certificates (PEM) of the authorities that the NATS server's certificate may be from, instead of the system's.
     #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CA")]
     nats_ca: Option<PathBuf>,
@@ -51,6 +63,10 @@ pub struct ClusterArgs {
     /// A NATS credentials file (.creds), instead of a user and password in the address.
     #[arg(long, value_name = "FILE", env = "CATCHMENT_NATS_CREDS")]
     nats_creds: Option<PathBuf>,
+    /// What the names of this cluster's streams on the NATS server begin with, and in lower case its subjects: 1 to 32 of A-Z,
+    /// 0-9, - and _. The same for all its processes. Clusters on one server with different prefixes see nothing of each other.
+    #[arg(long, default_value = "CATCHMENT", value_name = "PREFIX", env = "CATCHMENT_NATS_PREFIX")]
+    nats_prefix: String,
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
@@ -72,20 +88,32 @@ impl ClusterArgs {
         Ok(Pace { interval: Duration::from_millis(heartbeat), lost_after: Duration::from_millis(timeout) })
     }
 
+    /// The highest feature level that the cluster is raised to.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level.unwrap_or(LEVEL_MAX)
+    }
+
     /// Connects to the cluster's NATS server.
     pub async fn connect(&self, url: &str) -> Result<Bus> {
-        let config = NatsConfig {
+        let connected = Bus::nats(self.nats.config(url)).await;
+        let shown = without_secrets(url);
+        connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
+    }
+}
+
+impl NatsArgs {
+    /// The same, as the bus takes it.
+    pub fn config(&self, url: &str) -> NatsConfig {
+        NatsConfig {
             ca: self.nats_ca.clone(),
             cert: self.nats_cert.clone(),
             key: self.nats_key.clone(),
             credentials: self.nats_creds.clone(),
+            prefix: self.nats_prefix.clone(),
             replicas: self.nats_replicas,
             connect_timeout: Duration::from_millis(self.nats_wait.ms()),
             ..NatsConfig::new(url)
-        };
-        let shown = without_secrets(url);
-        let connected = Bus::nats(config).await;
-        connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
+        }
     }
 }
 

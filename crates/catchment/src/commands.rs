@@ -1,8 +1,9 @@
-//! Commands that call a server.
+//! Commands that call a server, and those that work on a log without one.
 
 mod create;
 mod function;
 mod job;
+pub mod log;
 mod model;
 mod spec;
 mod submit;
@@ -30,26 +31,29 @@ pub enum ClientCommand {
     Function(function::FunctionCommand),
 }
 
+impl ClientCommand {
+    /// Runs it.
+    pub async fn run(self, connection: &Connection) -> Result<()> {
+        let session = Session::new(connection)?;
+        match self {
+            Self::Job(command) => command.run(&session).await,
+            Self::Model(command) => command.run(&session).await,
+            Self::Submit(command) => command.run(&session).await,
+            Self::Watch(command) => command.run(&session).await,
+            Self::Function(command) => command.run(&session).await,
+        }
+    }
+}
+
 /// Runs a command until it is done or a signal ends it. A command that is dropped half-way cleans up after itself.
-pub async fn run_until_signal(command: ClientCommand, connection: &Connection) -> ExitCode {
+pub async fn run_until_signal(command: impl Future<Output = Result<()>>) -> ExitCode {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => return exit::report(&anyhow::Error::new(error).context("await signals")),
     };
     tokio::select! {
-        outcome = run(command, connection) => outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS),
+        outcome = command => outcome.map_or_else(|error| exit::report(&error), |()| ExitCode::SUCCESS),
         _ = interrupt.recv() => ExitCode::from(INTERRUPTED),
         _ = terminate.recv() => ExitCode::from(TERMINATED),
-    }
-}
-
-async fn run(command: ClientCommand, connection: &Connection) -> Result<()> {
-    let session = Session::new(connection)?;
-    match command {
-        ClientCommand::Job(command) => command.run(&session).await,
-        ClientCommand::Model(command) => command.run(&session).await,
-        ClientCommand::Submit(command) => command.run(&session).await,
-        ClientCommand::Watch(command) => command.run(&session).await,
-        ClientCommand::Function(command) => command.run(&session).await,
     }
 }

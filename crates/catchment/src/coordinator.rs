@@ -4,14 +4,14 @@ use crate::address::Listen;
 use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::signals::end_on_signal;
 use crate::system::{SystemClock, SystemEntropy};
-use crate::up::writer_ended;
+use crate::up::{REPLAY, writer_ended};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Metrics, Scale, Shown};
 use catchment_fleet::{Beat, CoordinatorBeat, Fleet, Pace, Speak};
 use catchment_ledger::Ledger;
 use catchment_node::{Ending, gateway};
-use catchment_types::{Clock, Entropy};
+use catchment_types::{Clock, Entropy, LEVEL_MAX, LogId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -43,7 +43,7 @@ impl CoordinatorRole {
     /// Runs until SIGINT or SIGTERM.
     pub async fn run(self) -> Result<()> {
         let listener = self.listen.bind().await?;
-        let (pace, scale) = (self.cluster.pace()?, self.scale.scale());
+        let (pace, scale) = (self.cluster.pace()?, (self.scale.scale(), self.cluster.feature_level()));
         coordinate(listener, pace, scale, (self.cluster.connect(&self.nats), &without_secrets(&self.nats))).await
     }
 }
@@ -52,7 +52,7 @@ impl CoordinatorRole {
 async fn coordinate(
     listener: TcpListener,
     pace: Pace,
-    scale: Scale,
+    scale: (Scale, u32),
     (connect, bus_name): (impl Future<Output = Result<Bus>>, &str),
 ) -> Result<()> {
     let address = listener.local_addr()?;
@@ -66,7 +66,8 @@ async fn coordinate(
         AbortOnDropHandle::new(tokio::spawn(gateway::serve(served, listener, CONNECTIONS_MAX)))
     };
     let bus = connect.await?;
-    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
+    coordinator.begin(&ledger, clock.now_ms()).await.context("begin the event log")?;
     let said = coordinator.clone();
     let speak: Speak = Arc::new(move || vec![Beat::Coordinator(beat(&said))]);
     let fleet = Fleet::join(bus.events.clone(), speak, pace, entropy.bytes16()).await?;
@@ -89,14 +90,15 @@ async fn coordinate(
 }
 
 /// A coordinator with a name of its own.
-pub fn named(scale: Scale, entropy: &dyn Entropy) -> Coordinator {
+pub fn named((scale, level_max): (Scale, u32), entropy: &dyn Entropy) -> Coordinator {
     let id = u64::from_le_bytes(*entropy.bytes16().first_chunk().expect("sixteen bytes have eight"));
-    Coordinator { id, metrics: Metrics::new(), scale }
+    let log = LogId::from_bytes(entropy.bytes16());
+    Coordinator { id, metrics: Metrics::new(), scale, level_max, log }
 }
 
 /// What a coordinator says of itself.
 pub fn beat(coordinator: &Coordinator) -> CoordinatorBeat {
-    CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted() }
+    CoordinatorBeat { id: coordinator.id, wanted: coordinator.metrics.wanted(), level: LEVEL_MAX }
 }
 
 #[cfg(test)]
@@ -111,7 +113,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (log, bus) = Mistaken::bus();
         let pace = Pace { interval: Duration::from_millis(50), lost_after: Duration::from_secs(1) };
-        let running = tokio::spawn(coordinate(listener, pace, Scale::default(), (async { Ok(bus) }, "in memory")));
+        let running =
+            tokio::spawn(coordinate(listener, pace, (Scale::default(), LEVEL_MAX), (async { Ok(bus) }, "in memory")));
         ready(address).await;
         log.trip_up().await;
         let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();

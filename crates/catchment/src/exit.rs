@@ -3,7 +3,7 @@
 //! Statuses agree with those of `catchment-worker`; `catchment --help` lists them.
 
 use catchment_client::ClientError;
-use catchment_types::{FieldError, Problem};
+use catchment_types::{FieldError, Problem, printable};
 use std::process::ExitCode;
 
 const FAILED: u8 = 1;
@@ -24,6 +24,9 @@ pub enum Failure {
     /// The server did what it was asked, and the outcome is not what the caller hoped for.
     #[error("{0}")]
     Outcome(String),
+    /// A log is not what it should be.
+    #[error("the log is not sound: {0}")]
+    Unsound(String),
     /// Whoever read standard output has had enough.
     #[error("standard output is closed")]
     ReaderGone,
@@ -34,7 +37,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if matches!(error.downcast_ref(), Some(Failure::ReaderGone)) {
         return ExitCode::SUCCESS; // `catchment job list | head`: what was asked for was given
     }
-    eprintln!("error: {}", message(error));
+    eprintln!("error: {}", printable(&message(error)));
     ExitCode::from(status(error))
 }
 

@@ -1,7 +1,7 @@
 //! What a process that takes updates is told on the command line.
 
 use crate::address::{Advertised, Listen};
-use crate::system::{END_AT, default_slab_budget_bytes, default_slab_dir, free_disk_bytes};
+use crate::system::{default_draft_bytes, default_slab_budget_bytes, default_slab_dir, free_disk_bytes, hooks};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
 use catchment_node::{Beside, Functions, Membership, NodeConfig, Pace, RunnersConfig};
@@ -221,7 +221,7 @@ impl NodeArgs {
         };
         let program = std::env::current_exe().context("find this program, to start runners")?;
         let arguments = vec!["runner".into()];
-        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: vec![END_AT] })
+        Ok(RunnersConfig { link, program, arguments, count: self.runners, setup, once: hooks().runners_once.to_vec() })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::exit::Failure;
 use anyhow::{Context as _, Result};
+use catchment_types::printable;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{IsTerminal as _, Write as _};
@@ -60,10 +61,11 @@ impl Output {
     }
 }
 
-/// Writes a line to standard output at once, so that a reader at the other end of a pipe sees it now.
+/// Writes a line to standard output at once, so that a reader at the other end of a pipe sees it now. What clients chose of it
+/// does nothing to a terminal.
 pub fn write(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::ReaderGone.into()),
         written => written.context("print the result"),
     }

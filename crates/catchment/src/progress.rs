@@ -1,6 +1,6 @@
 //! Progress of transfers, on standard error and only while a person watches it.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,12 +24,19 @@ pub async fn sending<T>(path: &Path, transfer: impl Future<Output = T>) -> T {
     outcome
 }
 
-/// Removes an unfinished download when its command is interrupted.
-struct Unfinished(PathBuf);
+/// How far something is that is counted, such as records.
+pub fn counting(count: u64, what: &str) -> ProgressBar {
+    let bar = bar(Some(count), "{msg} {bar:40} {human_pos}/{human_len} {per_sec}, {eta} left");
+    // A walk over records may end early.
+    bar.with_message(what.to_owned()).with_finish(ProgressFinish::AndClear)
+}
+
+/// Removes an unfinished file when its command is interrupted.
+pub struct Unfinished(pub PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).ok(); // absent once the download is whole
+        std::fs::remove_file(&self.0).ok(); // absent once the file is whole
     }
 }
 

@@ -1,20 +1,38 @@
 //! The real clock, the real randomness, and what the machine has: handed in here and nowhere else.
 
-use catchment_types::{Clock, Entropy, NoSteps, Step, Steps, TimeMs};
+use catchment_types::{Clock, Entropy, NoSteps, Steps, TimeMs};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// For tests of clocks that jump: a file with the milliseconds by which this process's clock is ahead of the machine's,
-/// read at every look at the clock. While it is not there, or no number, the clock is right.
-const CLOCK_SKEW_FILE: &str = "CATCHMENT_CLOCK_SKEW_FILE";
+/// What a program for tests changes. The program that people get changes nothing.
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    /// Milliseconds by which this process's clock is ahead of the machine's, asked for at every look at the clock.
+    pub clock_ahead_ms: fn() -> i64,
+    /// Who is told of every step.
+    pub steps: fn() -> Arc<dyn Steps>,
+    /// Environment variables that the first runner processes get, and those that replace them do not.
+    pub runners_once: &'static [&'static str],
+}
 
-static CLOCK_SKEW: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(CLOCK_SKEW_FILE).map(PathBuf::from));
+impl Hooks {
+    /// Changes nothing.
+    pub fn none() -> Self {
+        Self { clock_ahead_ms: || 0, steps: || Arc::new(NoSteps), runners_once: &[] }
+    }
+}
 
-fn skew_ms() -> i64 {
-    let text = CLOCK_SKEW.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-    text.and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+static HOOKS: OnceLock<Hooks> = OnceLock::new();
+
+/// Notes what this program changes: first of all, and once.
+pub fn take(hooks: Hooks) {
+    HOOKS.set(hooks).ok();
+}
+
+/// What this program changes.
+pub fn hooks() -> Hooks {
+    HOOKS.get().copied().unwrap_or_else(Hooks::none)
 }
 
 /// The machine's clock.
@@ -24,7 +42,7 @@ impl Clock for SystemClock {
     fn now_ms(&self) -> TimeMs {
         #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        TimeMs::try_from(since.as_millis()).unwrap_or(TimeMs::MAX).saturating_add_signed(skew_ms())
+        TimeMs::try_from(since.as_millis()).unwrap_or(TimeMs::MAX).saturating_add_signed((hooks().clock_ahead_ms)())
     }
 }
 
@@ -36,56 +54,6 @@ impl Entropy for SystemEntropy {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
         bytes
-    }
-}
-
-/// For tests of sudden death: the process ends, as by `kill -9`, right after the step of this name (`Flipped`) was done,
-/// or done so often (`Flipped:3`).
-pub const END_AT: &str = "CATCHMENT_END_AT";
-/// For tests of mistakes in the program: whoever has done the step of this name panics, once, or so often (`Flipped:3`).
-const PANIC_AT: &str = "CATCHMENT_PANIC_AT";
-
-/// Something that happens when a step was done.
-struct At {
-    step: Step,
-    left: AtomicI64,
-    happens: fn(Step, i64),
-}
-
-impl At {
-    /// What a variable says, if it says anything.
-    fn said(variable: &str, happens: fn(Step, i64)) -> Option<Self> {
-        let said = std::env::var(variable).ok()?;
-        let (name, count) = said.split_once(':').unwrap_or((&said, "1"));
-        let step = Step::ALL.into_iter().find(|step| step.name() == name)?;
-        Some(Self { step, left: AtomicI64::new(count.parse().unwrap_or(1)), happens })
-    }
-}
-
-impl Steps for At {
-    fn done(&self, step: Step) {
-        if step == self.step {
-            (self.happens)(step, self.left.fetch_sub(1, Relaxed));
-        }
-    }
-}
-
-fn end(_: Step, left: i64) {
-    if left == 1 {
-        let own = rustix::process::getpid();
-        rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("it is our own");
-    }
-}
-
-fn panic_at(step: Step, left: i64) {
-    assert!(left < 1, "{PANIC_AT} asks for a panic after {}", step.name());
-}
-
-/// What is to happen between steps: nothing, unless [`END_AT`] or [`PANIC_AT`] says so.
-pub fn steps() -> Arc<dyn Steps> {
-    match At::said(END_AT, end).or_else(|| At::said(PANIC_AT, panic_at)) {
-        Some(at) => Arc::new(at),
-        None => Arc::new(NoSteps),
     }
 }
 

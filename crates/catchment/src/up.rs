@@ -4,13 +4,13 @@ use crate::cluster::{ClusterArgs, ScaleArgs, without_secrets};
 use crate::coordinator::{beat, named};
 use crate::node_args::{NodeArgs, OpenLink};
 use crate::signals::end_on_signal;
-use crate::system::{SystemClock, SystemEntropy, steps};
+use crate::system::{SystemClock, SystemEntropy, hooks};
 use anyhow::{Context as _, Result, bail};
 use catchment_bus::Bus;
 use catchment_coordinator::{Coordinator, Scale};
 use catchment_fleet::Pace;
 use catchment_ledger::Ledger;
-use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig};
+use catchment_node::{Beside, Ending, Environment, Node, NodeConfig, RunnersConfig, create_dir_durably};
 use catchment_types::{Clock, Entropy};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,10 @@ use tokio::net::TcpListener;
 
 /// How long requests in progress may take once nothing can be written down any more.
 const END_TIME: Duration = Duration::from_secs(5);
+
+/// What a process does before anything else, and what to do when that fails.
+pub const REPLAY: &str =
+    "replay the event log (`catchment log verify` says whether it is damaged, docs/cluster.md what then)";
 
 /// Run the whole platform in one process: gateway, coordinator and functions.
 ///
@@ -51,7 +55,14 @@ pub struct NodeRole {
 impl Up {
     /// Runs until SIGINT, or until SIGTERM and what that waits for.
     pub async fn run(self, link: Option<OpenLink>) -> Result<()> {
-        serve(&self.node, self.nats.as_deref(), &self.cluster, Some(self.scale.scale()), link).await
+        serve(
+            &self.node,
+            self.nats.as_deref(),
+            &self.cluster,
+            Some((self.scale.scale(), self.cluster.feature_level())),
+            link,
+        )
+        .await
     }
 }
 
@@ -67,11 +78,11 @@ async fn serve(
     node: &NodeArgs,
     nats: Option<&str>,
     cluster: &ClusterArgs,
-    scale: Option<Scale>,
+    scale: Option<(Scale, u32)>,
     link: Option<OpenLink>,
 ) -> Result<()> {
     crate::node_args::raise_descriptor_limit();
-    std::fs::create_dir_all(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
+    create_dir_durably(&node.data).with_context(|| format!("create data directory {}", node.data.display()))?;
     crate::private::mend(&node.data);
     let listener = node.listen.bind().await?;
     let pace = nats.map(|_| cluster.pace()).transpose()?;
@@ -93,7 +104,7 @@ async fn serve_on(
     listener: TcpListener,
     (config, runners): (NodeConfig, Option<RunnersConfig>),
     pace: Option<Pace>,
-    scale: Option<Scale>,
+    scale: Option<(Scale, u32)>,
     (connect, bus_name): (impl Future<Output = Result<Bus>>, &str),
 ) -> Result<()> {
     let functions = node.functions()?;
@@ -102,9 +113,13 @@ async fn serve_on(
     let address = listener.local_addr()?;
     let membership = node.membership(address, pace, beside.as_ref().map(shown_beside))?;
     let bus = connect.await?;
-    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context("replay the event log")?;
+    let ledger = Ledger::open(bus.log.clone(), entropy.bytes16()).await.context(REPLAY)?;
+    if let Some(coordinator) = &beside {
+        coordinator.begin(&ledger, clock.now_ms()).await.context("begin the event log")?;
+    }
     let ending = Ending::default();
-    let environment = Environment { clock: clock.clone(), entropy, steps: steps(), ending: ending.clone() };
+    let steps = (hooks().steps)();
+    let environment = Environment { clock: clock.clone(), entropy, steps, ending: ending.clone() };
     let opened = Node::open(config, runners, bus, ledger.clone(), functions, environment, membership).await?;
     let fleet = opened.fleet();
     let written = ledger.clone();
@@ -162,6 +177,7 @@ fn shown_beside(coordinator: &Coordinator) -> Beside {
 mod tests {
     use super::*;
     use crate::mistaken::{Mistaken, ready};
+    use catchment_types::LEVEL_MAX;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -183,7 +199,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let (log, bus) = Mistaken::bus();
             let running = tokio::spawn(async move {
-                let (node, scale) = (&cli.up.node, scale.then(|| cli.up.scale.scale()));
+                let (node, scale) = (&cli.up.node, scale.then(|| (cli.up.scale.scale(), LEVEL_MAX)));
                 let config = (node.node_config()?, None);
                 serve_on(node, listener, config, None, scale, (async { Ok(bus) }, "in memory")).await
             });

@@ -3,27 +3,26 @@
 //! This is the only crate that knows bincode. The log outlives every process and every release, so
 //! the bytes are a contract: without one place that owns them, a changed dependency could make a
 //! job's history unreadable, and a hostile message could make a process allocate what its length
-//! field claims. bincode is no longer maintained; replacing it means editing `wire.rs` and raising
-//! [`WIRE_VERSION`].
+//! field claims. bincode is no longer maintained; replacing it means editing `wire.rs` and giving
+//! every [`Stored`] type a new version.
 //!
-//! A message is one version byte followed by the body. In the body integers are little endian and of
-//! fixed width, a length is a `u64`, an enum's variant a `u32`, an option's tag one byte. So a value
-//! has exactly one encoding (maps with a fixed order assumed: use `BTreeMap`), and whatever decodes
-//! encodes to the same bytes again.
+//! A message is one version byte followed by the body. The version is the type's own: each type says
+//! which it is written as, and names the form that it had before, so that every older one is still
+//! read. In the body integers are little endian and of fixed width, a length is a `u64`, an enum's
+//! variant a `u32`, an option's tag one byte. So a value has exactly one encoding (maps with a fixed
+//! order assumed: use `BTreeMap`), and what decodes from the newest version encodes to the same bytes.
 //!
 //! What a type must not contain, because the format carries no field names and no types:
 //! `serde(flatten, untagged, tag, skip_serializing_if)`, sequences of zero-sized elements (their
-//! length costs nothing to claim), and types that nest in themselves without bound. New enum variants
-//! go at the end; a new field in a struct is a new wire version.
+//! length costs nothing to claim), and types that nest in themselves without bound. A new field, or
+//! another change of what is written, is a new version of the type: the old form is kept under another
+//! name, and the new one is made from it.
 #![forbid(unsafe_code)]
 
+mod stored;
 mod wire;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-/// The version this build writes, as the first byte of every message.
-pub const WIRE_VERSION: u8 = 1;
+pub use stored::{Nothing, Stored};
 
 /// No message is larger than this, whatever limit a caller names.
 pub const WIRE_BYTES_MAX: usize = 16 << 20;
@@ -53,14 +52,16 @@ pub enum CodecError {
     },
     /// The message was written by a release this one does not understand.
     #[error(
-        "{what} is in wire version {found}, and this build reads version {WIRE_VERSION} only: \
-         use a release that reads version {found}"
+        "{what} is in version {found}, and this build reads versions up to {newest}: use a release that reads \
+         version {found}"
     )]
     UnknownVersion {
         /// Type of the value.
         what: &'static str,
         /// The version byte found.
         found: u8,
+        /// The newest that is read.
+        newest: u8,
     },
     /// The bytes are not an encoding of the type.
     #[error("the message is not a valid {what}: {reason}")]
@@ -95,7 +96,7 @@ pub enum CodecError {
 ///
 /// # Errors
 /// [`CodecError::TooLarge`], [`CodecError::Unencodable`].
-pub fn encode<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
+pub fn encode<T: Stored>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
     encode_within(value, limit_bytes.min(WIRE_BYTES_MAX))
 }
 
@@ -104,16 +105,16 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Ve
 ///
 /// # Errors
 /// [`CodecError::TooLarge`], [`CodecError::Unencodable`].
-pub fn encode_large<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
+pub fn encode_large<T: Stored>(value: &T) -> Result<Vec<u8>, CodecError> {
     encode_within(value, LARGE_BYTES_MAX)
 }
 
-fn encode_within<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
+fn encode_within<T: Stored>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
     let what = std::any::type_name::<T>();
     if limit_bytes == 0 {
         return Err(CodecError::TooLarge { what, limit_bytes });
     }
-    let message = wire::write(WIRE_VERSION, value, limit_bytes).map_err(|error| match error {
+    let message = wire::write(T::VERSION, value, limit_bytes).map_err(|error| match error {
         wire::WriteError::Full => CodecError::TooLarge { what, limit_bytes },
         wire::WriteError::Unencodable(reason) => CodecError::Unencodable { what, reason },
     })?;
@@ -129,7 +130,7 @@ fn encode_within<T: Serialize + ?Sized>(value: &T, limit_bytes: usize) -> Result
 ///
 /// # Errors
 /// Every [`CodecError`] but [`CodecError::Unencodable`].
-pub fn decode<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
+pub fn decode<T: Stored>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
     decode_within(message, limit_bytes.min(WIRE_BYTES_MAX))
 }
 
@@ -138,11 +139,11 @@ pub fn decode<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result
 ///
 /// # Errors
 /// Every [`CodecError`] but [`CodecError::Unencodable`].
-pub fn decode_large<T: DeserializeOwned>(message: &[u8]) -> Result<T, CodecError> {
+pub fn decode_large<T: Stored>(message: &[u8]) -> Result<T, CodecError> {
     decode_within(message, LARGE_BYTES_MAX)
 }
 
-fn decode_within<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
+fn decode_within<T: Stored>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
     let what = std::any::type_name::<T>();
     if message.len() > limit_bytes {
         return Err(CodecError::TooLarge { what, limit_bytes });
@@ -150,13 +151,5 @@ fn decode_within<T: DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Res
     let Some((&version, body)) = message.split_first() else {
         return Err(CodecError::Empty { what });
     };
-    if version != WIRE_VERSION {
-        return Err(CodecError::UnknownVersion { what, found: version });
-    }
-    let (value, used_bytes) = wire::read(body).map_err(|reason| CodecError::Malformed { what, reason })?;
-    assert!(used_bytes <= body.len(), "the reader stays inside the message");
-    match body.len() - used_bytes {
-        0 => Ok(value),
-        left_bytes => Err(CodecError::TrailingBytes { what, left_bytes }),
-    }
+    stored::read(what, T::VERSION, version, body)
 }

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use catchment_codec::{CodecError, WIRE_BYTES_MAX, WIRE_VERSION, decode, encode};
+use catchment_codec::{CodecError, Nothing, Stored, WIRE_BYTES_MAX, first_version};
 use proptest::prelude::*;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 const LIMIT_BYTES: usize = 1 << 20;
@@ -33,6 +34,32 @@ struct Record {
     outcomes: Vec<Outcome>,
     counts: BTreeMap<String, u32>,
     unit: (),
+}
+
+first_version!(Outcome, Record);
+
+/// Any value as a message of its own.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Alone<T>(T);
+
+impl<T: Serialize + DeserializeOwned> Stored for Alone<T> {
+    const VERSION: u8 = 1;
+    type Before = Nothing;
+}
+
+impl<T> From<Nothing> for Alone<T> {
+    fn from(nothing: Nothing) -> Self {
+        match nothing {}
+    }
+}
+
+fn encode<T: Serialize + DeserializeOwned + Clone>(value: &T, limit_bytes: usize) -> Result<Vec<u8>, CodecError> {
+    catchment_codec::encode(&Alone(value.clone()), limit_bytes)
+}
+
+fn decode<T: Serialize + DeserializeOwned>(message: &[u8], limit_bytes: usize) -> Result<T, CodecError> {
+    catchment_codec::decode::<Alone<T>>(message, limit_bytes).map(|Alone(value)| value)
 }
 
 fn sample() -> Record {
@@ -82,7 +109,6 @@ fn golden() -> Vec<u8> {
 
 #[test]
 fn golden_bytes() {
-    assert_eq!(WIRE_VERSION, 1);
     assert_eq!(encode(&sample(), LIMIT_BYTES).unwrap(), golden());
     assert_eq!(decode::<Record>(&golden(), LIMIT_BYTES).unwrap(), sample());
 }
@@ -129,9 +155,55 @@ fn every_size_class_round_trips() {
 fn versions_and_leftovers_are_named() {
     assert!(matches!(decode::<u8>(&[], LIMIT_BYTES), Err(CodecError::Empty { .. })));
     let error = decode::<u8>(&[9, 1], LIMIT_BYTES).unwrap_err();
-    assert_eq!(error, CodecError::UnknownVersion { what: "u8", found: 9 });
+    assert!(matches!(error, CodecError::UnknownVersion { found: 9, newest: 1, .. }), "{error}");
     assert!(error.to_string().contains("version 9"), "{error}");
-    assert_eq!(decode::<u8>(&[1, 1, 1, 1], LIMIT_BYTES), Err(CodecError::TrailingBytes { what: "u8", left_bytes: 2 }));
+    let left = decode::<u8>(&[1, 1, 1, 1], LIMIT_BYTES);
+    assert!(matches!(left, Err(CodecError::TrailingBytes { left_bytes: 2, .. })), "{left:?}");
+}
+
+/// A type with a past: what each of its releases wrote is read, and nothing else.
+#[test]
+fn older_forms_are_read_one_after_the_other() {
+    #[derive(Serialize, Deserialize)]
+    struct First(u8);
+    #[derive(Serialize, Deserialize)]
+    struct Third(u16);
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Fourth(u16, String);
+
+    first_version!(First);
+    impl Stored for Third {
+        // There was a second one that nobody reads any more, and that therefore no other may be taken for.
+        const VERSION: u8 = 3;
+        type Before = First;
+    }
+    impl From<First> for Third {
+        fn from(First(value): First) -> Self {
+            Self(value.into())
+        }
+    }
+    impl Stored for Fourth {
+        const VERSION: u8 = 4;
+        type Before = Third;
+    }
+    impl From<Third> for Fourth {
+        fn from(Third(value): Third) -> Self {
+            Self(value, "from the third".to_owned())
+        }
+    }
+
+    let read = |message: &[u8]| catchment_codec::decode::<Fourth>(message, LIMIT_BYTES);
+    let from_third = |value| Ok(Fourth(value, "from the third".to_owned()));
+    assert_eq!(read(&catchment_codec::encode(&First(7), LIMIT_BYTES).unwrap()), from_third(7));
+    assert_eq!(read(&catchment_codec::encode(&Third(700), LIMIT_BYTES).unwrap()), from_third(700));
+    let newest = catchment_codec::encode(&Fourth(1, "x".to_owned()), LIMIT_BYTES).unwrap();
+    assert_eq!((newest[0], read(&newest)), (4, Ok(Fourth(1, "x".to_owned()))));
+    for unknown in [0, 2, 5, 255] {
+        let error = read(&[unknown, 1, 0]).unwrap_err();
+        assert!(matches!(error, CodecError::UnknownVersion { found, newest: 4, .. } if found == unknown), "{error}");
+        assert!(error.to_string().contains("Fourth"), "{error}");
+    }
+    assert!(matches!(read(&[1, 7, 7]), Err(CodecError::TrailingBytes { left_bytes: 1, .. })));
 }
 
 #[test]
@@ -206,7 +278,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let _ = decode::<Record>(&bytes, LIMIT_BYTES);
-        let mut versioned = vec![WIRE_VERSION];
+        let mut versioned = vec![1];
         versioned.extend(&bytes);
         let _ = decode::<Record>(&versioned, LIMIT_BYTES);
         let _ = decode::<Vec<Record>>(&versioned, LIMIT_BYTES);

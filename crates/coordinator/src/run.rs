@@ -6,7 +6,7 @@ use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat, Zones};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
-use catchment_types::{Clock, Record};
+use catchment_types::{Clock, LogId, Record, TimeMs};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,29 @@ pub struct Coordinator {
     pub metrics: Metrics,
     /// How it counts nodes.
     pub scale: Scale,
+    /// The highest feature level that it raises the cluster to.
+    pub level_max: u32,
+    /// The identity that it gives to a log that has none.
+    pub log: LogId,
+}
+
+impl Coordinator {
+    /// Gives a log that has no record yet its identity and its level: nobody can have written into it what an older release
+    /// would have to read.
+    ///
+    /// # Errors
+    /// The log cannot be written to.
+    pub async fn begin(&self, ledger: &Ledger, at_ms: TimeMs) -> Result<(), LedgerError> {
+        if self.level_max < 2 || ledger.read(State::sequence) > 0 {
+            return Ok(());
+        }
+        let first = Record::LevelRaised { level: self.level_max, log: self.log, at_ms };
+        match ledger.decide(first, 0).await {
+            // Another was faster.
+            Ok(_) | Err(LedgerError::Stale { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Decides whenever the state or the fleet changes or a deadline passes, while it is the one of the coordinators that
@@ -31,7 +54,7 @@ pub struct Coordinator {
 /// In a box, so that it is compiled here, once.
 pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coordinator) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        let Coordinator { id, metrics, scale } = coordinator;
+        let Coordinator { id, metrics, scale, level_max, log } = coordinator;
         let (mut changes, mut members) = (ledger.watch(), fleet.watch());
         let (mut leads, mut wanted) = (false, Wanted::new(scale));
         loop {
@@ -43,10 +66,16 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
             }
             let now_ms = clock.now_ms();
             let beats = fleet.live();
+            let level = fleet.level().map(|level| level.min(level_max));
             let (sequence, decision, nodes_wanted) = ledger.read(|state: &State| {
                 let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
                 let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
-                (state.sequence(), decide(state, &nodes, now_ms), wanted.step(state, &nodes, now_ms))
+                let mut decision = decide(state, &nodes, now_ms);
+                // Before all others: they may need it.
+                if let Some(level) = level.filter(|level| *level > state.level()) {
+                    decision.records.insert(0, Record::LevelRaised { level, log, at_ms: now_ms });
+                }
+                (state.sequence(), decision, wanted.step(state, &nodes, now_ms))
             });
             metrics.see(leads, fleet.counts(), sequence);
             show_wanted(&metrics, &fleet, nodes_wanted, leads);

@@ -3,7 +3,7 @@
 use crate::beat::{BEAT_BYTES_MAX, Beat, NodeBeat};
 use crate::members::{Counts, Members};
 use catchment_bus::{BusError, Events, Subscription};
-use catchment_types::{NodeId, NodesView, read_object};
+use catchment_types::{LEVEL_MAX, NodeId, NodesView, read_object};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What heartbeats are said on. The underscore keeps it apart from every namespace.
-const BEATS: &str = "catchment.v1._fleet.member";
+pub const BEATS: &str = "v1._fleet.member";
 
 /// How often members speak, and what their silence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Fleet {
     ) -> BoxFuture<'static, Result<Self, BusError>> {
         Box::pin(async move {
             let heard = events.subscribe(BEATS, None).await?;
-            let voice = format!("catchment.v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
+            let voice = format!("v1._fleet.echo.{:032x}", u128::from_le_bytes(life));
             let echoes = events.subscribe(&voice, None).await?;
             let members = Arc::new(Mutex::new(Members::new(pace.quiet_after(), pace.lost_after)));
             let (changes, urgent) = (watch::Sender::new(0), Arc::<Notify>::default());
@@ -153,6 +153,11 @@ impl Fleet {
         let lost: Vec<NodeId> = members.lost().collect();
         lost.iter().filter(|node| !nodes.contains(node)).for_each(|node| members.forget(*node));
         lost.into_iter().filter(|node| nodes.contains(node)).collect()
+    }
+
+    /// The feature level that every member reads. `None` while there may be one who was not heard yet.
+    pub fn level(&self) -> Option<u32> {
+        if self.alone { Some(LEVEL_MAX) } else { self.members().level() }
     }
 
     /// Whether the coordinator with this name decides.
@@ -229,7 +234,11 @@ impl Task {
     fn hear(&self, payload: &[u8]) -> bool {
         let beat = (payload.len() <= BEAT_BYTES_MAX).then(|| read_object::<Beat>(payload));
         match beat {
-            Some(Ok(beat)) => self.lock().hear(beat),
+            Some(Ok(beat)) if beat.is_usable() => self.lock().hear(beat),
+            Some(Ok(_)) => {
+                tracing::debug!("a heartbeat names an address that no node has");
+                false
+            }
             Some(Err(error)) => {
                 tracing::debug!(%error, "read a heartbeat");
                 false
@@ -268,7 +277,8 @@ mod tests {
         let bus = Bus::in_memory();
         let one = Fleet::join(bus.events.clone(), node(1), Pace::default(), [1; 16]).await.unwrap();
         let two = Fleet::join(bus.events.clone(), node(2), Pace::default(), [2; 16]).await.unwrap();
-        let coordinator: Speak = Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9, wanted: Some(4) })]);
+        let coordinator: Speak =
+            Arc::new(|| vec![Beat::Coordinator(CoordinatorBeat { id: 9, wanted: Some(4), level: 1 })]);
         let leader = Fleet::join(bus.events.clone(), coordinator, Pace::default(), [3; 16]).await.unwrap();
         sleep(Duration::from_secs(2)).await;
         assert_eq!((names(&one), names(&leader)), (vec![1, 2], vec![1, 2]));
@@ -288,6 +298,19 @@ mod tests {
         assert_eq!(leader.lost_of([NodeId(3)]), []);
         sleep(Duration::from_secs(3)).await;
         assert_eq!(leader.lost_of([NodeId(3)]), [NodeId(3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_an_address_that_no_node_has_is_not_heard() {
+        let bus = Bus::in_memory();
+        let fleet = Fleet::join(bus.events.clone(), node(1), Pace::default(), [1; 16]).await.unwrap();
+        for (id, url) in [(2, "https://h:1"), (3, "file:///etc/passwd"), (4, "http://user@h:1"), (5, "http://h:1")] {
+            let beat =
+                serde_json::json!({ "member": "node", "node": NodeId(id), "name": "n", "url": url, "pass": "p" });
+            bus.events.publish(BEATS, beat.to_string().into()).await.unwrap();
+        }
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(names(&fleet), [1, 5]);
     }
 
     #[tokio::test]

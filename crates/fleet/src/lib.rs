@@ -12,6 +12,6 @@ mod beat;
 mod fleet;
 mod members;
 
-pub use beat::{Beat, CoordinatorBeat, NodeBeat, Zones, beat_of};
-pub use fleet::{Fleet, Pace, Speak};
+pub use beat::{Beat, CoordinatorBeat, NodeBeat, Zones, beat_of, is_address};
+pub use fleet::{BEATS, Fleet, Pace, Speak};
 pub use members::{Counts, Members};

@@ -20,6 +20,8 @@ pub struct Members {
     coordinators: BTreeMap<u64, Known<CoordinatorBeat>>,
     quiet_after: Duration,
     lost_after: Duration,
+    /// For how long others could have been heard.
+    heard: Duration,
     /// What [`Members::live`] gives, until something changes it.
     live: Option<Arc<[NodeBeat]>>,
 }
@@ -40,7 +42,8 @@ pub struct Counts {
 impl Members {
     /// Nobody yet. After `quiet_after` of silence a member gets no new work, after `lost_after` it is to be given up.
     pub fn new(quiet_after: Duration, lost_after: Duration) -> Self {
-        Self { nodes: BTreeMap::new(), coordinators: BTreeMap::new(), quiet_after, lost_after, live: None }
+        let (nodes, coordinators) = (BTreeMap::new(), BTreeMap::new());
+        Self { nodes, coordinators, quiet_after, lost_after, heard: Duration::ZERO, live: None }
     }
 
     /// Takes a heartbeat. Returns whether it changes who is there.
@@ -77,6 +80,10 @@ impl Members {
     /// Lets time pass in which everybody could have been heard. Returns whether somebody fell quiet or is lost by it.
     pub fn pass(&mut self, elapsed: Duration) -> bool {
         let (quiet_after, lost_after) = (self.quiet_after, self.lost_after);
+        let was_settled = self.heard >= quiet_after;
+        self.heard = self.heard.saturating_add(elapsed);
+        // From then on the level of all is known.
+        let settles = !was_settled && self.heard >= quiet_after;
         let mut changed = false;
         let mut grow = |silent: &mut Duration| {
             let before = *silent;
@@ -89,7 +96,7 @@ impl Members {
         if changed {
             self.live = None;
         }
-        changed
+        changed || settles
     }
 
     /// Forgets nodes that are lost, once nothing is expected of them.
@@ -120,6 +127,18 @@ impl Members {
             *count += 1;
         }
         counts
+    }
+
+    /// The feature level that every member reads. `None` while there may be one who was not heard yet.
+    pub fn level(&self) -> Option<u32> {
+        if self.heard < self.quiet_after {
+            return None;
+        }
+        // One that is silent may only be cut off for a while; one that is lost begins anew in any case.
+        let nodes = self.nodes.values().filter(|known| known.silent < self.lost_after);
+        let nodes = nodes.map(|known| known.said.as_ref().map(|beat| beat.level));
+        let coordinators = self.coordinators.values().map(|known| known.said.as_ref().map(|beat| beat.level));
+        nodes.chain(coordinators).collect::<Option<Vec<u32>>>()?.into_iter().min()
     }
 
     /// A node that is not lost yet, as it was heard last.
@@ -196,7 +215,7 @@ mod tests {
     #[test]
     fn the_least_coordinator_alive_decides() {
         let mut members = members();
-        let beat = |id| Beat::Coordinator(CoordinatorBeat { id, wanted: Some(id) });
+        let beat = |id| Beat::Coordinator(CoordinatorBeat { id, wanted: Some(id), level: 2 });
         let leader = |members: &Members| members.leader().map(|beat| beat.id);
         assert_eq!(leader(&members), None);
         members.hear(beat(5));
@@ -227,6 +246,39 @@ mod tests {
         assert_eq!(live(&mut members), [1], "2 has fallen quiet");
         members.hear(node(2));
         assert_eq!(live(&mut members), [1, 2], "and said the same as before");
+    }
+
+    #[test]
+    fn the_level_is_the_least_of_all_who_may_be_there() {
+        let at = |beat: Beat, level: u32| match beat {
+            Beat::Node(beat) => Beat::Node(NodeBeat { level, ..beat }),
+            Beat::Coordinator(beat) => Beat::Coordinator(CoordinatorBeat { level, ..beat }),
+        };
+        let mut members = members();
+        members.hear(at(node(1), 3));
+        assert_eq!(members.level(), None, "others had no time to be heard");
+        members.pass(3 * S);
+        members.hear(at(node(1), 3));
+        assert_eq!(members.level(), Some(3));
+        members.hear(Beat::Coordinator(CoordinatorBeat { id: 1, wanted: None, level: 2 }));
+        assert_eq!(members.level(), Some(2));
+        members.hear(at(node(2), 1));
+        members.expect([NodeId(9)]);
+        assert_eq!(members.level(), None, "9 holds something and has said nothing");
+        for _ in 0..9 {
+            members.pass(S);
+            members.hear(at(node(1), 3));
+            members.hear(Beat::Coordinator(CoordinatorBeat { id: 1, wanted: None, level: 3 }));
+        }
+        assert_eq!(members.level(), None);
+        members.pass(S);
+        assert_eq!(members.level(), Some(3), "2 and 9 are lost");
+        let said = |text: &str| match serde_json::from_str::<Beat>(text).unwrap() {
+            Beat::Node(beat) => beat.level,
+            Beat::Coordinator(beat) => beat.level,
+        };
+        assert_eq!(said(r#"{"member":"coordinator","id":4}"#), 1, "the first release says nothing");
+        assert_eq!(said(r#"{"member":"node","node":"0000000000000001","name":"","url":"","pass":""}"#), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One record on its way into the log and the state, until its fate is known.
 
 use crate::driver::Driver;
+use crate::envelope::{Envelope, Stocked};
 use crate::ledger::{GONE, LedgerError};
 use crate::outcome::Outcome;
 use crate::snapshot;
@@ -8,13 +9,10 @@ use crate::state::State;
 use bytes::Bytes;
 use catchment_bus::LogError;
 use catchment_types::Record;
-use serde::{Deserialize, Serialize};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Bytes of one encoded record.
-pub(crate) const RECORD_BYTES_MAX: usize = 900 << 10;
 /// Records read at one time during replay. Times the bytes of a record, this bounds the memory it takes.
 pub(crate) const REPLAY: usize = 128;
 /// How long the writer waits before it tries an unreachable log again.
@@ -26,13 +24,6 @@ const WAY: u32 = 4;
 /// ... but at least and at most this long.
 const WAY_MIN: Duration = Duration::from_millis(2);
 const WAY_MAX: Duration = Duration::from_millis(50);
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Envelope {
-    pub(crate) writer: [u8; 16],
-    pub(crate) number: u64,
-    pub(crate) record: Record,
-}
 
 impl Driver {
     pub fn state<R>(&self, look: impl FnOnce(&State) -> R) -> R {
@@ -54,10 +45,11 @@ impl Driver {
     async fn settle(&mut self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
         self.number += 1;
         let number = self.number;
-        let envelope = Envelope { writer: self.writer, number, record };
-        let bytes = catchment_codec::encode(&envelope, self.record_bytes_max())
-            .map(Bytes::from)
-            .map_err(|error| LedgerError::Refused(error.to_string()))?;
+        let envelope = Envelope { writer: self.writer, number, guard: None, record };
+        // While it waits for its turn the level can only rise, and what a lower one allows is read at a higher one.
+        let bytes = envelope.to_bytes(self.state(State::level), self.record_bytes_max());
+        let bytes = bytes.map(Bytes::from).map_err(LedgerError::Refused)?;
+        let stocked = Stocked::Record(Box::new(envelope));
         // The guard of an append that may be on its way without our knowing. While it could still be stored, only the
         // log's own word counts.
         let mut unsettled = None;
@@ -72,7 +64,7 @@ impl Driver {
                 Ok(sequence) => {
                     self.keeper.count(bytes.len(), true);
                     self.owed = Some((begin.elapsed() * WAY).clamp(WAY_MIN, WAY_MAX));
-                    return Ok(self.apply(sequence, &envelope.record));
+                    return Ok(self.apply(sequence, &stocked));
                 }
                 Err(LogError::Conflict { last: stored }) if stored < last => {
                     return Err(self.give_up(format!("it ends at {stored}, but {last} records had been stored")));
@@ -156,12 +148,22 @@ impl Driver {
             };
             let is_end = records.len() < REPLAY;
             for (sequence, bytes) in records {
-                let envelope = Envelope::decode(sequence, &bytes)?;
-                let is_own = envelope.writer == self.writer;
-                self.keeper.count(bytes.len(), is_own);
-                let outcome = self.apply(sequence, &envelope.record);
-                self.contended |= !is_own;
-                if is_own && envelope.number == number {
+                let stocked = Envelope::read(sequence, &bytes, self.state(State::level))?;
+                let own = match &stocked {
+                    Stocked::Record(envelope) => Some(envelope.number).filter(|_| envelope.writer == self.writer),
+                    Stocked::Foreign(why) => {
+                        tracing::error!(
+                            sequence,
+                            why,
+                            "somebody else has written to the log's address; it is left out"
+                        );
+                        None
+                    }
+                };
+                self.keeper.count(bytes.len(), own.is_some());
+                let outcome = self.apply(sequence, &stocked);
+                self.contended |= own.is_none();
+                if own == Some(number) {
                     *found = Some(outcome);
                 }
             }
@@ -186,10 +188,10 @@ impl Driver {
         Ok(())
     }
 
-    fn apply(&self, sequence: u64, record: &Record) -> Outcome {
-        let outcome = self.change(sequence, |state| state.apply(sequence, record));
+    fn apply(&self, sequence: u64, stocked: &Stocked) -> Outcome {
+        let outcome = self.change(sequence, |state| state.take(sequence, stocked));
         if let Outcome::Ignored(why) = outcome {
-            tracing::debug!(sequence, why, ?record, "record changed nothing");
+            tracing::debug!(sequence, why, ?stocked, "record changed nothing");
         }
         outcome
     }

@@ -133,7 +133,7 @@ fn audit_round(job: &Job, round: &Round) -> Result<(), String> {
     Ok(())
 }
 
-/// No client counts twice, and each is represented by its newest attempt that is not lost.
+/// No client counts twice, and each is represented by its newest attempt that is neither lost nor discarded.
 fn audit_clients(round: &Round) -> Result<(), String> {
     let mut present = HashSet::new();
     for update in round.updates() {
@@ -143,6 +143,10 @@ fn audit_clients(round: &Round) -> Result<(), String> {
         let is_asked_again = update.code == Some(Code::RoundGivenUp) && base.is_some();
         if update.state == ReceiptState::Lost || is_asked_again {
             ensure!(standing != Some(update.receipt), "client {client} is represented by what is lost or given up");
+            continue;
+        }
+        // One that its function refused has its client's place from older releases only.
+        if update.state == ReceiptState::Discarded && standing != Some(update.receipt) {
             continue;
         }
         ensure!(present.insert((client, base)), "client {client} has two updates");

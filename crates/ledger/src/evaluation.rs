@@ -8,7 +8,6 @@ use crate::mean::Mean;
 use crate::outcome::EvaluateOutcome;
 use crate::round::METRICS_MAX;
 use catchment_types::{ClientId, EvaluationResult, EvaluationView};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 /// Newest versions that take results.
@@ -19,13 +18,13 @@ const CLIENTS_MAX: usize = 100_000;
 const VERSIONS_MAX: usize = 1_100;
 
 /// What clients measured of one model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
-    results: u64,
-    num_samples: u64,
-    means: BTreeMap<String, Mean>,
+    pub(crate) results: u64,
+    pub(crate) num_samples: u64,
+    pub(crate) means: BTreeMap<String, Mean>,
     /// What each client said, while the version takes results.
-    clients: HashMap<ClientId, u64>,
+    pub(crate) clients: HashMap<ClientId, u64>,
 }
 
 impl Evaluation {

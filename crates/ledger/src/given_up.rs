@@ -8,6 +8,7 @@ use crate::job::Job;
 use crate::round::Round;
 use crate::state::active;
 use catchment_types::{Digest, JobState, TimeMs};
+use std::sync::Arc;
 
 /// Rounds given up in a row after which a job pauses.
 const IN_A_ROW_MAX: u64 = 3;
@@ -32,11 +33,12 @@ impl Job {
         );
         round.give_up(&told, at_ms);
         // Also where its owner has cut the number of rounds meanwhile: this one was still to make a model.
-        self.spec.rounds = self.spec.rounds.max(number).saturating_add(1);
+        let rounds = self.spec.rounds.max(number).saturating_add(1);
+        Arc::make_mut(&mut self.spec).rounds = rounds;
         let in_a_row = self.given_up_in_a_row();
         if in_a_row >= IN_A_ROW_MAX {
             if self.state == JobState::Running {
-                (self.state, self.mark) = (JobState::Paused, Some(at_ms));
+                (self.state, self.paused_ms, self.resumed_round) = (JobState::Paused, Some(at_ms), None);
             }
             self.reason = Some(format!(
                 "{in_a_row} rounds in a row were given up, the last was round {number}: {reason}; see to what its clients \
@@ -50,7 +52,7 @@ impl Job {
     /// for want of updates do not count, unless they are kept no longer: then nobody knows how they ended.
     fn given_up_in_a_row(&self) -> u64 {
         let made = self.newest_model().and_then(|model| model.round).unwrap_or(0);
-        let resumed = self.mark.filter(|_| self.state == JobState::Running).unwrap_or(0);
+        let resumed = self.resumed_round.unwrap_or(0);
         let since = made.max(resumed);
         let kept = self.round.iter().chain(&self.history).take_while(|round| round.number > since);
         let others = kept.filter(|round| round.given_up().is_none()).count() as u64;

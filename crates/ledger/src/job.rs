@@ -6,8 +6,8 @@ use catchment_types::{
     ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelCommit, ModelView, Receipt,
     ReceiptId, ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Receipts of ended rounds are dropped, oldest first, beyond this many updates, whatever the retention says. The
 /// newest ended round keeps its own in any case, because its clients may still be repeating their calls.
@@ -16,7 +16,7 @@ const HISTORY_UPDATES_MAX: u64 = 200_000;
 const HISTORY_ROUNDS_MAX: usize = 100_000;
 
 /// A model version of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// What was committed.
     pub commit: ModelCommit,
@@ -27,15 +27,14 @@ pub struct Model {
 }
 
 /// One job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Its identity.
     pub uid: JobUid,
-    /// Its spec as it was created: JSON, which a snapshot cannot carry otherwise without loss.
+    /// Its spec as it was created: JSON.
     pub(crate) spec_text: Box<str>,
-    /// Its spec.
-    #[serde(with = "crate::snapshot::spec")]
-    pub spec: JobSpec,
+    /// Its spec as it is now. Shared, because each request looks at it for as long as it takes.
+    pub spec: Arc<JobSpec>,
     /// What it is doing.
     pub state: JobState,
     /// Why it failed, was completed early, or paused itself.
@@ -50,9 +49,10 @@ pub struct Job {
     pub needs: Footprint,
     /// Its newest round.
     pub round: Option<Round>,
-    /// While it is paused: since when. While it runs: the newest round when it was resumed after it had paused itself; rounds
-    /// given up are counted from there on. One field for both, because the layout of snapshots has one.
-    pub(crate) mark: Option<u64>,
+    /// Since when it is paused.
+    pub(crate) paused_ms: Option<TimeMs>,
+    /// The newest round when it was resumed after it had paused itself; rounds given up are counted from there on.
+    pub(crate) resumed_round: Option<u64>,
     /// Ended rounds before `round`, newest first, without gaps.
     pub(crate) history: VecDeque<Round>,
     /// Updates in `history`.
@@ -64,15 +64,6 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reads the spec again, of which a snapshot carries only what may have changed since.
-    pub(crate) fn complete(&mut self) -> Result<(), String> {
-        let spec = JobSpec::from_json(self.spec_text.as_bytes());
-        let created = spec.map_err(|errors| format!("the spec of job {} is not read: {errors:?}", self.uid))?;
-        let changed = std::mem::replace(&mut self.spec, created);
-        crate::snapshot::spec::take_changes(&mut self.spec, &changed);
-        Ok(())
-    }
-
     /// The newest model.
     pub fn newest_model(&self) -> Option<&Model> {
         self.models.last()
@@ -212,7 +203,7 @@ impl Job {
         });
         JobView {
             uid: self.uid,
-            spec: self.spec.clone(),
+            spec: JobSpec::clone(&self.spec),
             state: self.state,
             reason: self.reason.clone().or(missing).or_else(|| self.asked_again()),
             created_at: rfc3339(self.created_ms),
@@ -252,10 +243,24 @@ impl Job {
     pub fn update_at(&self, number: u64, client: &ClientId) -> Option<&Update> {
         match self.spec.mode {
             Mode::Sync => self.round_numbered(number).and_then(|round| round.update_of(client)),
+            Mode::Async(_) => self.buffers_since(number).find_map(|round| round.update_from(number, client)),
+        }
+    }
+
+    /// Where an update of an asynchronous job can be that was trained from this version, the newest first.
+    fn buffers_since(&self, version: u64) -> impl Iterator<Item = &Round> {
+        self.round.iter().chain(&self.history).take_while(move |round| round.model_version >= version)
+    }
+
+    /// The same bytes from the same client at this address, if they were refused and it has sent nothing since.
+    fn refused_at<'a>(&'a self, number: u64, client: &ClientId, digest: &Digest) -> Option<&'a Update> {
+        let refused = |round: &'a Round| round.refused(self.uid, client, digest);
+        match self.spec.mode {
+            Mode::Sync => self.round_numbered(number).and_then(refused),
+            // Its newest attempt in a buffer may be from another version.
             Mode::Async(_) => {
-                // It went into some buffer since that version.
-                let since = self.round.iter().chain(&self.history).take_while(|round| round.model_version >= number);
-                since.filter_map(|round| round.update_from(number, client)).next()
+                let is_there = |update: &&Update| update.accept.base == Some(number);
+                self.buffers_since(number).filter_map(refused).find(is_there)
             }
         }
     }
@@ -318,6 +323,9 @@ impl Job {
                 Some(_) => Verdict::Conflict(known.receipt),
                 None => Verdict::Known(known.receipt),
             };
+        }
+        if let Some(refused) = digest.and_then(|digest| self.refused_at(number, client, digest)) {
+            return Verdict::Duplicate(refused.receipt);
         }
         let current = self.round_number();
         match &self.round {

@@ -74,6 +74,7 @@ pub(crate) const GONE: u64 = u64::MAX;
 /// The state of every job, and the way to change it. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
+    writer: [u8; 16],
     shared: Arc<Shared>,
     proposals: mpsc::Sender<Proposal>,
 }
@@ -121,7 +122,12 @@ impl Ledger {
         };
         driver.catch_up(0, &mut None).await.map_err(unreadable)?;
         tokio::spawn(supervise(tokio::spawn(driver.run(queue)), shared.clone()));
-        Ok(Self { shared, proposals })
+        Ok(Self { writer, shared, proposals })
+    }
+
+    /// What this process's records name as their writer.
+    pub fn writer(&self) -> [u8; 16] {
+        self.writer
     }
 
     /// Looks at the state. The closure must be short: it holds a read lock.

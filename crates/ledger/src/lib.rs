@@ -9,6 +9,7 @@
 mod append;
 mod audit;
 mod driver;
+mod envelope;
 mod evaluation;
 mod given_up;
 mod job;
@@ -16,11 +17,13 @@ mod keeper;
 mod ledger;
 mod mean;
 mod names;
+pub mod offline;
 mod outcome;
 mod round;
 mod snapshot;
 mod state;
 
+pub use envelope::{Envelope, Guard, Stocked};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
 pub use ledger::{Ledger, LedgerError};

@@ -1,13 +1,11 @@
 //! Means of what clients report.
 
-use serde::{Deserialize, Serialize};
-
 /// The running, sample-weighted mean of one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Mean {
-    clients: u64,
-    samples: f64,
-    value: f64,
+    pub clients: u64,
+    pub samples: f64,
+    pub value: f64,
 }
 
 impl Mean {

@@ -6,7 +6,6 @@
 //! the same hash cost nothing but that senders for the one have to say which job they mean.
 
 use catchment_types::Name;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Hashes that are kept: 8 MB of a snapshot. Beyond them every name counts as used, because a name that was forgotten
@@ -14,19 +13,14 @@ use std::collections::BTreeSet;
 const NAMES_MAX: usize = 1_000_000;
 
 /// Names of deleted jobs.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct UsedNames {
-    hashes: BTreeSet<u64>,
+    pub hashes: BTreeSet<u64>,
     /// Whether there were more than are kept.
-    is_full: bool,
+    pub is_full: bool,
 }
 
 impl UsedNames {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty() && !self.is_full
-    }
-
     /// The job of this name is deleted.
     pub fn insert(&mut self, namespace: &Name, name: &Name) {
         let hash = hash(namespace, name);
@@ -62,7 +56,7 @@ mod tests {
     fn a_name_is_used_in_its_namespace() {
         let mut used = UsedNames::default();
         used.insert(&name("a"), &name("b"));
-        assert!(used.has(&name("a"), &name("b")) && !used.is_empty());
+        assert!(used.has(&name("a"), &name("b")));
         for (namespace, other) in [("b", "a"), ("a", "a"), ("ab", "b"), ("default", "b")] {
             assert!(!used.has(&name(namespace), &name(other)));
         }

@@ -1,11 +1,11 @@
 //! One round: who sent what, and how far it is.
 
 use crate::mean::Mean;
+use crate::state::MEMORY_LOST;
 use catchment_types::{
-    Accept, ClientId, CloseReason, Code, Digest, JobSpec, NodeId, Place, ReceiptId, ReceiptState, RoundNodeView,
-    RoundState, TimeMs,
+    Accept, ClientId, CloseReason, Code, Digest, JobSpec, JobUid, NodeId, Place, ReceiptId, ReceiptState,
+    RoundNodeView, RoundState, TimeMs,
 };
-use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 pub const METRICS_MAX: usize = 64;
 
 /// Where a round is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Takes updates.
     Open,
@@ -26,7 +26,7 @@ pub enum Phase {
 }
 
 /// One update of a round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Update {
     /// Its receipt.
     pub receipt: ReceiptId,
@@ -53,14 +53,14 @@ impl Update {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct ClientSlot {
     attempts: u32,
     current: Option<ReceiptId>,
 }
 
 /// What one node holds of a round.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Share {
     /// Updates that count.
     pub updates: u64,
@@ -73,7 +73,7 @@ pub struct Share {
 }
 
 /// One round of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Round {
     /// Its number, from 1.
     pub number: u64,
@@ -104,6 +104,20 @@ pub struct Round {
     folded: u64,
 }
 
+/// A round without its updates.
+pub(crate) struct RoundHead {
+    pub number: u64,
+    pub phase: Phase,
+    pub model_version: u64,
+    pub goal: u64,
+    pub min_updates: u64,
+    pub opened_ms: TimeMs,
+    pub deadline_ms: Option<TimeMs>,
+    pub ended_ms: Option<TimeMs>,
+    pub places: Vec<Place>,
+    pub leaves: u32,
+}
+
 impl Round {
     pub(crate) fn open(
         number: u64,
@@ -113,7 +127,7 @@ impl Round {
         deadline_ms: Option<TimeMs>,
         places: &[Place],
     ) -> Self {
-        Self {
+        let head = RoundHead {
             number,
             phase: Phase::Open,
             model_version,
@@ -123,13 +137,49 @@ impl Round {
             deadline_ms,
             ended_ms: None,
             places: places.to_vec(),
+            leaves: spec.topology.leaves(),
+        };
+        Self::restored(head, [])
+    }
+
+    /// A round of these updates, in the order of acceptance; each with whether it has its client's place. Everything else
+    /// about it follows from them.
+    pub(crate) fn restored(head: RoundHead, updates: impl IntoIterator<Item = (Update, bool)>) -> Self {
+        let mut round = Self {
+            number: head.number,
+            phase: head.phase,
+            model_version: head.model_version,
+            goal: head.goal,
+            min_updates: head.min_updates,
+            opened_ms: head.opened_ms,
+            deadline_ms: head.deadline_ms,
+            ended_ms: head.ended_ms,
+            places: head.places,
             updates: BTreeMap::new(),
             clients: HashMap::new(),
             by_base: HashMap::new(),
             shares: BTreeMap::new(),
-            leaves: spec.topology.leaves(),
+            leaves: head.leaves,
             received: 0,
             folded: 0,
+        };
+        updates.into_iter().for_each(|(update, stands)| round.put(update, stands));
+        round
+    }
+
+    /// What a round is made from again, without its updates.
+    pub(crate) fn head(&self) -> RoundHead {
+        RoundHead {
+            number: self.number,
+            phase: self.phase,
+            model_version: self.model_version,
+            goal: self.goal,
+            min_updates: self.min_updates,
+            opened_ms: self.opened_ms,
+            deadline_ms: self.deadline_ms,
+            ended_ms: self.ended_ms,
+            places: self.places.clone(),
+            leaves: self.leaves,
         }
     }
 
@@ -171,18 +221,32 @@ impl Round {
         }
     }
 
-    /// What nodes have of it, or are to have, as callers see it.
+    /// What `client` sent last, if it was refused and has these bytes: what was refused once would be refused again.
+    pub(crate) fn refused(&self, uid: JobUid, client: &ClientId, digest: &Digest) -> Option<&Update> {
+        let attempt = self.clients.get(client)?.attempts.checked_sub(1)?;
+        let update = self.update(ReceiptId::derive(uid, self.number, client, digest, attempt))?;
+        // Of a round that was given up nobody knows whose update was the cause.
+        let is_refused = update.state == ReceiptState::Discarded && update.code != Some(Code::RoundGivenUp);
+        Some(update).filter(|_| is_refused)
+    }
+
+    /// What nodes have of it, or are to have, as callers see it. Callers hold the ledger's lock: one look at each node.
     pub fn nodes_view(&self) -> Vec<RoundNodeView> {
-        let nothing = Share::default();
+        let (nothing, top) = (Share::default(), self.top());
+        let mut planned = BTreeMap::new();
+        for place in &self.places {
+            // Of a node that is named twice, the first counts.
+            planned.entry(place.node).or_insert(place.updates);
+        }
         let placed = self.places.iter().map(|place| place.node).filter(|node| !self.shares.contains_key(node));
         let view = |node: NodeId| {
             let share = self.shares.get(&node).unwrap_or(&nothing);
             RoundNodeView {
                 node: node.to_string(),
                 name: None,
-                top: self.top() == Some(node),
+                top: top == Some(node),
                 into: None,
-                planned: self.places.iter().find(|place| place.node == node).map_or(0, |place| place.updates),
+                planned: planned.get(&node).copied().unwrap_or_default(),
                 received: share.updates,
                 folded: share.folded,
                 bytes: share.bytes,
@@ -274,29 +338,68 @@ impl Round {
     pub(crate) fn insert(&mut self, accept: &Accept) -> ReceiptId {
         let slot = self.clients.entry(accept.client.clone()).or_default();
         let receipt = ReceiptId::derive(accept.uid, accept.round, &accept.client, &accept.digest, slot.attempts);
-        slot.attempts += 1;
-        match accept.base {
-            None => slot.current = Some(receipt),
-            Some(base) => drop(self.by_base.entry(accept.client.clone()).or_default().insert(base, receipt)),
-        }
         // Updates are never removed, so their number is the order of the next.
         let order = self.updates.len() as u64;
         let leaf = (order % u64::from(self.leaves)) as u32;
-        let (accept, node, bytes) = (accept.clone(), accept.node, accept.bytes);
+        let accept = accept.clone();
         let staleness = accept.base.map_or(0, |base| self.model_version.saturating_sub(base));
         let state = ReceiptState::Accepted;
-        let update = Update { receipt, accept, state, code: None, reason: None, order, leaf, staleness };
-        let before = self.updates.insert(receipt, update);
-        assert!(before.is_none(), "every attempt of every client has a receipt of its own");
-        let share = self.shares.entry(node).or_default();
-        share.pending.insert(order, receipt);
-        share.updates += 1;
-        share.bytes += bytes;
-        self.received += 1;
+        self.put(Update { receipt, accept, state, code: None, reason: None, order, leaf, staleness }, true);
         if self.received >= self.goal {
             self.phase = Phase::Aggregating;
         }
         receipt
+    }
+
+    /// Takes an update in and counts it as what it is. `stands`: whether it has its client's place.
+    pub(crate) fn put(&mut self, update: Update, stands: bool) {
+        let (receipt, accept) = (update.receipt, &update.accept);
+        let slot = self.clients.entry(accept.client.clone()).or_default();
+        slot.attempts += 1;
+        match accept.base {
+            None if stands => slot.current = Some(receipt),
+            None => {}
+            Some(base) => {
+                let bases = self.by_base.entry(accept.client.clone()).or_default();
+                stands.then(|| bases.insert(base, receipt));
+            }
+        }
+        if update.counts() {
+            let share = self.shares.entry(accept.node).or_default();
+            share.updates += 1;
+            share.bytes += accept.bytes;
+            self.received += 1;
+            if update.state == ReceiptState::Accepted {
+                share.pending.insert(update.order, receipt);
+            } else {
+                share.folded += 1;
+                self.folded += 1;
+            }
+        }
+        let before = self.updates.insert(receipt, update);
+        assert!(before.is_none(), "every attempt of every client has a receipt of its own");
+    }
+
+    /// Whether the update has its client's place.
+    pub(crate) fn stands(&self, update: &Update) -> bool {
+        self.standing_for(&update.accept).is_some_and(|standing| standing.receipt == update.receipt)
+    }
+
+    /// Whoever sent the update may send another in its place.
+    fn free_place(&mut self, receipt: ReceiptId) {
+        let accept = &self.updates[&receipt].accept;
+        match accept.base {
+            None => {
+                let slot = self.clients.get_mut(&accept.client).filter(|slot| slot.current == Some(receipt));
+                slot.into_iter().for_each(|slot| slot.current = None);
+            }
+            Some(base) => {
+                let bases = self.by_base.get_mut(&accept.client).filter(|bases| bases.get(&base) == Some(&receipt));
+                if let Some(bases) = bases {
+                    bases.remove(&base);
+                }
+            }
+        }
     }
 
     /// Moves an update to another state and keeps the counts. Returns whether anything changed.
@@ -349,9 +452,13 @@ impl Round {
     }
 
     /// Leaves an update out, unless an accumulator has it: nothing can be taken out of a sum again.
-    pub(crate) fn discard(&mut self, receipt: ReceiptId, reason: &str) -> bool {
+    pub(crate) fn discard(&mut self, receipt: ReceiptId, code: Code, reason: &str, frees_place: bool) -> bool {
         let is_accepted = self.update(receipt).is_some_and(|update| update.state == ReceiptState::Accepted);
-        is_accepted && self.set_state(receipt, ReceiptState::Discarded, Some(Code::FunctionTrap), Some(reason))
+        let is_discarded = is_accepted && self.set_state(receipt, ReceiptState::Discarded, Some(code), Some(reason));
+        if is_discarded && frees_place {
+            self.free_place(receipt);
+        }
+        is_discarded
     }
 
     /// Everything that a node holds is gone, as below. Its accumulators go as a whole, because nothing can be taken out of
@@ -365,6 +472,15 @@ impl Round {
         self.lose(&receipts, "the node that held it was lost; send it again")
     }
 
+    /// What a node had summed up for a leaf is gone, and every update in it.
+    pub(crate) fn lose_sum(&mut self, node: NodeId, leaf: u32) -> bool {
+        let is_in = |update: &&Update| {
+            update.state == ReceiptState::Folded && (update.accept.node, update.leaf) == (node, leaf)
+        };
+        let receipts: Vec<ReceiptId> = self.contributors().filter(is_in).map(|update| update.receipt).collect();
+        self.lose(&receipts, MEMORY_LOST)
+    }
+
     /// The updates are gone; their clients may send them again, and a closed round opens again for them.
     pub(crate) fn lose(&mut self, receipts: &[ReceiptId], reason: &str) -> bool {
         let mut any = false;
@@ -373,16 +489,7 @@ impl Round {
                 continue;
             }
             any = true;
-            let accept = &self.updates[receipt].accept;
-            match accept.base {
-                None => {
-                    let slot = self.clients.get_mut(&accept.client).filter(|slot| slot.current == Some(*receipt));
-                    slot.into_iter().for_each(|slot| slot.current = None);
-                }
-                Some(base) => {
-                    self.by_base.get_mut(&accept.client).and_then(|bases| bases.remove(&base));
-                }
-            }
+            self.free_place(*receipt);
         }
         if any && self.phase == Phase::Aggregating {
             self.phase = Phase::Open;
@@ -402,7 +509,9 @@ impl Round {
     pub(crate) fn skip(&mut self, reason: CloseReason, at_ms: TimeMs) {
         let text = match reason {
             CloseReason::Stopped => "the job was stopped before its round was committed",
-            CloseReason::Shortfall | CloseReason::Deadline => "too few updates came by the round's deadline",
+            CloseReason::Shortfall | CloseReason::Deadline | CloseReason::Asked => {
+                "too few updates came by the round's deadline"
+            }
         };
         self.end_without_model(Code::RoundClosed, text, at_ms);
     }
@@ -411,9 +520,8 @@ impl Round {
     /// its clients may send from that model again.
     pub(crate) fn give_up(&mut self, reason: &str, at_ms: TimeMs) {
         for receipt in self.end_without_model(Code::RoundGivenUp, reason, at_ms) {
-            let accept = &self.updates[&receipt].accept;
-            if let (Some(base), Some(bases)) = (accept.base, self.by_base.get_mut(&accept.client)) {
-                bases.remove(&base);
+            if self.updates[&receipt].accept.base.is_some() {
+                self.free_place(receipt);
             }
         }
     }

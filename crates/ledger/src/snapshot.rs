@@ -4,17 +4,23 @@
 //! makes a snapshot opens the log as a ledger does, from the snapshot before and the records after it, beside the
 //! ledger at work, and stores what that comes to. The live state is not even looked at.
 
-use crate::append::{Envelope, RECORD_BYTES_MAX, REPLAY};
+mod changes;
+mod layout;
+mod v1;
+
+use crate::append::REPLAY;
+use crate::envelope::Envelope;
 use crate::state::State;
 use catchment_bus::{EventLog, LogError, Snapshot};
 use std::sync::Arc;
 
-/// The layout of a snapshot, its last byte. Raise it with every change of what the state holds, and then keep reading
-/// the one before: a log whose first records are forgotten cannot be replayed instead.
-pub const SNAPSHOT_VERSION: u8 = 1;
-/// Added to the version where names of deleted jobs follow the state. Without any, nothing follows, so that whoever does
-/// not know of them reads such a snapshot; one with names it takes for a version that it does not read.
-const WITH_NAMES: u8 = 0x80;
+/// The version of a snapshot, its last byte. Raise it with every change of what is put down, and keep reading the ones
+/// before: a log whose first records are forgotten cannot be replayed instead.
+pub const SNAPSHOT_VERSION: u8 = 2;
+/// What the first release wrote. It is written still while the cluster has members of that release.
+const FIRST_VERSION: u8 = 1;
+/// What builds between the first release and the second version wrote where names of deleted jobs follow the state.
+const NAMED_VERSION: u8 = FIRST_VERSION | 0x80;
 
 /// How often snapshots are taken. Each has the log forget what is in the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,55 +43,19 @@ impl SnapshotPace {
     pub const NEVER: Self = Self { records: u64::MAX, bytes: u64::MAX };
 }
 
-/// The part of a spec that a snapshot carries: what can change while a job runs. The rest is in the text it was created
-/// from.
-pub(crate) mod spec {
-    use catchment_types::{DurationText, JobSpec};
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Changes {
-        rounds: u64,
-        goal: u64,
-        min_updates: u64,
-        deadline: Option<DurationText>,
-    }
-
-    pub(crate) fn serialize<S: Serializer>(spec: &JobSpec, serializer: S) -> Result<S::Ok, S::Error> {
-        let (rounds, goal, min_updates, deadline) = (spec.rounds, spec.goal, spec.min_updates, spec.deadline);
-        Changes { rounds, goal, min_updates, deadline }.serialize(serializer)
-    }
-
-    /// A spec of which only the changes mean anything.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSpec, D::Error> {
-        let Changes { rounds, goal, min_updates, deadline } = Changes::deserialize(deserializer)?;
-        let any = JobSpec::from_json(br#"{"name":"a","function":"a"}"#);
-        let any = any.map_err(|errors| D::Error::custom(format!("{errors:?}")))?;
-        Ok(JobSpec { rounds, goal, min_updates, deadline, ..any })
-    }
-
-    pub(crate) fn take_changes(spec: &mut JobSpec, changed: &JobSpec) {
-        spec.rounds = changed.rounds;
-        spec.set_goal(changed.goal);
-        spec.min_updates = changed.min_updates;
-        spec.deadline = changed.deadline;
-    }
-}
-
 impl State {
-    /// The state as a snapshot's content.
+    /// The state as a snapshot's content, in the newest form that every member of its cluster reads.
     ///
     /// # Errors
-    /// Why it cannot be one: it is too large.
+    /// Why it cannot be one: a job is too large.
     pub fn to_snapshot(&self) -> Result<Vec<u8>, String> {
-        let names = (!self.used_names.is_empty()).then_some(&self.used_names);
-        let bytes = match names {
-            None => catchment_codec::encode_large(self),
-            Some(names) => catchment_codec::encode_large(&(self, names)),
+        let (mut bytes, version) = if self.level < 2 {
+            let first = catchment_codec::encode_large(&v1::StateV1::write(self));
+            (first.map_err(|error| error.to_string())?, FIRST_VERSION)
+        } else {
+            (layout::write(self)?, SNAPSHOT_VERSION)
         };
-        let mut bytes = bytes.map_err(|error| error.to_string())?;
-        bytes.push(names.map_or(SNAPSHOT_VERSION, |_| SNAPSHOT_VERSION | WITH_NAMES));
+        bytes.push(version);
         Ok(bytes)
     }
 
@@ -94,27 +64,18 @@ impl State {
     /// # Errors
     /// What is wrong with it.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, String> {
-        let (message, version) = match bytes.split_last() {
-            Some((version, message)) => (message, *version),
-            None => return Err("it is empty".to_owned()),
-        };
-        if version & !WITH_NAMES != SNAPSHOT_VERSION {
-            return Err(format!(
-                "it is of version {version}, and this build reads version {SNAPSHOT_VERSION}: use a release that \
+        let Some((version, content)) = bytes.split_last() else { return Err("it is empty".to_owned()) };
+        let first = |error: catchment_codec::CodecError| error.to_string();
+        match *version {
+            SNAPSHOT_VERSION if content.starts_with(&layout::MARK) => layout::read(content),
+            SNAPSHOT_VERSION => Err("it does not begin like a snapshot".to_owned()),
+            FIRST_VERSION => catchment_codec::decode_large(content).map_err(first).and_then(v1::StateV1::read),
+            NAMED_VERSION => catchment_codec::decode_large(content).map_err(first).and_then(v1::NamedV1::read),
+            version => Err(format!(
+                "it is of version {version}, and this build reads versions up to {SNAPSHOT_VERSION}: use a release that \
                  reads version {version}"
-            ));
+            )),
         }
-        let read = if version & WITH_NAMES == 0 {
-            catchment_codec::decode_large(message)
-        } else {
-            catchment_codec::decode_large(message).map(|(mut state, used_names): (Self, _)| {
-                state.used_names = used_names;
-                state
-            })
-        };
-        let mut state = read.map_err(|error| error.to_string())?;
-        state.complete()?;
-        Ok(state)
     }
 }
 
@@ -173,7 +134,8 @@ pub(crate) async fn take(log: Arc<dyn EventLog>, known: u64) -> Result<Option<u6
         let is_end = records.len() < REPLAY;
         state = work(move || {
             for (sequence, bytes) in records {
-                state.apply(sequence, &Envelope::decode(sequence, &bytes)?.record);
+                let stocked = Envelope::read(sequence, &bytes, state.level())?;
+                state.take(sequence, &stocked);
             }
             Ok(state)
         })
@@ -191,11 +153,4 @@ pub(crate) async fn take(log: Arc<dyn EventLog>, known: u64) -> Result<Option<u6
     tracing::debug!(sequence, bytes = bytes.len(), "storing a snapshot");
     let is_stored = log.put_snapshot(Snapshot { sequence, bytes: bytes.into() }).await?;
     Ok(is_stored.then_some(sequence))
-}
-
-impl Envelope {
-    pub(crate) fn decode(sequence: u64, bytes: &[u8]) -> Result<Self, LogError> {
-        catchment_codec::decode(bytes, RECORD_BYTES_MAX)
-            .map_err(|error| LogError::Damaged(format!("record {sequence}: {error}")))
-    }
 }

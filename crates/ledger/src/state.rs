@@ -1,41 +1,89 @@
 //! The fold over the event log.
 
+use crate::envelope::{Guard, Stocked};
 use crate::job::{Job, Model, Verdict};
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
     Accept, ClientId, CloseReason, Digest, DurationText, EvaluationResult, Footprint, JobAction, JobSpec, JobState,
-    JobUid, ModelCommit, Name, NodeId, Place, Receipt, ReceiptId, Record, SpecPatch, TimeMs,
+    JobUid, LogId, ModelCommit, Name, NodeId, Place, Receipt, ReceiptId, ReceiptState, Record, SpecPatch, TimeMs,
 };
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
+/// Why what a node's memory held is lost.
+pub(crate) const MEMORY_LOST: &str = "the memory that held it was lost; send it again";
 /// The shortest deadline a round may be given by a patch; the spec refuses a shorter one too.
 const DEADLINE_MS_MIN: u64 = 100;
 /// The longest, likewise: a year.
 const DEADLINE_MS_MAX: u64 = 365 * 86_400_000;
 
 /// Every job, as the log up to [`State::sequence`] leaves it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    sequence: u64,
-    jobs: BTreeMap<JobUid, Job>,
-    names: BTreeMap<(Name, Name), JobUid>,
+    pub(crate) sequence: u64,
+    /// What may be written: every member reads it.
+    pub(crate) level: u32,
+    /// Which log it is of; `None` before its members' releases know of that.
+    pub(crate) log: Option<LogId>,
+    /// Entries of the log that are no records.
+    pub(crate) foreign: u64,
+    pub(crate) jobs: BTreeMap<JobUid, Job>,
+    pub(crate) names: BTreeMap<(Name, Name), JobUid>,
     /// Where to look for a receipt: its job and round. Follows from the jobs.
-    #[serde(skip)]
-    receipts: HashMap<ReceiptId, (JobUid, u64)>,
-    /// How often each node was given up, where that ever happened.
-    incarnations: BTreeMap<NodeId, u64>,
-    /// Names that deleted jobs had. A snapshot carries them beside the rest.
-    #[serde(skip)]
+    pub(crate) receipts: HashMap<ReceiptId, (JobUid, u64)>,
+    /// Which life of each node counts, where one was ever given up.
+    pub(crate) incarnations: BTreeMap<NodeId, u64>,
+    /// Which process works as each node: the last that started.
+    pub(crate) processes: BTreeMap<NodeId, [u8; 16]>,
+    /// Names that deleted jobs had.
     pub(crate) used_names: UsedNames,
+}
+
+impl Default for State {
+    /// Of an empty log.
+    fn default() -> Self {
+        Self {
+            sequence: 0,
+            level: 1,
+            log: None,
+            foreign: 0,
+            jobs: BTreeMap::new(),
+            names: BTreeMap::new(),
+            receipts: HashMap::new(),
+            incarnations: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            used_names: UsedNames::default(),
+        }
+    }
 }
 
 impl State {
     /// Sequence of the last record applied; 0 before the first.
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// The cluster's feature level: what may be written, because every member reads it.
+    pub fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// The log's identity, which data directories remember. `None` before the feature level that has them.
+    pub fn log(&self) -> Option<LogId> {
+        self.log
+    }
+
+    /// Entries of the log that are no records: what somebody else has sent to its address.
+    pub fn foreign(&self) -> u64 {
+        self.foreign
+    }
+
+    /// The process that works as this node, by the name of its records: the last that started. `None` where none has said.
+    pub fn process(&self, node: NodeId) -> Option<[u8; 16]> {
+        self.processes.get(&node).copied()
     }
 
     /// How often a node was given up for lost: which of its lives counts now.
@@ -87,17 +135,13 @@ impl State {
     }
 
     /// Makes again what a snapshot leaves out because it follows from the rest.
-    ///
-    /// # Errors
-    /// A spec that this build does not read.
-    pub(crate) fn complete(&mut self) -> Result<(), String> {
-        for job in self.jobs.values_mut() {
-            job.complete()?;
+    pub(crate) fn index(&mut self) {
+        for job in self.jobs.values() {
+            self.names.insert((job.spec.namespace.clone(), job.spec.name.clone()), job.uid);
             for round in job.round.iter().chain(&job.history) {
                 self.receipts.extend(round.updates().map(|update| (update.receipt, (job.uid, round.number))));
             }
         }
-        Ok(())
     }
 
     pub(crate) fn receipts_indexed(&self) -> u64 {
@@ -141,10 +185,42 @@ impl State {
         }
     }
 
-    /// Applies the record at `sequence`, which must be the next one.
+    /// Applies what the log holds at `sequence`, which must be the next.
+    pub fn take(&mut self, sequence: u64, stocked: &Stocked) -> Outcome {
+        match stocked {
+            Stocked::Record(envelope) => {
+                let stale = |guard: &Guard| self.job(guard.uid).is_none_or(|job| job.revision != guard.revision);
+                if envelope.guard.as_ref().is_some_and(stale) {
+                    self.step(sequence);
+                    return Outcome::Ignored("the job has changed since this was decided");
+                }
+                self.apply_of(sequence, Some(envelope.writer), &envelope.record)
+            }
+            Stocked::Foreign(_) => {
+                self.step(sequence);
+                self.foreign += 1;
+                Outcome::Ignored("it is no record")
+            }
+        }
+    }
+
+    /// Applies the record at `sequence`, which must be the next one, whoever wrote it.
     pub fn apply(&mut self, sequence: u64, record: &Record) -> Outcome {
+        self.apply_of(sequence, None, record)
+    }
+
+    fn step(&mut self, sequence: u64) {
         assert_eq!(sequence, self.sequence + 1, "the log has no gaps");
         self.sequence = sequence;
+    }
+
+    /// Whether what this process writes as the node counts.
+    fn is_fenced(&self, node: NodeId, writer: Option<[u8; 16]>) -> bool {
+        writer.zip(self.process(node)).is_some_and(|(writer, process)| writer != process)
+    }
+
+    fn apply_of(&mut self, sequence: u64, writer: Option<[u8; 16]>, record: &Record) -> Outcome {
+        self.step(sequence);
         match record {
             Record::JobCreated { uid, spec, at_ms } => self.create(*uid, spec, *at_ms),
             Record::JobPatched { uid, patch, .. } => self.change(*uid, |job| patch_job(job, patch)),
@@ -164,14 +240,30 @@ impl State {
             Record::RoundClosed { uid, round, reason, at_ms } => {
                 self.change(*uid, |job| close(job, *round, *reason, *at_ms))
             }
-            Record::Accepted(group) => Outcome::Accepts(group.iter().map(|accept| self.accept(accept)).collect()),
-            Record::Folded { uid, round, receipts } => self.touch(*uid, *round, false, |active| active.fold(receipts)),
-            Record::Discarded { uid, round, receipt, reason } => {
-                self.touch(*uid, *round, false, |active| active.discard(*receipt, reason))
+            Record::Accepted(group) => {
+                Outcome::Accepts(group.iter().map(|accept| self.accept(accept, writer)).collect())
+            }
+            Record::Folded { uid, round, receipts } => {
+                let receipts = self.own(*uid, *round, receipts, writer);
+                self.touch(*uid, *round, false, |active| active.fold(&receipts))
+            }
+            Record::Discarded { uid, round, receipt, code, reason } => {
+                if self.own(*uid, *round, &[*receipt], writer).is_empty() {
+                    return Outcome::Ignored("another process works as its node");
+                }
+                // Older releases keep the client's place.
+                let frees_place = self.level >= 2;
+                self.touch(*uid, *round, false, |active| active.discard(*receipt, *code, reason, frees_place))
             }
             Record::Lost { uid, round, receipts, .. } => {
-                let reason = "the memory that held it was lost; send it again";
-                self.touch(*uid, *round, true, |active| active.lose(receipts, reason))
+                let receipts = self.loseable(*uid, *round, receipts, writer);
+                self.touch(*uid, *round, true, |active| active.lose(&receipts, MEMORY_LOST))
+            }
+            Record::SumLost { node, .. } if self.is_fenced(*node, writer) => {
+                Outcome::Ignored("another process works as the node")
+            }
+            Record::SumLost { uid, round, node, leaf, .. } => {
+                self.touch(*uid, *round, true, |active| active.lose_sum(*node, *leaf))
             }
             Record::NodeLost { node, incarnation, .. } => self.lose_node(*node, *incarnation),
             Record::Evaluated { uid, version, results } => {
@@ -188,11 +280,64 @@ impl State {
             Record::RoundGivenUp { uid, round, contribution, reason, at_ms } => {
                 self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms))
             }
+            Record::LevelRaised { level, log, .. } => self.raise(*level, *log),
+            Record::NodeStarted { node, .. } => self.start(*node, writer),
         }
     }
 
+    fn raise(&mut self, level: u32, log: LogId) -> Outcome {
+        if level <= self.level {
+            return Outcome::Ignored("the level is as high already");
+        }
+        self.level = level;
+        self.log.get_or_insert(log);
+        Outcome::Done
+    }
+
+    fn start(&mut self, node: NodeId, writer: Option<[u8; 16]>) -> Outcome {
+        let Some(writer) = writer else { return Outcome::Ignored("it does not say which process it is") };
+        match self.processes.insert(node, writer) {
+            Some(before) if before == writer => Outcome::Ignored("it has said so before"),
+            _ => Outcome::Done,
+        }
+    }
+
+    /// Of these updates, those that the writer may speak of: not those of a node as which another process works.
+    fn own<'a>(
+        &self,
+        uid: JobUid,
+        round: u64,
+        receipts: &'a [ReceiptId],
+        writer: Option<[u8; 16]>,
+    ) -> Cow<'a, [ReceiptId]> {
+        if self.processes.is_empty() || writer.is_none() {
+            return receipts.into();
+        }
+        let Some(active) = self.active(uid, round) else { return receipts.into() };
+        let is_own = |receipt: &ReceiptId| {
+            active.update(*receipt).is_none_or(|update| !self.is_fenced(update.accept.node, writer))
+        };
+        receipts.iter().copied().filter(is_own).collect()
+    }
+
+    /// Of the updates that a process declares lost, those that can be: from level 2 on nothing that is in a sum, because
+    /// nothing can be taken out of one. A sum is lost as a whole.
+    fn loseable(&self, uid: JobUid, round: u64, receipts: &[ReceiptId], writer: Option<[u8; 16]>) -> Vec<ReceiptId> {
+        let mut own = self.own(uid, round, receipts, writer).into_owned();
+        if let Some(active) = self.active(uid, round).filter(|_| self.level >= 2) {
+            own.retain(|receipt| active.update(*receipt).is_some_and(|update| update.state == ReceiptState::Accepted));
+        }
+        own
+    }
+
+    fn active(&self, uid: JobUid, round: u64) -> Option<&Round> {
+        self.job(uid).and_then(Job::active_round).filter(|active| active.number == round)
+    }
+
     fn create(&mut self, uid: JobUid, spec_text: &str, at_ms: TimeMs) -> Outcome {
-        let Ok(spec) = JobSpec::from_json(spec_text.as_bytes()) else {
+        // What was accepted once stays accepted: no limit of this build is held against it. That it can be read at all was
+        // seen before (`Envelope::read`).
+        let Ok(spec) = JobSpec::stored(spec_text.as_bytes()) else {
             return Outcome::Ignored("the spec does not parse");
         };
         let key = (spec.namespace.clone(), spec.name.clone());
@@ -206,7 +351,7 @@ impl State {
         let job = Job {
             uid,
             spec_text: spec_text.into(),
-            spec,
+            spec: Arc::new(spec),
             state: JobState::WaitingForModel,
             reason: None,
             created_ms: at_ms,
@@ -214,7 +359,8 @@ impl State {
             models: Vec::new(),
             needs: Footprint::default(),
             round: None,
-            mark: None,
+            paused_ms: None,
+            resumed_round: None,
             history: Default::default(),
             history_updates: 0,
             evaluations: BTreeMap::new(),
@@ -226,8 +372,11 @@ impl State {
 
     fn delete(&mut self, uid: JobUid) -> Outcome {
         let Some(job) = self.jobs.remove(&uid) else { return Outcome::Ignored("no such job") };
-        self.used_names.insert(&job.spec.namespace, &job.spec.name);
-        self.names.remove(&(job.spec.namespace, job.spec.name));
+        // Snapshots of the first level cannot carry them, and what only some processes know would set them apart.
+        if self.level >= 2 {
+            self.used_names.insert(&job.spec.namespace, &job.spec.name);
+        }
+        self.names.remove(&(job.spec.namespace.clone(), job.spec.name.clone()));
         self.forget_receipts(job.round.iter().chain(&job.history));
         Outcome::Done
     }
@@ -293,7 +442,9 @@ impl State {
         if incarnation != self.incarnation(node) {
             return Outcome::Ignored("that incarnation is over");
         }
-        self.incarnations.insert(node, incarnation + 1);
+        // From level 2 on no life has a number that any had before, also not of a node that was forgotten meanwhile.
+        let next = if self.level >= 2 { self.sequence } else { incarnation + 1 };
+        self.incarnations.insert(node, next);
         for job in self.jobs.values_mut() {
             if job.round.as_mut().is_some_and(|round| round.is_active() && round.lose_node(node)) {
                 job.revision = self.sequence;
@@ -302,11 +453,11 @@ impl State {
         Outcome::Done
     }
 
-    fn accept(&mut self, accept: &Accept) -> AcceptOutcome {
+    fn accept(&mut self, accept: &Accept, writer: Option<[u8; 16]>) -> AcceptOutcome {
         if let Some(outcome) = self.judge_accept(accept) {
             return outcome;
         }
-        if accept.incarnation != self.incarnation(accept.node) {
+        if accept.incarnation != self.incarnation(accept.node) || self.is_fenced(accept.node, writer) {
             return AcceptOutcome::NodeLost;
         }
         let job = self.jobs.get_mut(&accept.uid).expect("judged just now");
@@ -328,14 +479,15 @@ fn patch_job(job: &mut Job, patch: &SpecPatch) -> Result<(), &'static str> {
     if job.state.is_over() {
         return Err("the job is over");
     }
+    let spec = Arc::make_mut(&mut job.spec);
     if let Some(rounds) = patch.rounds {
-        job.spec.rounds = rounds.max(1);
+        spec.rounds = rounds.max(1);
     }
     if let Some(goal) = patch.goal {
-        job.spec.set_goal(goal);
+        spec.set_goal(goal);
     }
     if let Some(deadline) = patch.deadline {
-        job.spec.deadline = Some(DurationText::from_ms(deadline.ms().clamp(DEADLINE_MS_MIN, DEADLINE_MS_MAX)));
+        spec.deadline = Some(DurationText::from_ms(deadline.ms().clamp(DEADLINE_MS_MIN, DEADLINE_MS_MAX)));
     }
     complete_if_done(job);
     Ok(())
@@ -345,17 +497,16 @@ fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static s
     match (action, job.state) {
         (JobAction::Pause, JobState::Running) => {
             job.state = JobState::Paused;
-            job.mark = Some(at_ms);
+            (job.paused_ms, job.resumed_round) = (Some(at_ms), None);
         }
         (JobAction::Resume, JobState::Paused) => {
             job.state = JobState::Running;
             resume_deadline(job, at_ms);
             // It had paused itself: its owner knows now, so rounds given up are counted anew.
-            job.mark = job.reason.take().map(|_| job.round_number());
+            job.resumed_round = job.reason.take().map(|_| job.round_number());
         }
         (JobAction::Stop, state) if !state.is_over() => {
-            job.state = JobState::Stopped;
-            job.reason = None;
+            end(job, JobState::Stopped, None);
             end_active_round(job, CloseReason::Stopped, at_ms);
         }
         _ => return Err("the job's state does not allow it"),
@@ -365,7 +516,7 @@ fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static s
 
 /// A pause does not use up the round's time: otherwise resuming a job after a night would fail its round.
 fn resume_deadline(job: &mut Job, at_ms: TimeMs) {
-    let paused_ms = job.mark.take().map_or(0, |since| at_ms.saturating_sub(since));
+    let paused_ms = job.paused_ms.take().map_or(0, |since| at_ms.saturating_sub(since));
     if let Some(deadline) = job.round.as_mut().filter(|round| round.is_active()).and_then(|r| r.deadline_ms.as_mut()) {
         *deadline = deadline.saturating_add(paused_ms);
     }
@@ -375,8 +526,7 @@ fn fail(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> 
     if job.state.is_over() {
         return Err("the job is over");
     }
-    job.state = JobState::Failed;
-    job.reason = Some(reason.to_owned());
+    end(job, JobState::Failed, Some(reason));
     end_active_round(job, CloseReason::Stopped, at_ms);
     Ok(())
 }
@@ -385,10 +535,16 @@ fn complete(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static s
     if !matches!(job.state, JobState::Running | JobState::Paused) {
         return Err("the job is not running");
     }
-    job.state = JobState::Completed;
-    job.reason = Some(reason.to_owned());
+    end(job, JobState::Completed, Some(reason));
     end_active_round(job, CloseReason::Stopped, at_ms);
     Ok(())
+}
+
+/// The job is over. When it was paused or resumed means nothing any more.
+fn end(job: &mut Job, state: JobState, reason: Option<&str>) {
+    job.state = state;
+    job.reason = reason.map(str::to_owned);
+    (job.paused_ms, job.resumed_round) = (None, None);
 }
 
 fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
@@ -432,6 +588,11 @@ fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: TimeMs) -> Resu
     let round = active(job, number)?;
     match reason {
         CloseReason::Deadline => round.phase = Phase::Aggregating,
+        CloseReason::Asked if round.received() == 0 => return Err("the round has no update to make a model of"),
+        CloseReason::Asked => {
+            round.min_updates = round.min_updates.min(round.received());
+            round.phase = Phase::Aggregating;
+        }
         CloseReason::Shortfall | CloseReason::Stopped => {
             round.skip(reason, at_ms);
             complete_if_done(job);
@@ -456,7 +617,6 @@ fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Res
 
 fn complete_if_done(job: &mut Job) {
     if job.round_number() >= job.spec.rounds && job.active_round().is_none() && !job.state.is_over() {
-        job.state = JobState::Completed;
-        job.reason = None;
+        end(job, JobState::Completed, None);
     }
 }

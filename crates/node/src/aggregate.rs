@@ -23,6 +23,7 @@ mod slices;
 mod total;
 mod tree;
 mod trouble;
+mod wakes;
 mod worker;
 
 pub use fresh::taken;
@@ -32,18 +33,16 @@ pub use pieces::{ORDER_BYTES_MAX, Order, Pieces};
 pub use ranges::Range;
 pub use recover::recover;
 pub use trouble::Trouble;
+pub use wakes::Wakes;
 
 use crate::context::Context;
 use crate::layouts::ModelLayout;
 use crate::metrics::Metrics;
 use crate::owner::owner;
 use crate::peers::models::keep_in_step;
-use crate::subjects;
-use catchment_bus::BusError;
 use catchment_ledger::{Job, State};
 use catchment_slab::{SlabError, SlabStore};
-use catchment_types::{Descriptor, JobSpec, JobUid, Name, NodeId, Topology};
-use futures::StreamExt;
+use catchment_types::{JobSpec, JobUid, Name, NodeId, Topology};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +50,7 @@ use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// How often the sweep looks for updates whose event was lost, while any are waiting.
+/// How often the sweep looks for updates whose task has ended or failed, while any are waiting.
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long free slabs are kept for the next update while nothing comes.
 const TRIM: Duration = Duration::from_secs(60);
@@ -110,14 +109,11 @@ pub fn finish_bytes(context: &Context, spec: &JobSpec, model: &ModelLayout) -> u
     leaf::Leaf::bytes(model.layout.elements()) * (merged + fetched) + 2 * SlabStore::file_bytes(0, model.own.slab_bytes)
 }
 
-/// Starts a job's task when an event says that there is work, until `stop`.
-///
-/// # Errors
-/// When the events cannot be subscribed to.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
-    let mut events = context.bus.events.subscribe(subjects::EVERY_ACCEPTED, None).await?;
+/// Starts a job's task when there is work, until `stop`.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut changes = context.ledger.watch();
-    let pieces = context.clone();
+    let shared = context.clone();
+    let (pieces, wakes) = (&shared.pieces, &shared.wakes);
     let mut dispatcher = Dispatcher {
         context,
         tasks: JoinSet::new(),
@@ -130,21 +126,18 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
     // And what was found of a job that is deleted by now.
     dispatcher.context.release_ended();
     let mut waiting = dispatcher.sweep();
-    let ended = loop {
+    loop {
         tokio::select! {
-            () = stop.cancelled() => break Ok(()),
-            event = events.next() => match event {
-                Some(event) => match Descriptor::from_bytes(&event.payload) {
-                    Ok(descriptor) => { dispatcher.wake(descriptor.job); waiting = true; }
-                    Err(error) => tracing::warn!(%error, subject = event.subject, "read descriptor"),
-                },
-                None => break Err(BusError::Ended),
-            },
+            () = stop.cancelled() => break,
+            woken = wakes.next() => {
+                woken.into_iter().for_each(|uid| dispatcher.wake(uid));
+                waiting = true;
+            }
             changed = changes.changed() => {
-                if changed.is_err() { break Ok(()) }
+                if changed.is_err() { break }
                 dispatcher.follow();
             }
-            () = pieces.pieces.came.notified() => pieces.pieces.waiting().into_iter().for_each(|uid| dispatcher.wake(uid)),
+            () = pieces.came.notified() => pieces.waiting().into_iter().for_each(|uid| dispatcher.wake(uid)),
             ended = dispatcher.tasks.join_next_with_id(), if !dispatcher.tasks.is_empty() => {
                 // One that panicked is started again by the sweep, after a while.
                 waiting = !dispatcher.ended(ended) || dispatcher.sweep();
@@ -152,14 +145,13 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), B
             () = tokio::time::sleep(SWEEP), if waiting => waiting = dispatcher.sweep(),
             () = tokio::time::sleep(TRIM), if dispatcher.may_trim(waiting) => dispatcher.trim(),
         }
-    };
+    }
     dispatcher.wakers.clear();
     let rest = async { while dispatcher.tasks.join_next().await.is_some() {} };
     tokio::time::timeout(STOP_TIME, rest).await.ok();
     drop(dispatcher);
     // Pieces hold memory, and memory this context.
-    pieces.pieces.clear();
-    ended
+    pieces.clear();
 }
 
 struct Dispatcher {
@@ -204,6 +196,9 @@ impl Dispatcher {
         };
         let uid = self.jobs.remove(&id);
         uid.iter().for_each(|uid| drop(self.wakers.remove(uid)));
+        // What it was in the middle of when its job was deleted may have brought something back.
+        let deleted = uid.filter(|uid| self.context.ledger.read(|state| state.job(*uid).is_none()));
+        deleted.iter().for_each(|uid| self.context.forget_job(*uid));
         let panicked = uid.zip(error).map(|(uid, error)| (uid, StepError::Panicked(error.to_string())));
         panicked.iter().for_each(|(uid, error)| self.context.trouble.failed(&self.context, *uid, error));
         panicked.is_none()

@@ -1,16 +1,17 @@
 //! What every part of a node works with.
 
 use crate::aggregate::offered::Digests;
-use crate::aggregate::{Holdings, Pieces, Trouble};
+use crate::aggregate::{Holdings, Pieces, Trouble, Wakes};
 use crate::bases::Bases;
 use crate::buffers::Buffers;
 use crate::desk::Desk;
 use crate::drafts::Drafts;
 use crate::functions::Functions;
 use crate::holders::Holders;
+use crate::identity::Identity;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
-use crate::models::Models;
+use crate::models::{Draft, Models};
 use crate::parking::Parking;
 use crate::peers::Peers;
 use crate::readiness::Readiness;
@@ -144,6 +145,8 @@ pub struct Context {
     pub config: NodeConfig,
     /// Its name.
     pub node: NodeId,
+    /// Which log its data is of, and whether another process has its name.
+    pub identity: Identity,
     /// The truth.
     pub ledger: Ledger,
     /// Log and events.
@@ -172,6 +175,8 @@ pub struct Context {
     pub digests: Digests,
     /// What they have ordered.
     pub pieces: Pieces,
+    /// Jobs of which it has just taken an update.
+    pub wakes: Wakes,
     /// What keeps jobs from going on here.
     pub trouble: Trouble,
     /// Whether it can write.
@@ -236,6 +241,21 @@ impl Context {
         {
             tracing::debug!(%error, "read on in the event log");
         }
+    }
+
+    /// Begins a checkpoint's file of a job that exists.
+    ///
+    /// # Errors
+    /// The job is deleted, or its folder cannot be written to.
+    pub fn draft(&self, uid: JobUid, name: &str) -> std::io::Result<Draft> {
+        let draft = self.models.draft(uid, name)?;
+        // Only now: whoever deletes the job after this look removes what was made before it.
+        if self.ledger.read(|state| state.job(uid).is_some()) {
+            return Ok(draft);
+        }
+        drop(draft);
+        self.models.remove(uid)?;
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the job is deleted"))
     }
 
     /// Removes the files of versions that the log keeps no longer.

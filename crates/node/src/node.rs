@@ -8,6 +8,7 @@ use crate::desk::{self, Desk};
 use crate::drafts::Drafts;
 use crate::functions::Functions;
 use crate::holders::Holders;
+use crate::identity::{self, Identity};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -15,15 +16,14 @@ use crate::parking::{Address, Parking};
 use crate::peers::Peers;
 use crate::readiness::Readiness;
 use crate::shelf::{Shelf, Stored};
-use crate::{drain, gateway, small};
+use crate::{drain, gateway, orphans, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
-use catchment_types::{Entropy, JobUid, NodeId};
+use catchment_types::{JobUid, LEVEL_MAX, LogId, NodeId};
 use futures::future::BoxFuture;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -50,6 +50,16 @@ pub enum NodeError {
          the log belongs to another data directory, or the nodes that have it are not running"
     )]
     Foreign { job: String, version: u64, path: String },
+    #[error(
+        "data directory {path} belongs to event log {remembered}, and this is {found}: start the node with the log or the data \
+         directory that it had; to give the directory to another log, move its `models` and `log-id` away first"
+    )]
+    OtherLog { path: String, remembered: LogId, found: String },
+    #[error(
+        "another process has started as node {node}: two of them share a data directory, or one has a copy of it; nothing \
+         more is taken here. Let one of them run; a copy becomes a node of its own when its `node-id` is removed ({path})"
+    )]
+    Replaced { node: NodeId, path: String },
     #[error(transparent)]
     Runners(#[from] catchment_runner::StartError),
     #[error("record what was lost: {0}")]
@@ -86,7 +96,9 @@ impl Node {
         Box::pin(async move {
             let Environment { clock, entropy, .. } = &environment;
             let data = |error| NodeError::Data { path: config.data_dir.display().to_string(), error };
-            let node = node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
+            let node = identity::node_id(&config.data_dir, entropy.as_ref()).map_err(data)?;
+            let identity = Identity::open(node, &config.data_dir).map_err(data)?;
+            identity.check_log(&ledger)?;
             let models = Models::open(&config.data_dir).map_err(data)?;
             let slabs = StoreConfig { dir: config.slab_dir.clone(), budget_bytes: config.slab_budget_bytes };
             let (store, recovered) = open_slabs(slabs).await?;
@@ -94,7 +106,14 @@ impl Node {
             let patience = membership.pace.map_or(Duration::ZERO, |pace| 2 * pace.interval);
             let peers = join(&bus, &store, &metrics, &config, node, membership, &environment).await?;
             check_models(&ledger, &models, &peers, patience).await?;
-            models.sweep(|uid| ledger.read(|state| state.job(uid).is_some())).map_err(data)?;
+            identity.remember_log(&ledger).map_err(data)?;
+            models.sweep().map_err(data)?;
+            orphans::set_aside(&models, &config.data_dir, clock.now_ms(), |uid| {
+                ledger.read(|state| state.job(uid).is_some())
+            })
+            .map_err(data)?;
+            // Before anything is said of what this node has: from here on no other process speaks for it.
+            identity.take_over(&ledger, clock.now_ms()).await?;
             let runners = start_runners(runners, &store).await?;
             let holdings = Arc::<Holdings>::default();
             aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
@@ -105,6 +124,7 @@ impl Node {
             let buffers = Buffers::new(config.buffer_bytes, metrics.buffer_bytes.clone());
             let context = Arc::new(Context {
                 node,
+                identity,
                 ledger,
                 bus,
                 store,
@@ -119,6 +139,7 @@ impl Node {
                 peers,
                 digests: Digests::default(),
                 pieces: Default::default(),
+                wakes: Default::default(),
                 readiness: Readiness::default(),
                 trouble: Trouble::new(clock.clone()),
                 parking,
@@ -162,19 +183,20 @@ impl Node {
                 pace: gateway::ReadPace { rate_min, silence },
             };
             let server = gateway::serve(served, listener, context.config.connections_max);
-            let (aggregated, answered, checked_in, (), ()) = tokio::join!(
-                end_on_error(aggregation, &context.ending),
+            let ((), answered, checked_in, replaced, (), ()) = tokio::join!(
+                aggregation,
                 end_on_error(requests, &context.ending),
                 end_on_error(checkins, &context.ending),
+                end_on_error(identity::keep(context.clone()), &context.ending),
                 server,
                 drain::run(context.clone()),
             );
             context.parking.close();
             // What broke off with the last connections is gone on with once the node is back.
             context.parking.written(WRITE_TIME).await;
-            aggregated?;
             answered?;
             checked_in?;
+            replaced?;
             context.store.trim();
             Ok(())
         })
@@ -213,6 +235,7 @@ async fn join(
             link_bytes_per_s,
             cpu_s_per_byte: metrics.cpu_s_per_byte(),
             draining: draining.is_cancelled(),
+            level: LEVEL_MAX,
         };
         let coordinator = coordinator.as_ref().map(|beside| Beat::Coordinator((beside.speak)()));
         std::iter::once(Beat::Node(beat)).chain(coordinator).collect()
@@ -293,30 +316,5 @@ impl Context {
         if let Err(error) = self.models.remove(uid) {
             tracing::warn!(%error, job = %uid, "remove the models of a deleted job");
         }
-    }
-}
-
-/// The node's name, kept in its data directory. A name that was lost is not drawn again: what the log says this node
-/// holds would then be nobody's.
-fn node_id(data_dir: &Path, entropy: &dyn Entropy) -> std::io::Result<NodeId> {
-    let path = data_dir.join("node-id");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            let message = format!("{} does not hold 16 hexadecimal digits; put it back from a backup", path.display());
-            std::io::Error::new(std::io::ErrorKind::InvalidData, message)
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(data_dir)?;
-            let bytes = entropy.bytes16();
-            let id = u64::from_le_bytes(*bytes.first_chunk().expect("sixteen bytes have eight"));
-            let draft = data_dir.join("node-id.draft");
-            let mut file = std::fs::File::create(&draft)?;
-            std::io::Write::write_all(&mut file, format!("{}\n", NodeId(id)).as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&draft, &path)?;
-            std::fs::File::open(data_dir)?.sync_all()?;
-            Ok(NodeId(id))
-        }
-        Err(error) => Err(error),
     }
 }

@@ -121,8 +121,13 @@ impl Peers {
     /// # Errors
     /// When the system refuses what an HTTP client needs.
     pub fn new(fleet: Fleet, node: NodeId, pass: String) -> Result<Self, reqwest::Error> {
-        let http =
-            reqwest::Client::builder().connect_timeout(CONNECT_TIME).read_timeout(READ_TIME).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIME)
+            .read_timeout(READ_TIME)
+            .no_proxy()
+            // A node answers itself or not at all: nobody sends this one, with its pass and its bytes, to somebody else.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
         Ok(Self { fleet, pass, node, http, fetching: Default::default() })
     }
 
@@ -177,5 +182,76 @@ impl Peers {
         others.retain(|beat| beat.node != self.node && beat.node != first);
         others.splice(0..0, self.fleet.node(first).filter(|beat| beat.node != self.node));
         others
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use catchment_bus::Bus;
+    use catchment_fleet::{Beat, Pace, Speak};
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn begin(&mut self, _: &Head) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn take(&mut self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A server that gives everybody this answer, and counts.
+    async fn server(answer: String) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, SeqCst);
+                let asked = stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(asked > 0, "it asks for something");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (url, calls)
+    }
+
+    #[tokio::test]
+    async fn nobody_sends_a_node_to_somebody_else() {
+        let (elsewhere, calls) =
+            server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()).await;
+        for status in
+            ["301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect"]
+        {
+            let head = format!("HTTP/1.1 {status}\r\nlocation: {elsewhere}/v1/jobs\r\n");
+            let (url, asked) = server(format!("{head}content-length: 0\r\nconnection: close\r\n\r\n")).await;
+            let other = NodeId(2);
+            let speak: Speak = Arc::new(move || {
+                let beat = serde_json::json!({ "member": "node", "node": other, "name": "n", "url": url, "pass": "p" });
+                vec![serde_json::from_value::<Beat>(beat).unwrap()]
+            });
+            let fleet = Fleet::join(Bus::in_memory().events, speak, Pace::default(), [1; 16]).await.unwrap();
+            let mut members = fleet.watch();
+            while fleet.node(other).is_none() {
+                members.changed().await.unwrap();
+            }
+            let beat = fleet.node(other).unwrap();
+            let peers = Peers::new(fleet, NodeId(1), "own".to_owned()).unwrap();
+            let wanted =
+                Wanted::Model { uid: JobUid::from_bytes([1; 16]), version: 0, etag: Digest::from_bytes([0; 32]) };
+            let error = peers.fetch(other, &wanted, &mut Nowhere).await.unwrap_err();
+            assert!(matches!(error, FetchError::Refused { .. }), "{status}: {error}");
+            let error = peers.offer(&beat, &wanted).await.unwrap_err();
+            assert!(matches!(error, FetchError::Refused { .. }), "{status}: {error}");
+            assert_eq!((asked.load(SeqCst), calls.load(SeqCst)), (2, 0), "{status}");
+        }
     }
 }

@@ -77,6 +77,8 @@ pub struct Facts {
     pub data_digest: Digest,
 }
 
+catchment_codec::first_version!(Facts);
+
 impl Facts {
     /// Where it is sent to.
     pub fn address(&self) -> Address {

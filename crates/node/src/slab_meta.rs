@@ -18,6 +18,8 @@ pub struct SlabMeta {
     pub head: Option<(u64, u64)>,
 }
 
+catchment_codec::first_version!(SlabMeta);
+
 impl SlabMeta {
     /// As bytes for the header.
     pub fn encode(&self) -> Result<Vec<u8>, Problem> {

@@ -1,6 +1,6 @@
 //! Updates small enough for one message: any client of the bus may send one as a request, and the reply is the receipt.
 //!
-//! The subject is `catchment.v1.<namespace>.<job>.ingest.<round>.<client>`, the payload a safetensors file; what HTTP
+//! The subject is `catchment.v1.<namespace>.<job>.ingest.<round>.<client>` (or another cluster's prefix), the payload a safetensors file; what HTTP
 //! says in the address and in headers is said in headers: `Catchment-Weight`, `Catchment-Num-Samples`,
 //! `Catchment-Metrics`, `Catchment-Base`, `Catchment-Digest`, `Catchment-Task`, `Catchment-Uid`. The reply is JSON: a
 //! receipt, or a problem with `status`.
@@ -69,7 +69,7 @@ impl At {
     fn parse(subject: &str) -> Result<Self, Problem> {
         let bad = |why: String| Problem::new(Code::BadRequest, why);
         let tokens: Vec<&str> = subject.split('.').collect();
-        let [_, _, namespace, job, _, round, client] = tokens[..] else {
+        let [_, namespace, job, _, round, client] = tokens[..] else {
             return Err(bad(format!("subject `{subject}` is not {}", subjects::EVERY_INGEST)));
         };
         Ok(Self {
@@ -100,7 +100,7 @@ fn read(context: &Context, request: &Message) -> Result<Submission, Problem> {
     })?;
     Ok(Submission {
         uid,
-        spec: Arc::new(spec),
+        spec,
         round,
         client,
         weight: number(request, "Catchment-Weight")?,

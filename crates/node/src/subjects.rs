@@ -1,18 +1,15 @@
-//! Subjects of events on the bus.
+//! Subjects of events on the bus. On a server they lie under the cluster's prefix: `catchment.v1.…`.
 
 use catchment_types::{JobSpec, NodeId};
 
 fn of(spec: &JobSpec, what: &str) -> String {
-    format!("catchment.v1.{}.{}.{what}", spec.namespace, spec.name)
+    format!("v1.{}.{}.{what}", spec.namespace, spec.name)
 }
 
-/// An update was accepted; the payload is its descriptor.
+/// An update was accepted; the payload is its descriptor. No node listens: who holds it knows.
 pub fn accepted(spec: &JobSpec) -> String {
     of(spec, "update.accepted")
 }
-
-/// Every accepted update of every job.
-pub const EVERY_ACCEPTED: &str = "catchment.v1.*.*.update.accepted";
 
 /// A model was published; the payload is its description as JSON.
 pub fn model_published(spec: &JobSpec) -> String {
@@ -21,9 +18,9 @@ pub fn model_published(spec: &JobSpec) -> String {
 
 /// Where a node answers check-ins that others pass on. The underscore keeps it apart from every namespace.
 pub fn checkin(node: NodeId) -> String {
-    format!("catchment.v1._checkin.{node}")
+    format!("v1._checkin.{node}")
 }
 
 /// Where a small update may be sent as a request:
-/// `catchment.v1.<namespace>.<job>.ingest.<round>.<client>`.
-pub const EVERY_INGEST: &str = "catchment.v1.*.*.ingest.*.*";
+/// `v1.<namespace>.<job>.ingest.<round>.<client>`.
+pub const EVERY_INGEST: &str = "v1.*.*.ingest.*.*";

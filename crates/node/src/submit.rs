@@ -8,7 +8,7 @@ use crate::buffers::ends;
 use crate::context::{Context, Late};
 use crate::gateway::body::Body;
 use crate::parking::{Address, Live};
-use crate::upload::{Frozen, Upload};
+use crate::upload::{Frozen, Upload, prepare};
 use bytes::Bytes;
 use catchment_ingest::{UpdateDigest, check_samples};
 use catchment_ledger::{AcceptOutcome, LedgerError};
@@ -299,7 +299,7 @@ fn check_base(context: &Context, submission: &Submission) -> Result<(), Problem>
 
 /// Appends to the log and answers. The waiting goes on when the client hangs up: the slab's fate hangs on the log.
 pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted, Problem> {
-    let Frozen { mut kept, submission, incarnation, digest, body_bytes, mut held } = frozen;
+    let Frozen { mut kept, submission, model, incarnation, digest, body_bytes, mut held } = frozen;
     let slab = held.slab.as_ref().expect("held until the log has spoken");
     let slab_bytes = slab.len();
     let accept = Accept {
@@ -327,18 +327,22 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         let outcome = loop {
             let outcome = context.ledger.accept(accept.clone()).await;
             if !matches!(outcome, Ok(AcceptOutcome::Moved)) {
-                break outcome;
+                break outcome.map_err(Unaccepted::Log);
             }
             // Its buffer closed meanwhile: it goes into the next one.
             if await_round(&context, &submission).await.is_err() {
-                break outcome;
+                break outcome.map_err(Unaccepted::Log);
             }
             kept = kept.moved(&submission);
             accept.round = kept.round();
+            // Before the log is asked: what it accepts must never wait for memory.
+            if let Err(problem) = prepare(&context, &submission, accept.round, incarnation, &model).await {
+                break Err(Unaccepted::NoRoom(problem));
+            }
         };
         context.done(Step::Logged);
         let is_accepted = outcome.as_ref().is_ok_and(|outcome| outcome.is_accepted());
-        let unknown = matches!(outcome, Err(LedgerError::Unreadable(_) | LedgerError::Stopped));
+        let unknown = matches!(outcome, Err(Unaccepted::Log(LedgerError::Unreadable(_) | LedgerError::Stopped)));
         if is_accepted || unknown {
             // The round's now. Or the log may have it: the next start decides, and until then the slab waits for its round
             // to end.
@@ -347,6 +351,7 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
         }
         if is_accepted {
             tracing::debug!(client = %accept.client, "accepted");
+            context.wakes.wake(accept.uid);
             announce(&context, &spec, body_bytes, &descriptor(&context, &accept, slab_bytes, &spec)).await;
         }
         let active = context.ledger.read(|state| Some(state.job(accept.uid)?.active_round()?.number));
@@ -366,12 +371,21 @@ pub async fn accept(context: &Arc<Context>, frozen: Frozen) -> Result<Submitted,
              bytes are counted once",
         )),
         Ok(Err(error)) => Err(internal(error)),
-        Ok(Ok(Err(LedgerError::Refused(why)))) => {
+        Ok(Ok(Err(Unaccepted::NoRoom(problem)))) => Err(problem),
+        Ok(Ok(Err(Unaccepted::Log(LedgerError::Refused(why))))) => {
             Err(Problem::new(Code::LogUnavailable, format!("the event log refused to store the update: {why}")))
         }
         Ok(Ok(Err(_))) => Err(log_unavailable()),
         Ok(Ok(Ok(outcome))) => answer(context, &submission, outcome),
     }
+}
+
+/// Why the log has not said what becomes of an update.
+enum Unaccepted {
+    /// It cannot.
+    Log(LedgerError),
+    /// It was not asked again: there is no room for what folding would take.
+    NoRoom(Problem),
 }
 
 fn descriptor(context: &Context, accept: &Accept, slab_bytes: u64, spec: &JobSpec) -> Descriptor {
@@ -388,7 +402,7 @@ fn descriptor(context: &Context, accept: &Accept, slab_bytes: u64, spec: &JobSpe
     }
 }
 
-/// Tells whoever folds. A hint: the sweep finds what this misses.
+/// Tells whoever listens outside.
 async fn announce(context: &Context, spec: &JobSpec, body_bytes: u64, descriptor: &Descriptor) {
     let labels = [spec.namespace.as_str(), spec.name.as_str()];
     context.metrics.updates_received.with_label_values(&labels).inc();

@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep_until};
 // Fields drop in this order: the slab is free before the round's accumulators are, if they go.
 pub struct Upload {
     submission: Submission,
+    model: Arc<ModelLayout>,
     /// The node's, when it took memory for it.
     incarnation: u64,
     fit: Arc<Fit>,
@@ -58,6 +59,8 @@ pub struct Progress {
 pub struct Frozen {
     /// What is said of it.
     pub submission: Submission,
+    /// The layout of its job's model.
+    pub model: Arc<ModelLayout>,
     /// The node's incarnation that took it.
     pub incarnation: u64,
     /// Its digest.
@@ -100,18 +103,8 @@ impl Upload {
         digest.feed(&rest);
         scatter.feed(&rest, place.slab.bytes_mut())?;
         let Place { incarnation, fit, slab, .. } = place;
-        Ok(Self {
-            submission,
-            incarnation,
-            fit,
-            scatter,
-            digest,
-            head,
-            head_bytes: header.data_begin,
-            length,
-            slab,
-            kept,
-        })
+        let head_bytes = header.data_begin;
+        Ok(Self { submission, model, incarnation, fit, scatter, digest, head, head_bytes, length, slab, kept })
     }
 
     /// Takes up one that is in a file.
@@ -146,7 +139,7 @@ impl Upload {
         let fill = move || shelf::read_data(&mut file, &facts, &places, slab.bytes_mut()).map(|()| slab);
         let slab = tokio::task::spawn_blocking(fill).await.map_err(internal)?.map_err(|error| unreadable(&error))?;
         let (head_bytes, length) = (header.data_begin, Some(length));
-        Ok(Self { submission, incarnation, fit, scatter, digest, head, head_bytes, length, slab, kept })
+        Ok(Self { submission, model, incarnation, fit, scatter, digest, head, head_bytes, length, slab, kept })
     }
 
     /// Receives what the body has.
@@ -222,7 +215,7 @@ impl Upload {
     /// `truncated`, `checksum`.
     pub fn freeze(self) -> Result<Frozen, Problem> {
         // What is bound last goes first: who waits for room is told once the slab is free.
-        let Self { kept, submission, incarnation, fit, scatter, digest, head_bytes, mut slab, .. } = self;
+        let Self { kept, submission, model, incarnation, fit, scatter, digest, head_bytes, mut slab, .. } = self;
         let body_bytes = head_bytes + scatter.position();
         scatter.finish(slab.bytes_mut())?;
         kept.context.done(Step::Received);
@@ -233,7 +226,7 @@ impl Upload {
         let slab = slab.freeze(&meta.encode()?).map_err(internal)?;
         kept.context.done(Step::Frozen);
         let held = HeldSlab { context: kept.context.clone(), slab: Some(slab) };
-        Ok(Frozen { submission, incarnation, digest, body_bytes, held, kept })
+        Ok(Frozen { submission, model, incarnation, digest, body_bytes, held, kept })
     }
 }
 
@@ -264,8 +257,7 @@ impl Place {
         let spare = aggregate::finish_bytes(context, spec, model);
         // First what folding needs: updates that fill the memory before would never leave it.
         let incarnation = context.ledger.read(|state| state.incarnation(context.node));
-        let of = OfRound { uid, round, incarnation };
-        with_room(context, || aggregate::prepare(context, spec, of, model)).await?;
+        prepare(context, submission, round, incarnation, model).await?;
         let grant = move || store.grant_sparing(owner, bytes, spare);
         let mut slab = with_room(context, || taken(context, bytes, grant.clone())).await?;
         if let Some(at) = fit.head_at {
@@ -281,6 +273,22 @@ fn target(context: &Context, submission: &Submission) -> u64 {
         Mode::Sync => submission.round,
         Mode::Async(_) => context.ledger.read(|state| state.job(submission.uid).map_or(0, |job| job.round_number())),
     }
+}
+
+/// Sets aside what folding an update of this round takes, before it is received, and before one that moves to another round
+/// is offered to the log.
+///
+/// # Errors
+/// There is no room.
+pub async fn prepare(
+    context: &Arc<Context>,
+    submission: &Submission,
+    round: u64,
+    incarnation: u64,
+    model: &Arc<ModelLayout>,
+) -> Result<(), Problem> {
+    let of = OfRound { uid: submission.uid, round, incarnation };
+    with_room(context, || aggregate::prepare(context, &submission.spec, of, model)).await
 }
 
 /// Keeps the accumulators of an update's round while it is on its way.

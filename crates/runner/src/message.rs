@@ -58,3 +58,5 @@ pub(crate) enum ToNode {
     },
     Pong,
 }
+
+catchment_codec::first_version!(ToRunner, ToNode);

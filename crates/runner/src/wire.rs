@@ -6,12 +6,11 @@
 //! the message
 //! ```
 
+use catchment_codec::Stored;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Read, Result, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -32,12 +31,12 @@ fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error
 }
 
 /// The bytes of a message.
-pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>> {
+pub fn encode<M: Stored>(message: &M) -> Result<Vec<u8>> {
     catchment_codec::encode(message, MESSAGE_BYTES_MAX).map_err(invalid)
 }
 
 /// Sends a message. Blocks until the socket has taken it.
-pub fn send<M: Serialize>(socket: &UnixStream, message: &M, files: &[BorrowedFd<'_>]) -> Result<()> {
+pub fn send<M: Stored>(socket: &UnixStream, message: &M, files: &[BorrowedFd<'_>]) -> Result<()> {
     send_bytes(socket, &encode(message)?, files)
 }
 
@@ -57,7 +56,7 @@ pub fn send_bytes(mut socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>
 }
 
 /// Receives a message of at most `bytes_max` that comes without files; any that do are closed by the kernel.
-pub fn receive_alone<M: DeserializeOwned>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<M>> {
+pub fn receive_alone<M: Stored>(mut socket: &UnixStream, bytes_max: usize) -> Result<Option<M>> {
     let mut head = [0; HEAD_BYTES];
     match socket.read(&mut head[..1]) {
         Ok(0) => return Ok(None),
@@ -86,7 +85,7 @@ fn send_with(socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Res
 }
 
 /// Receives a message of at most `bytes_max`; `None` when the other end is gone.
-pub fn receive<M: DeserializeOwned>(socket: &UnixStream, bytes_max: usize) -> Result<Option<(M, Vec<OwnedFd>)>> {
+pub fn receive<M: Stored>(socket: &UnixStream, bytes_max: usize) -> Result<Option<(M, Vec<OwnedFd>)>> {
     let mut files = Vec::new();
     let mut head = [0; HEAD_BYTES];
     if !receive_with(socket, &mut head, &mut files)? {
@@ -116,7 +115,7 @@ fn announced(head: [u8; HEAD_BYTES], bytes_max: usize, files_max: usize) -> Resu
 }
 
 /// Reads what follows a head.
-fn read<M: DeserializeOwned>(mut socket: &UnixStream, len: usize) -> Result<M> {
+fn read<M: Stored>(mut socket: &UnixStream, len: usize) -> Result<M> {
     let mut bytes = vec![0; len];
     socket.read_exact(&mut bytes)?;
     catchment_codec::decode(&bytes, len).map_err(invalid)
@@ -152,7 +151,17 @@ fn receive_with(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde::{Deserialize, Serialize};
     use std::os::fd::AsFd;
+
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Text(String);
+
+    catchment_codec::first_version!(Text);
+
+    fn text(text: impl Into<String>) -> Text {
+        Text(text.into())
+    }
 
     #[test]
     fn messages_and_files_arrive_together_and_in_order() {
@@ -167,14 +176,14 @@ mod tests {
         let long = "x".repeat(3 << 20);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                send(&here, &"none".to_owned(), &[]).unwrap();
-                send(&here, &long, &borrowed).unwrap();
-                send(&here, &"two".to_owned(), &borrowed[..2]).unwrap();
+                send(&here, &text("none"), &[]).unwrap();
+                send(&here, &text(&long), &borrowed).unwrap();
+                send(&here, &text("two"), &borrowed[..2]).unwrap();
                 here.shutdown(std::net::Shutdown::Both).unwrap();
             });
-            let (text, none) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
+            let (Text(text), none) = receive::<Text>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.as_str(), none.len()), ("none", 0));
-            let (text, all) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
+            let (Text(text), all) = receive::<Text>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.len(), all.len()), (long.len(), 450));
             for (i, file) in all.into_iter().enumerate() {
                 use std::os::unix::fs::FileExt;
@@ -182,9 +191,9 @@ mod tests {
                 let n = std::fs::File::from(file).read_at(&mut bytes, 0).unwrap();
                 assert_eq!(bytes[..n], *i.to_string().as_bytes());
             }
-            let (text, two) = receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
+            let (Text(text), two) = receive::<Text>(&there, MESSAGE_BYTES_MAX).unwrap().unwrap();
             assert_eq!((text.as_str(), two.len()), ("two", 2));
-            assert!(receive::<String>(&there, MESSAGE_BYTES_MAX).unwrap().is_none());
+            assert!(receive::<Text>(&there, MESSAGE_BYTES_MAX).unwrap().is_none());
         });
     }
 
@@ -194,7 +203,7 @@ mod tests {
             let (mut here, there) = UnixStream::pair().unwrap();
             here.write_all(bytes).unwrap();
             drop(here);
-            receive::<String>(&there, MESSAGE_BYTES_MAX)
+            receive::<Text>(&there, MESSAGE_BYTES_MAX)
         };
         assert!(pair(&[0xff; 8]).is_err());
         assert!(pair(&[1, 0, 0, 0]).is_err());
@@ -203,7 +212,7 @@ mod tests {
         assert!(pair(&[1, 0, 0, 0, 0, 0, 0, 0, 77]).is_err());
         assert!(pair(&[]).unwrap().is_none());
         let (here, there) = UnixStream::pair().unwrap();
-        send(&here, &"long".repeat(100), &[]).unwrap();
-        assert!(receive::<String>(&there, 400).is_err());
+        send(&here, &text("long".repeat(100)), &[]).unwrap();
+        assert!(receive::<Text>(&there, 400).is_err());
     }
 }

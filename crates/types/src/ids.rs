@@ -169,6 +169,10 @@ binary_id!(
     JobUid, "job uid"
 );
 binary_id!(
+    /// One event log. Data directories remember it, so that none is opened with another's.
+    LogId, "log id"
+);
+binary_id!(
     /// The name of a receipt.
     ReceiptId, "receipt id"
 );

@@ -10,6 +10,7 @@ mod dtype;
 mod env;
 mod ids;
 mod json;
+mod printable;
 mod problem;
 mod record;
 mod slab_id;
@@ -21,11 +22,13 @@ mod views;
 pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
 pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
-pub use ids::{BadId, ClientId, Digest, JobUid, Name, NodeId, ReceiptId, Role, TaskId};
+pub use ids::{BadId, ClientId, Digest, JobUid, LogId, Name, NodeId, ReceiptId, Role, TaskId};
 pub use json::{read_object, read_value};
+pub use printable::{OneLine, printable};
 pub use problem::{Code, FieldError, Problem};
 pub use record::{
-    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, ModelCommit, Place, Record,
+    Accept, CloseReason, EvaluationResult, Footprint, FunctionClass, JobAction, LEVEL_MAX, ModelCommit, Place, Record,
+    RecordV1,
 };
 pub use slab_id::SlabId;
 pub use spec::{

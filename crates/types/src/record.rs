@@ -2,8 +2,15 @@
 //!
 //! A job's state is a fold over these, so a record says what happened and not what follows from it. Kept free of
 //! serde features that a compact binary form cannot carry (untagged, flatten, skipped fields).
+//!
+//! What is here is the present form. Older ones are in modules of their own (`v1`), and logs that hold them are read for
+//! ever. Which form is written, the cluster's feature level says: see [`Record::level`].
 
-use crate::{ClientId, Digest, JobUid, NodeId, ReceiptId, SlabId, SpecPatch, TimeMs};
+mod v1;
+
+pub use v1::RecordV1;
+
+use crate::{ClientId, Code, Digest, JobUid, LogId, NodeId, ReceiptId, SlabId, SpecPatch, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -79,6 +86,8 @@ pub enum CloseReason {
     Shortfall,
     /// The job was stopped.
     Stopped,
+    /// Its owner asked for it: the model is made of what there is.
+    Asked,
 }
 
 /// What a function may be asked to do with updates; the shape of a round's work follows from it.
@@ -253,7 +262,7 @@ pub enum Record {
         /// The updates.
         receipts: Vec<ReceiptId>,
     },
-    /// The function trapped on an update.
+    /// An update was left out of its round.
     Discarded {
         /// The job.
         uid: JobUid,
@@ -261,10 +270,13 @@ pub enum Record {
         round: u64,
         /// The update.
         receipt: ReceiptId,
-        /// What the trap said.
+        /// Why.
+        code: Code,
+        /// The same for people, such as what a trap said.
         reason: String,
     },
-    /// Updates died with their node's memory before they were committed.
+    /// Updates died with their node's memory before they were committed. Those that are in a sum are not among them: see
+    /// `SumLost`.
     Lost {
         /// The job.
         uid: JobUid,
@@ -336,4 +348,51 @@ pub enum Record {
         /// When.
         at_ms: TimeMs,
     },
+    /// Every member reads what this feature level writes, so it is written from here on.
+    LevelRaised {
+        /// The level.
+        level: u32,
+        /// The log's identity, drawn by whoever raised it first; it keeps the first one.
+        log: LogId,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A process began to work as this node. What another one writes as the same node from here on does not count.
+    NodeStarted {
+        /// The node.
+        node: NodeId,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// What a node had summed up for one leaf of a round is gone, and every update in it.
+    SumLost {
+        /// The job.
+        uid: JobUid,
+        /// The round.
+        round: u64,
+        /// The node.
+        node: NodeId,
+        /// The leaf.
+        leaf: u32,
+        /// When.
+        at_ms: TimeMs,
+    },
+}
+
+/// The newest feature level: what this build writes when every member of its cluster reads it.
+pub const LEVEL_MAX: u32 = 2;
+
+impl Record {
+    /// The lowest feature level at which it may be written: at a lower one some member might not read it.
+    ///
+    /// 1 is what the first release writes. 2 has versions for each stored type, and everything that came with them.
+    pub fn level(&self) -> u32 {
+        match self {
+            // Builds between the first release and the second feature level knew it, but no release did.
+            Self::RoundGivenUp { .. } => 2,
+            Self::LevelRaised { .. } | Self::NodeStarted { .. } | Self::SumLost { .. } => 2,
+            Self::RoundClosed { reason: CloseReason::Asked, .. } => 2,
+            _ => 1,
+        }
+    }
 }

@@ -14,7 +14,7 @@ pub use exact::Exact;
 use fields::Fields;
 pub use mode::{Buffered, Mode, Staleness};
 pub use quantity::DurationText;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -63,7 +63,7 @@ impl Topology {
     pub fn leaves(self) -> u32 {
         match self {
             Self::Auto => 1,
-            Self::Tree { leaves, .. } => leaves,
+            Self::Tree { leaves, .. } => leaves.max(1),
         }
     }
 }
@@ -160,6 +160,9 @@ pub struct JobSpec {
     /// How long receipts of ended rounds are kept. Default `"24h"`.
     #[schema(value_type = String)]
     pub receipts: DurationText,
+    /// Of a stored spec, the fields that this release does not know: kept and shown.
+    #[serde(skip)]
+    pub unknown: Map<String, Value>,
 }
 
 /// Most updates of one round, and most rounds of a job.
@@ -183,9 +186,25 @@ impl JobSpec {
         }
     }
 
+    /// Reads a spec that was accepted once, by this or another release. No limit is held against it, because what was
+    /// accepted stays accepted, and fields that are unknown here are kept.
+    ///
+    /// # Errors
+    /// It cannot be understood: it is no JSON object, or a field that is known has a form that is not.
+    pub fn stored(text: &[u8]) -> Result<Self, String> {
+        let map: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        Self::read(Fields::stored(map)).map_err(|errors| {
+            let texts: Vec<String> = errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+            texts.join("; ")
+        })
+    }
+
     /// Reads a spec from a JSON object.
     pub fn from_map(map: Map<String, Value>) -> Result<Self, Vec<FieldError>> {
-        let mut f = Fields::new(map);
+        Self::read(Fields::new(map))
+    }
+
+    fn read(mut f: Fields) -> Result<Self, Vec<FieldError>> {
         let name = f.required("name");
         let function = f.required::<String>("function");
         let mode: Mode = f.or_default("mode");
@@ -195,7 +214,7 @@ impl JobSpec {
         if buffer.is_some_and(|buffer| buffer != goal) {
             f.error("goal", "of an asynchronous job it is mode.async.buffer: leave it out");
         }
-        let spec = Self {
+        let mut spec = Self {
             name: name.unwrap_or_else(Name::default_namespace),
             namespace: f.or_else("namespace", Name::default_namespace),
             function: function.unwrap_or_default(),
@@ -219,14 +238,21 @@ impl JobSpec {
             limits: limits(&mut f),
             checkpoints: checkpoints(&mut f),
             receipts: f.or_else("receipts", || DurationText::from_ms(24 * 3_600_000)),
+            unknown: Map::new(),
         };
         spec.check(&mut f);
+        spec.unknown = f.take_unknown();
         f.finish().map(|()| spec)
     }
 
     /// The spec as JSON, defaults filled in.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("a spec is plain data with text keys")
+        serde_json::to_string(&Whole(self)).expect("a spec is plain data with text keys")
+    }
+
+    /// Writes it with the fields that this release does not know.
+    pub(crate) fn write_whole<S: Serializer>(spec: &Self, serializer: S) -> Result<S::Ok, S::Error> {
+        Whole(spec).serialize(serializer)
     }
 
     /// The checks that a type alone does not make.
@@ -270,10 +296,11 @@ impl JobSpec {
     /// # Errors
     /// Every bad field.
     pub fn patched(&self, patch: &SpecPatch) -> Result<Self, Vec<FieldError>> {
-        let mut map = match serde_json::to_value(self) {
+        let before = match serde_json::to_value(self) {
             Ok(Value::Object(map)) => map,
             _ => Map::new(),
         };
+        let mut map = before.clone();
         for (field, value) in [("rounds", patch.rounds), ("goal", patch.goal)] {
             map.extend(value.map(|value| (field.to_owned(), value.into())));
         }
@@ -284,7 +311,13 @@ impl JobSpec {
                 map.insert("mode".to_owned(), serde_json::json!(Mode::Async(Buffered { buffer: goal, ..buffered })));
             }
         }
-        Self::from_map(map)
+        let patched = Self::from_map(map.clone()).or_else(|errors| {
+            // What a release with other limits has accepted is nothing that the patch has done.
+            let known = Self::from_map(before).err().unwrap_or_default();
+            let new: Vec<FieldError> = errors.into_iter().filter(|error| !known.contains(error)).collect();
+            if new.is_empty() { Self::read(Fields::stored(map)) } else { Err(new) }
+        });
+        patched.map(|patched| Self { unknown: self.unknown.clone(), ..patched })
     }
 
     /// The client configuration for `round`: the base, then every override that holds by then, in order.
@@ -325,6 +358,31 @@ impl JobSpec {
     /// The same for a round with this goal.
     pub fn tasks_for(&self, goal: u64) -> u64 {
         (goal as f64 * self.over_provision).ceil() as u64
+    }
+}
+
+/// A spec with the fields that this release does not know.
+struct Whole<'a>(&'a JobSpec);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(spec) = self;
+        if spec.unknown.is_empty() {
+            return spec.serialize(serializer);
+        }
+        let mut whole = serde_json::to_value(spec).map_err(serde::ser::Error::custom)?;
+        merge(&mut whole, &spec.unknown);
+        whole.serialize(serializer)
+    }
+}
+
+fn merge(into: &mut Value, unknown: &Map<String, Value>) {
+    let Value::Object(into) = into else { return };
+    for (field, value) in unknown {
+        match (into.get_mut(field), value) {
+            (Some(known), Value::Object(inside)) => merge(known, inside),
+            _ => drop(into.insert(field.clone(), value.clone())),
+        }
     }
 }
 
@@ -461,6 +519,47 @@ mod tests {
         assert_eq!(new.to_json().replace("1000000000.0", "1000000000000.0"), stored, "nothing else has changed");
     }
 
+    /// What a newer release, or one with other limits, has accepted.
+    #[test]
+    fn a_stored_spec_is_read_whatever_this_release_would_accept() {
+        let text = r#"{"name":"a","function":"fedavg","secure":{"t":2},"limits":{"speed":9,"instances":100000},
+            "privacy":{"noise":1},"clients":"known","over_provision":1e9,"selection":{"policy":"all","hours":[1]},
+            "tensors":[],"topology":{"tree":{"leaves":1000,"middles":0}},"deadline":"1ms"}"#;
+        assert!(read(text).is_err());
+        let spec = JobSpec::stored(text.as_bytes()).unwrap();
+        assert_eq!((spec.limits.instances, spec.over_provision, spec.topology.leaves()), (100_000, 1e9, 1000));
+        let shown: Value = serde_json::from_str(&spec.to_json()).unwrap();
+        for (place, value) in [
+            ("/secure/t", serde_json::json!(2)),
+            ("/limits/speed", serde_json::json!(9)),
+            ("/privacy/noise", serde_json::json!(1)),
+            ("/clients", serde_json::json!("known")),
+            ("/selection/hours", serde_json::json!([1])),
+        ] {
+            assert_eq!(shown.pointer(place), Some(&value), "{place}");
+        }
+        assert_eq!(JobSpec::stored(spec.to_json().as_bytes()).unwrap(), spec);
+        // A patch is judged by what it changes.
+        let patch = |patch: SpecPatch| spec.patched(&patch);
+        assert_eq!(patch(SpecPatch { rounds: Some(7), ..SpecPatch::default() }).unwrap().unknown, spec.unknown);
+        let errors = patch(SpecPatch { rounds: Some(0), ..SpecPatch::default() }).unwrap_err();
+        assert_eq!(errors.iter().map(|error| error.field.as_str()).collect::<Vec<_>>(), ["rounds"]);
+    }
+
+    #[test]
+    fn a_stored_spec_that_cannot_be_understood_says_why() {
+        for (text, why) in [
+            ("[]", "expected a map"),
+            ("{\"name\":\"a\"}", "function: is required"),
+            (r#"{"name":"a","function":"f","mode":"eventually"}"#, "mode"),
+            (r#"{"name":"a","function":"f","goal":"many"}"#, "goal"),
+            (r#"{"name":"a","function":"f","exact":7}"#, "exact"),
+        ] {
+            let error = JobSpec::stored(text.as_bytes()).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
     #[test]
     fn defaults_may_be_spelled_out() {
         assert!(read(r#"{"name":"a","function":"fedavg","mode":"sync","exact":false,"clients":"open"}"#).is_ok());
@@ -531,6 +630,7 @@ mod tests {
         #[test]
         fn never_panics(text in "\\PC{0,200}") {
             let _ = JobSpec::from_json(text.as_bytes());
+            let _ = JobSpec::stored(text.as_bytes());
         }
     }
 }

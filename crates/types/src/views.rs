@@ -214,6 +214,7 @@ pub struct JobView {
     #[schema(value_type = String)]
     pub uid: JobUid,
     /// Its spec, defaults filled in.
+    #[serde(serialize_with = "JobSpec::write_whole")]
     pub spec: JobSpec,
     /// What it is doing.
     pub state: JobState,

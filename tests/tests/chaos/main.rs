@@ -9,7 +9,7 @@
 mod clients;
 mod saboteur;
 
-use catchment_tests::{Cluster, ExactMean, Reference, Sent, Setup, Tensor, file, target_dir, until};
+use catchment_tests::{Cluster, ExactMean, Reference, Release, Sent, Setup, Tensor, file, target_dir, until};
 use clients::Client;
 use futures::{FutureExt, StreamExt};
 use rand::rngs::StdRng;
@@ -33,6 +33,8 @@ const CLIENTS: u64 = 20;
 const GOAL: u64 = 11;
 const EXACT: ExactMean = ExactMean { bound: 64.0, weight_max: 16.0, updates_max: 64 };
 const JOB: &str = "storm";
+/// Of so many storms one is an upgrade, too.
+const UPGRADED: u64 = 5;
 /// Rounds after the storm.
 const CALM_ROUNDS: u64 = 2;
 /// How long a storm may last, everything included.
@@ -88,7 +90,11 @@ async fn storm(cluster: &mut Cluster, saboteur: &mut Saboteur, seed: u64) -> Tal
     let mut random = StdRng::seed_from_u64(seed);
     let (reference, spec) = work(&mut random);
     let sent = Arc::new(Sent::new(body, weight, reference));
-    let job = cluster.nodes[0].api().begin(JOB, spec, &body(0, 0)).await;
+    let mut job = cluster.nodes[0].api().begin(JOB, spec, &body(0, 0)).await;
+    if cluster.nodes[0].process.release() == Release::Old {
+        // It does not take the word of a client for which job it means.
+        job.created = Value::Null;
+    }
     let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address().to_owned()).collect();
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
@@ -173,7 +179,10 @@ async fn run(seed: u64, long: bool) -> Tally {
     let Tempo { heartbeat, node_timeout, .. } = tempo;
     // In some, two nodes stand together, so that one of them is a middle.
     let zones: &[&str] = if seed % 3 == 2 { &["north", "south", "south"] } else { &[] };
-    let setup = Setup { heartbeat, node_timeout, runners: u32::from(seed % 4 == 1), zones, ..Setup::default() };
+    // In some, everybody is of the old release, and is replaced while it storms.
+    let release = if seed % UPGRADED == 3 { Release::Old } else { Release::Present };
+    let runners = u32::from(seed % 4 == 1);
+    let setup = Setup { release, heartbeat, node_timeout, runners, zones, ..Setup::default() };
     let mut cluster = match Cluster::start_on_hosts(setup.clone(), "links that are cut and spoiled").await {
         Some(cluster) => cluster,
         None => Cluster::start(setup).await,

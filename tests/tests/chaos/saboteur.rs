@@ -1,6 +1,6 @@
 //! Who kills, freezes and cuts off: up to two at a time, for a moment or for longer than anybody is waited for.
 
-use catchment_tests::{Cluster, Host, PATIENCE, Process};
+use catchment_tests::{Cluster, Host, PATIENCE, Process, Release};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeSet;
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(50);
 /// Wounds at one time.
 const WOUNDS: usize = 2;
+/// How likely a blow is an upgrade, while somebody is of the old release.
+const UPGRADES: f64 = 0.4;
 /// What his clock jumps are within.
 const JUMP_MS: i64 = 1_800_000;
 /// Steps right after which a node may end, as `types::Step` names them.
@@ -93,6 +95,8 @@ enum Blow {
     Spoil,
     /// Its clock jumps.
     Clock,
+    /// `kill -9` of a member of the old release; it comes back as this one.
+    Upgrade,
     /// `kill -9` of everybody, the NATS server too, and start all of them again.
     Blackout,
 }
@@ -168,6 +172,13 @@ impl Saboteur {
             process.kill9();
             process.start();
         }
+        // The way back is not open any more once all are new, so nobody goes it.
+        for old in olds(cluster) {
+            let process = member(cluster, old);
+            process.kill9();
+            process.change_to(Release::Present);
+            process.start();
+        }
     }
 
     fn between(&mut self, (least, most): (u64, u64)) -> Duration {
@@ -191,6 +202,15 @@ impl Saboteur {
         if target == Target::Bus {
             blow = BUS_BLOWS[self.random.random_range(0..BUS_BLOWS.len())];
         }
+        let olds = olds(cluster);
+        let target = match olds.len() {
+            0 => target,
+            count if self.random.random_bool(UPGRADES) => {
+                blow = Blow::Upgrade;
+                Target::Member(olds[self.random.random_range(0..count)])
+            }
+            _ => target,
+        };
         if self.wounds.iter().any(|wound| wound.target == target) {
             return self.note("he would strike somebody who is down");
         }
@@ -207,6 +227,12 @@ impl Saboteur {
             Blow::Kill => {
                 member(cluster, i).kill9();
                 self.note(&format!("kill {name} for {lasts:.1?}"));
+            }
+            Blow::Upgrade => {
+                member(cluster, i).kill9();
+                member(cluster, i).change_to(Release::Present);
+                self.armed.remove(&i);
+                self.note(&format!("kill {name} for {lasts:.1?}; it comes back as the new release"));
             }
             Blow::LoseMemory => {
                 cluster.nodes[i].lose_memory();
@@ -286,7 +312,7 @@ impl Saboteur {
                 continue;
             };
             match blow {
-                Blow::Kill | Blow::LoseMemory => member(cluster, i).start(),
+                Blow::Kill | Blow::LoseMemory | Blow::Upgrade => member(cluster, i).start(),
                 Blow::Freeze => member(cluster, i).thaw(),
                 Blow::Cut | Blow::Spoil => host(cluster, i).into_iter().for_each(Host::heal),
                 Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Blackout => {}
@@ -329,6 +355,12 @@ impl Saboteur {
             }
         }
     }
+}
+
+/// Members of the old release.
+fn olds(cluster: &mut Cluster) -> Vec<usize> {
+    let all = cluster.processes().enumerate();
+    all.filter(|(_, process)| process.release() == Release::Old).map(|(i, _)| i).collect()
 }
 
 fn member(cluster: &mut Cluster, i: usize) -> &mut Process {

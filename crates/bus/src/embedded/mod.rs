@@ -4,6 +4,8 @@
 //! commit and one fsync, their guards checked in order; so appends in flight share the disk's
 //! latency, and no runtime thread ever waits for a disk.
 
+pub(crate) mod offline;
+mod salvage;
 mod snapshots;
 mod store;
 

@@ -71,11 +71,11 @@ pub(super) fn prune(dir: &Path) -> Result<Option<u64>, Error> {
     Ok(found.get(KEPT - 1).copied())
 }
 
-fn path(dir: &Path, sequence: u64) -> PathBuf {
+pub(super) fn path(dir: &Path, sequence: u64) -> PathBuf {
     dir.join(format!("{PREFIX}{sequence:020}{SUFFIX}"))
 }
 
-fn read(dir: &Path, sequence: u64) -> Result<Snapshot, Error> {
+pub(super) fn read(dir: &Path, sequence: u64) -> Result<Snapshot, Error> {
     let mut file = Bytes::from(std::fs::read(path(dir, sequence))?);
     let wrong = |what: &str| Err(Error::new(std::io::ErrorKind::InvalidData, what.to_owned()));
     if file.len() < HEAD_BYTES || &file[..8] != MAGIC {

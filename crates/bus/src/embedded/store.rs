@@ -17,17 +17,20 @@ use crate::{BusError, LogError};
 /// The log's file in the data directory.
 pub const LOG_FILE: &str = "log.redb";
 
-const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
-const ABOUT: TableDefinition<&str, u64> = TableDefinition::new("about");
+pub(super) const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+pub(super) const ABOUT: TableDefinition<&str, u64> = TableDefinition::new("about");
 
 /// The first record that is kept, under `ABOUT`; 1 where nothing says so.
-const FIRST: &str = "first";
+pub(super) const FIRST: &str = "first";
 
 /// The layout of the two tables, stored under `ABOUT["format"]`.
-const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 1;
+
+/// What the format says of a log that is about to be replaced.
+pub(super) const RESTORING: u64 = u64::MAX;
 
 /// The log is written once and read once, at start: a large cache would hold it for nothing.
-const CACHE_BYTES: usize = 8 << 20;
+pub(super) const CACHE_BYTES: usize = 8 << 20;
 
 /// Records forgotten in one commit.
 const FORGET_MAX: u64 = 512;
@@ -60,6 +63,11 @@ impl Store {
     pub(super) fn last(&mut self) -> Result<u64, LogError> {
         self.database()?;
         Ok(self.bounds.last)
+    }
+
+    /// The first record there is, or would be.
+    pub(super) fn first(&self) -> u64 {
+        self.bounds.first
     }
 
     pub(super) fn read(&mut self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
@@ -139,7 +147,7 @@ impl Store {
     }
 
     /// The open file, opened again when an error closed it.
-    fn database(&mut self) -> Result<&Database, LogError> {
+    pub(super) fn database(&mut self) -> Result<&Database, LogError> {
         let database = match self.database.take() {
             Some(database) => database,
             None => {
@@ -226,6 +234,10 @@ fn prepare(database: &Database) -> Result<Result<Bounds, String>, redb::Error> {
         let format = about.get("format")?.map(|format| format.value());
         match format {
             Some(FORMAT) => {}
+            Some(RESTORING) => {
+                let what = "`catchment log restore` was replacing it and did not come to its end; run it again";
+                return Ok(Err(what.to_owned()));
+            }
             Some(other) => return Ok(Err(format!("its format is {other}, and this build knows {FORMAT}"))),
             None if records.is_empty()? => {
                 about.insert("format", FORMAT)?;

@@ -15,12 +15,19 @@ use crate::{BusError, Events, Headers, Message, Subscription};
 
 pub(super) struct NatsEvents {
     pub(super) client: Client,
+    /// What every subject on the server begins with, its dot included: callers neither say nor see it, so none forgets it.
+    pub(super) prefix: String,
     /// For errors: without credentials.
     pub(super) url: String,
     pub(super) request_timeout: Duration,
 }
 
 impl NatsEvents {
+    /// A subject or pattern as the server knows it.
+    fn on_server(&self, subject: &str) -> String {
+        format!("{}{subject}", self.prefix)
+    }
+
     fn check_connected(&self) -> Result<(), BusError> {
         if is_connected(&self.client) {
             return Ok(());
@@ -43,16 +50,17 @@ impl Events for NatsEvents {
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
         check_subject(subject)?;
         self.check_connected()?;
-        publish(&self.client, Subject::from(subject), payload).await
+        publish(&self.client, Subject::from(self.on_server(subject)), payload).await
     }
 
     async fn subscribe(&self, pattern: &str, group: Option<&str>) -> Result<Subscription, BusError> {
         check_pattern(pattern)?;
         group.map_or(Ok(()), check_group)?;
+        let on_server = self.on_server(pattern);
         let subscribing = async {
             match group {
-                Some(group) => self.client.queue_subscribe(pattern.to_owned(), group.to_owned()).await,
-                None => self.client.subscribe(pattern.to_owned()).await,
+                Some(group) => self.client.queue_subscribe(on_server, group.to_owned()).await,
+                None => self.client.subscribe(on_server).await,
             }
         };
         let mut messages = tokio::time::timeout(self.request_timeout, subscribing)
@@ -65,10 +73,10 @@ impl Events for NatsEvents {
                 _ => BusError::Client(with_sources(&error)),
             })?;
         let (feeder, subscription) = feed();
-        let client = self.client.clone();
+        let (client, prefix) = (self.client.clone(), self.prefix.clone());
         let pump = tokio::spawn(async move {
             while let Some(message) = messages.next().await {
-                feeder.push(received(&client, message));
+                feeder.push(received(&client, &prefix, message));
             }
         });
         let subscription = subscription.fed_by(pump.abort_handle());
@@ -100,9 +108,9 @@ impl Events for NatsEvents {
             timeout_ms: timeout.as_millis().try_into().unwrap_or(u64::MAX),
         };
         // One timeout around everything: a full outgoing queue counts too.
-        let replied = tokio::time::timeout(timeout, self.client.send_request(subject.to_owned(), request)).await;
+        let replied = tokio::time::timeout(timeout, self.client.send_request(self.on_server(subject), request)).await;
         match replied.map_err(|_| no_reply())? {
-            Ok(reply) => Ok(received(&self.client, reply)),
+            Ok(reply) => Ok(received(&self.client, &self.prefix, reply)),
             Err(error) => Err(match error.kind() {
                 RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
                 RequestErrorKind::TimedOut => no_reply(),
@@ -119,12 +127,13 @@ impl Events for NatsEvents {
     }
 }
 
-fn received(client: &Client, message: async_nats::Message) -> Message {
+fn received(client: &Client, prefix: &str, message: async_nats::Message) -> Message {
     let headers = message.headers.iter().flat_map(HeaderMap::iter);
     let headers = headers
         .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.as_str().to_owned())));
     Message {
-        subject: message.subject.to_string(),
+        // A reply comes on an inbox, which is outside.
+        subject: message.subject.strip_prefix(prefix).unwrap_or(&message.subject).to_owned(),
         headers: headers.collect(),
         payload: message.payload,
         reply: message.reply.map(|inbox| Reply::Nats(client.clone(), inbox)),

@@ -30,10 +30,13 @@ use crate::memory::{check_sequence, check_size};
 use crate::{BusError, EventLog, LogError, Snapshot};
 
 /// Requests for records in flight during a read.
-const READS_IN_FLIGHT: usize = 64;
+pub(super) const READS_IN_FLIGHT: usize = 64;
 
 /// Room for the guard's header within the server's limit for a message.
-const HEADER_BYTES_MAX: usize = 1024;
+pub(super) const HEADER_BYTES_MAX: usize = 1024;
+
+/// What a stream says of itself while it is filled by `catchment log restore`.
+pub(super) const RESTORING: &str = "Being restored by `catchment log restore`. No process may use it yet.";
 
 /// How often a follower looks at the stream's end, whatever hints say.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -192,7 +195,7 @@ async fn listen(mut hints: Subscriber, growth: Arc<Growth>) {
     }
 }
 
-fn wanted(config: &NatsConfig) -> Config {
+pub(super) fn wanted(config: &NatsConfig) -> Config {
     let subject = format!("{}.v1.log", config.prefix.to_ascii_lowercase());
     kept(config, "LOG", subject, "Catchment's event log: the truth of all jobs. Nothing may expire by itself.")
 }
@@ -262,8 +265,18 @@ fn advise(error: &CreateStreamError) -> String {
     if off { format!("{text}; start the server with JetStream (nats-server -js)") } else { text }
 }
 
+/// Whether a stream is a log that is not whole yet.
+pub(super) fn is_being_restored(found: &Config) -> bool {
+    found.description.as_deref() == Some(RESTORING)
+}
+
 /// Why an existing stream would lose records or take foreign ones.
-fn unsuitable(wanted: &Config, found: &Config) -> Option<String> {
+pub(super) fn unsuitable(wanted: &Config, found: &Config) -> Option<String> {
+    if is_being_restored(found) {
+        let what =
+            "it is being restored; wait until `catchment log restore` has ended, or, when that was cut short, run it";
+        return Some(format!("{what} again with --replace"));
+    }
     let finding = if found.subjects != wanted.subjects {
         format!("its subjects are {:?} instead of {:?}", found.subjects, wanted.subjects)
     } else if found.storage != StorageType::File {

@@ -11,6 +11,7 @@
 
 mod events;
 mod log;
+pub(crate) mod offline;
 mod patience;
 mod security;
 mod snapshots;
@@ -46,8 +47,9 @@ pub struct NatsConfig {
     pub key: Option<PathBuf>,
     /// A `.creds` file: a user's JWT and the seed of its key. Instead of credentials in the URL.
     pub credentials: Option<PathBuf>,
-    /// What stream names begin with: the log's stream is `<prefix>_LOG`, its only subject
-    /// `<prefix in lower case>.v1.log`. Two clusters on one server differ in it.
+    /// What the names of everything on the server begin with: the log's stream is `<prefix>_LOG`, its only subject
+    /// `<prefix in lower case>.v1.log`, and events are on subjects under `<prefix in lower case>.`. Two clusters on one
+    /// server differ in it, and then see nothing of each other.
     pub prefix: String,
     /// Copies of each record in a NATS cluster, 1 to 5. Used when the stream is made.
     pub replicas: usize,
@@ -149,7 +151,7 @@ fn check(config: &NatsConfig) -> Result<(), BusError> {
     let letter = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     if config.prefix.is_empty() || config.prefix.len() > 32 || !config.prefix.bytes().all(letter) {
         let prefix = &config.prefix;
-        return Err(BusError::Config(format!("the stream prefix {prefix:?} is not 1 to 32 of A-Z, 0-9, - and _")));
+        return Err(BusError::Config(format!("the prefix {prefix:?} is not 1 to 32 of A-Z, 0-9, - and _")));
     }
     if !(1..=5).contains(&config.replicas) {
         return Err(BusError::Config(format!("{} replicas, but NATS keeps 1 to 5", config.replicas)));
@@ -172,7 +174,8 @@ pub(crate) async fn open(config: NatsConfig) -> Result<Bus, BusError> {
         );
     }
     let log = log::NatsLog::open(client.clone(), &config, &url).await?;
-    let events = events::NatsEvents { client, url, request_timeout: config.request_timeout };
+    let prefix = format!("{}.", config.prefix.to_ascii_lowercase());
+    let events = events::NatsEvents { client, prefix, url, request_timeout: config.request_timeout };
     Ok(Bus { log: Arc::new(log), events: Arc::new(events) })
 }
 
@@ -195,6 +198,8 @@ fn options(target: &Target, config: &NatsConfig, security: &Security) -> Result<
         .event_callback(move |event| {
             match event {
                 Event::Connected => tracing::info!(%url, "connected to NATS"),
+                // The client was let go of.
+                Event::Closed => tracing::debug!(%url, "the connection to NATS is closed"),
                 Event::Disconnected => tracing::warn!(%url, "lost the connection to NATS, trying again"),
                 event => tracing::warn!(%url, %event, "NATS"),
             }

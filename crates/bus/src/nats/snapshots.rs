@@ -66,6 +66,25 @@ impl Snapshots {
         Ok(self.list(&stream).await?.entries.first().map_or(0, |entry| entry.sequence))
     }
 
+    /// The stream they are kept in.
+    pub(super) fn stream_name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Sequences of the snapshots that are listed, the oldest first.
+    pub(super) async fn sequences(&self) -> Result<Vec<u64>, LogError> {
+        let Some(stream) = self.stream().await? else { return Ok(vec![]) };
+        Ok(self.list(&stream).await?.entries.iter().rev().map(|entry| entry.sequence).collect())
+    }
+
+    /// The snapshot of this sequence.
+    pub(super) async fn at(&self, sequence: u64) -> Result<Snapshot, LogError> {
+        let gone = || LogError::Damaged(format!("there is no snapshot at {sequence}"));
+        let stream = self.stream().await?.ok_or_else(gone)?;
+        let listed = self.list(&stream).await?.entries.into_iter().find(|entry| entry.sequence == sequence);
+        self.read(&stream, &listed.ok_or_else(gone)?).await
+    }
+
     /// The newest sound snapshot.
     pub(super) async fn get(&self) -> Result<Option<Snapshot>, LogError> {
         let Some(stream) = self.stream().await? else { return Ok(None) };

@@ -76,11 +76,12 @@ pub fn subject(record: &Record) -> Option<JobUid> {
         | Record::Folded { uid, .. }
         | Record::Discarded { uid, .. }
         | Record::Lost { uid, .. }
+        | Record::SumLost { uid, .. }
         | Record::Evaluated { uid, .. }
         | Record::JobCompleted { uid, .. }
         | Record::RoundGivenUp { uid, .. }
         | Record::Committed { uid, .. } => Some(*uid),
-        Record::Accepted(_) | Record::NodeLost { .. } => None,
+        Record::Accepted(_) | Record::NodeLost { .. } | Record::NodeStarted { .. } | Record::LevelRaised { .. } => None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::world::{Event, World};
 use catchment_ledger::{Job, Round};
-use catchment_types::{Accept, JobUid, ModelCommit, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
+use catchment_types::{Accept, Code, JobUid, ModelCommit, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,7 +219,7 @@ impl World {
                 // Its slab stays until the log has it, or else it would be taken for lost.
                 self.nodes[number].trapped.insert(receipt);
                 let reason = "unreachable executed".to_owned();
-                self.say(Record::Discarded { uid, round, receipt, reason });
+                self.say(Record::Discarded { uid, round, receipt, code: Code::FunctionTrap, reason });
             } else {
                 let accumulator = self.nodes[number].accumulators.entry((uid, round, incarnation)).or_default();
                 assert!(accumulator.insert(receipt), "{receipt} is folded twice");

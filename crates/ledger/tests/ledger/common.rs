@@ -2,7 +2,7 @@
 
 use catchment_ledger::{AcceptOutcome, Job, Outcome, Round, State};
 use catchment_types::{
-    Accept, ClientId, Digest, JobAction, JobUid, ModelCommit, Name, NodeId, Receipt, ReceiptId, Record, SlabId,
+    Accept, ClientId, Code, Digest, JobAction, JobUid, ModelCommit, Name, NodeId, Receipt, ReceiptId, Record, SlabId,
     SpecPatch, TimeMs,
 };
 use std::collections::BTreeMap;
@@ -150,7 +150,7 @@ impl Fixture {
     }
 
     pub fn discard(&mut self, round: u64, receipt: ReceiptId) -> Outcome {
-        self.apply(Record::Discarded { uid: JOB, round, receipt, reason: "trap".to_owned() })
+        self.apply(Record::Discarded { uid: JOB, round, receipt, code: Code::FunctionTrap, reason: "trap".to_owned() })
     }
 
     pub fn fold_pending(&mut self) -> Outcome {

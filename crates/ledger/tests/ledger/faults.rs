@@ -2,9 +2,9 @@
 
 use crate::common::*;
 use crate::driver::running;
-use crate::faulty::{Account, Envelope, Fault, Faulty, Hoard, Rates, account, encode, stored};
+use crate::faulty::{Account, Fault, Faulty, Hoard, Rates, account, encode, of_a_newer_release, stored};
 use catchment_bus::{Bus, EventLog};
-use catchment_ledger::{AcceptOutcome, Ledger, LedgerError, Outcome, SnapshotPace, State};
+use catchment_ledger::{AcceptOutcome, Envelope, Ledger, LedgerError, Outcome, SnapshotPace, State};
 use catchment_types::{Accept, Record, SlabId, SpecPatch};
 use futures::future::join_all;
 use rand::rngs::ChaCha8Rng;
@@ -104,11 +104,11 @@ async fn a_damaged_log_ends_the_writing() {
 async fn a_record_of_a_newer_release_ends_the_writing() {
     let log = Bus::in_memory().log;
     let ledger = running(log.clone(), 1, GOAL_9).await;
-    log.append(bytes::Bytes::from_static(b"\xffwhat is this"), 3).await.unwrap();
+    log.append(of_a_newer_release(), 3).await.unwrap();
     let answer = ledger.accept(accept(JOB, 1, 1, 0)).await;
     assert!(matches!(&answer, Err(LedgerError::Unreadable(why)) if why.contains("record 4")), "{answer:?}");
     let opened = Ledger::open(log, [2; 16]).await.map(drop);
-    assert!(matches!(&opened, Err(LedgerError::Unreadable(why)) if why.contains("version 255")), "{opened:?}");
+    assert!(matches!(&opened, Err(LedgerError::Unreadable(why)) if why.contains("version 9")), "{opened:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,7 +129,8 @@ async fn an_empty_group_shuts_out_the_appends_of_an_earlier_life() {
             assert_eq!(reborn.propose(Record::Accepted(vec![])).await.unwrap(), Outcome::Accepts(vec![]));
         }
         // What the first life left in a socket arrives now.
-        let late = Envelope { writer: [1; 16], number: 4, record: Record::Accepted(vec![accept(JOB, 1, 1, 0)]) };
+        let late =
+            Envelope { writer: [1; 16], number: 4, guard: None, record: Record::Accepted(vec![accept(JOB, 1, 1, 0)]) };
         assert_eq!(log.append(encode(&late), 3).await.is_ok(), !fence);
     }
 }

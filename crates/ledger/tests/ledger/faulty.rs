@@ -7,32 +7,39 @@ use crate::common::accept;
 use async_trait::async_trait;
 use bytes::Bytes;
 use catchment_bus::{EventLog, LogError, Snapshot};
-use catchment_ledger::{AcceptOutcome, Outcome, State};
-use catchment_types::{JobUid, Record, SlabId};
+use catchment_ledger::{AcceptOutcome, Envelope, Outcome, State, Stocked};
+use catchment_types::{JobUid, LEVEL_MAX, Record, SlabId};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What is stored, as the ledger stores it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Envelope {
-    pub writer: [u8; 16],
-    pub number: u64,
-    pub record: Record,
+pub fn encode(envelope: &Envelope) -> Bytes {
+    envelope.to_bytes(1, usize::MAX).unwrap().into()
 }
 
-pub fn encode(envelope: &Envelope) -> Bytes {
-    catchment_codec::encode(envelope, 1 << 20).unwrap().into()
+/// A record in a version that this build does not read.
+pub fn of_a_newer_release() -> Bytes {
+    framed(b"\x09what is this").into()
+}
+
+/// A message as it is stored from feature level 2 on.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new_derive_key("catchment v2 log record");
+    hasher.update(message);
+    [b"CTL2", &hasher.finalize().as_bytes()[..16], message].concat()
 }
 
 /// Everything stored, decoded.
 pub async fn stored(log: &Arc<dyn EventLog>) -> Vec<Envelope> {
     let records = log.read(0, usize::MAX).await.unwrap();
-    records.iter().map(|(_, bytes)| catchment_codec::decode(bytes, 1 << 20).unwrap()).collect()
+    let read = |(sequence, bytes): &(u64, Bytes)| match Envelope::read(*sequence, bytes, LEVEL_MAX).unwrap() {
+        Stocked::Record(envelope) => *envelope,
+        Stocked::Foreign(why) => panic!("record {sequence}: {why}"),
+    };
+    records.iter().map(read).collect()
 }
 
 /// The log's own account: the state after all of it, and what became of every record and every slab.
@@ -249,7 +256,8 @@ impl Faulty {
                 }
                 _ => Vec::new(),
             };
-            let record = encode(&Envelope { writer: self.intruder, number, record: Record::Accepted(group) });
+            let record =
+                encode(&Envelope { writer: self.intruder, number, guard: None, record: Record::Accepted(group) });
             loop {
                 let last = self.inner.last().await.unwrap();
                 if self.inner.append(record.clone(), last).await.is_ok() {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::driver::running;
-use crate::faulty::{Faulty, account};
+use crate::faulty::{Faulty, account, of_a_newer_release};
 use crate::nats_server::NatsServer;
 use catchment_bus::{Bus, EventLog, NatsConfig};
 use catchment_ledger::{Ledger, LedgerError, State};
@@ -146,7 +146,7 @@ async fn a_follower_that_cannot_read_tries_on() {
 async fn a_follower_does_not_go_past_what_it_cannot_read() {
     let log = Bus::in_memory().log;
     let one = running(log.clone(), 1, GOAL_900).await;
-    log.append(bytes::Bytes::from_static(b"\xffwhat is this"), 3).await.unwrap();
+    log.append(of_a_newer_release(), 3).await.unwrap();
     sleep(Duration::from_secs(10)).await;
     assert!(!one.is_reachable());
     assert_eq!(one.read(State::sequence), 3);

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use catchment_ledger::{AcceptOutcome, Outcome, Phase, State};
-use catchment_types::{Accept, CloseReason, Code, JobAction, JobState, NodeId, ReceiptState, Record, SpecPatch};
+use catchment_types::{Accept, CloseReason, JobAction, JobState, ReceiptState, Record, SpecPatch};
 
 const TWO: &str = r#","goal":2,"rounds":2,"deadline":null"#;
 
@@ -203,49 +203,4 @@ fn clients_of_a_buffer_given_up_may_send_from_its_version_again() {
     fixture.fold_pending();
     assert_eq!(fixture.commit(), Outcome::Done);
     assert_eq!(fixture.receipt(again).model_version, Some(1));
-}
-
-/// In the log and in snapshots, a variant's number stands for it: what was there before keeps its own, what is new comes
-/// after.
-#[test]
-fn records_and_codes_have_the_numbers_that_they_had() {
-    fn number(bytes: &[u8]) -> u32 {
-        u32::from_le_bytes(*bytes[1..].first_chunk().unwrap())
-    }
-    let (uid, round, at_ms, receipts, model) = (JOB, 1, 5, Vec::new(), initial_model());
-    let reason = || "why".to_owned();
-    let receipt = catchment_types::ReceiptId::from_bytes([3; 16]);
-    let records = [
-        created(uid, spec("a", "")),
-        Record::JobPatched { uid, patch: SpecPatch::default(), at_ms },
-        Record::JobActed { uid, action: JobAction::Pause, at_ms },
-        Record::JobFailed { uid, reason: reason(), at_ms },
-        Record::ModelPut { uid, model: model.clone(), needs: Default::default(), at_ms },
-        Record::RoundOpened { uid, round, deadline_ms: None, places: Vec::new(), at_ms },
-        Record::RoundExtended { uid, round, deadline_ms: None },
-        Record::RoundClosed { uid, round, reason: CloseReason::Deadline, at_ms },
-        Record::Accepted(Vec::new()),
-        Record::Folded { uid, round, receipts },
-        Record::Discarded { uid, round, receipt, reason: reason() },
-        Record::Lost { uid, round, receipts: Vec::new(), at_ms },
-        Record::Committed { uid, round, model, at_ms },
-        Record::RoundPlaced { uid, round, places: Vec::new() },
-        Record::NodeLost { node: NodeId(1), incarnation: 0, at_ms },
-        Record::Evaluated { uid, version: 0, results: Vec::new() },
-        Record::JobCompleted { uid, reason: reason(), at_ms },
-        Record::RoundGivenUp { uid, round, contribution: digest(1), reason: reason(), at_ms },
-    ];
-    for (record, expected) in records.iter().zip(0..) {
-        assert_eq!(number(&catchment_codec::encode(record, 1 << 20).unwrap()), expected, "{record:?}");
-    }
-    let codes = [
-        (Code::BadRequest, 0),
-        (Code::RoundClosed, 10),
-        (Code::FunctionTrap, 20),
-        (Code::NotReady, 24),
-        (Code::RoundGivenUp, 25),
-    ];
-    for (code, expected) in codes {
-        assert_eq!(number(&catchment_codec::encode(&code, 1 << 20).unwrap()), expected, "{code}");
-    }
 }

@@ -1,10 +1,10 @@
 //! Replay equals live, whatever the records.
 
 use crate::common::*;
-use catchment_ledger::{Job, State};
+use catchment_ledger::{Envelope, Job, State};
 use catchment_types::{
-    CloseReason, Digest, DurationText, EvaluationResult, JobAction, JobUid, ModelCommit, ReceiptId, Record, SpecPatch,
-    TimeMs,
+    CloseReason, Code, Digest, DurationText, EvaluationResult, JobAction, JobUid, LEVEL_MAX, LogId, ModelCommit,
+    NodeId, ReceiptId, Record, SpecPatch, TimeMs,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -93,6 +93,7 @@ impl Step {
                 uid,
                 round: number(uid, which),
                 receipt: receipts(uid, which, picked).first().copied().unwrap_or(ReceiptId::from_bytes([0; 16])),
+                code: Code::FunctionTrap,
                 reason: "trap".to_owned(),
             },
             Self::Lost(uid, which, picked) => {
@@ -201,6 +202,12 @@ fn step() -> impl Strategy<Value = Step> {
         6 => ready((uid(), 0..4u64, vec(result(), 0..4)).prop_map(|(uid, version, results)| {
             Record::Evaluated { uid, version, results }
         })),
+        1 => ready((1..=LEVEL_MAX, time()).prop_map(|(level, at_ms)| {
+            Record::LevelRaised { level, log: LogId::from_bytes([4; 16]), at_ms }
+        })),
+        1 => ready((uid(), 0..4u64, 0..2u32, time()).prop_map(|(uid, round, leaf, at_ms)| {
+            Record::SumLost { uid, round, node: NodeId(1), leaf, at_ms }
+        })),
         1 => ready((uid(), time()).prop_map(|(uid, at_ms)| {
             Record::JobCompleted { uid, reason: "no better".to_owned(), at_ms }
         })),
@@ -249,12 +256,14 @@ proptest! {
             let record = step.record(&live);
             let outcome = live.apply(live.sequence() + 1, &record);
             check(&live, &record)?;
-            log.push((catchment_codec::encode(&record, 1 << 20).unwrap(), outcome));
+            let envelope = Envelope { writer: [1; 16], number: live.sequence(), guard: None, record };
+            log.push((envelope.to_bytes(LEVEL_MAX, usize::MAX).unwrap(), outcome));
         }
         let mut replayed = State::default();
         for (bytes, outcome) in &log {
-            let record: Record = catchment_codec::decode(bytes, 1 << 20).unwrap();
-            prop_assert_eq!(&replayed.apply(replayed.sequence() + 1, &record), outcome);
+            let sequence = replayed.sequence() + 1;
+            let stocked = Envelope::read(sequence, bytes, replayed.level()).unwrap();
+            prop_assert_eq!(&replayed.take(sequence, &stocked), outcome);
         }
         prop_assert_eq!(&replayed, &live);
         for job in live.jobs() {

@@ -7,7 +7,7 @@ use crate::nats_server::NatsServer;
 use bytes::Bytes;
 use catchment_bus::{Bus, EventLog, LogError, NatsConfig, Snapshot};
 use catchment_ledger::{Ledger, LedgerError, SNAPSHOT_VERSION, SnapshotPace, State};
-use catchment_types::{JobAction, JobUid, Record, SpecPatch};
+use catchment_types::{JobAction, JobUid, LogId, Record, SpecPatch};
 use futures::future::join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -200,17 +200,36 @@ async fn of_several_processes_one_takes_the_snapshot() {
 /// When this fails the layout has changed: raise `SNAPSHOT_VERSION`, and see that the version before is still read.
 #[test]
 fn the_layout_is_what_its_version_says() {
-    let mut fixture = Fixture::running(r#","goal":3,"client_config":{"lr":0.1}"#);
+    for (level, version, hash) in [
+        (1, 1, "3d275218697b53e2202feeebd5ab64726a476aff0c4fef3b75205d793011d512"),
+        (2, SNAPSHOT_VERSION, "88a475d40f7fec51a5855c859f3e3dabb338b8a0c59caeb77f507df04a442294"),
+    ] {
+        let mut fixture = Fixture::running(r#","goal":3,"client_config":{"lr":0.1}"#);
+        fixture.accepted(1, 7);
+        fixture.patch(SpecPatch { goal: Some(2), ..SpecPatch::default() });
+        if level > 1 {
+            fixture.apply(Record::LevelRaised { level, log: LogId::from_bytes([4; 16]), at_ms: 1 });
+        }
+        let bytes = fixture.state.to_snapshot().unwrap();
+        assert_eq!(State::from_snapshot(&bytes).unwrap(), fixture.state);
+        assert_eq!((bytes.last().copied(), blake3::hash(&bytes).to_hex().as_str()), (Some(version), hash));
+        for cut in [0, 1, 4, 20, bytes.len() / 2, bytes.len() - 1] {
+            assert!(State::from_snapshot(&bytes[..cut]).is_err());
+        }
+    }
+}
+
+/// Of the form that others read a byte that has changed is found, wherever it is.
+#[test]
+fn a_damaged_snapshot_is_never_taken_for_a_sound_one() {
+    let mut fixture = Fixture::running("");
+    fixture.apply(Record::LevelRaised { level: 2, log: LogId::from_bytes([4; 16]), at_ms: 1 });
     fixture.accepted(1, 7);
-    fixture.patch(SpecPatch { goal: Some(2), ..SpecPatch::default() });
     let bytes = fixture.state.to_snapshot().unwrap();
-    assert_eq!(State::from_snapshot(&bytes).unwrap(), fixture.state);
-    assert_eq!(
-        (SNAPSHOT_VERSION, blake3::hash(&bytes).to_hex().as_str()),
-        (1, "3d275218697b53e2202feeebd5ab64726a476aff0c4fef3b75205d793011d512")
-    );
-    for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
-        assert!(State::from_snapshot(&bytes[..cut]).is_err());
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        assert!(State::from_snapshot(&changed).is_err(), "byte {at}");
     }
 }
 
@@ -231,29 +250,40 @@ fn a_snapshot_of_the_release_before_is_read() {
     assert!(read.is_first_of_its_name(read.job(JOB).unwrap()));
 }
 
-/// Names that were used follow the state, in snapshots that a release without them refuses instead of misreading.
 #[test]
 fn a_snapshot_carries_the_names_of_deleted_jobs() {
     let mut fixture = Fixture::running("");
-    let before = fixture.state.to_snapshot().unwrap();
-    assert_eq!(before.last(), Some(&SNAPSHOT_VERSION), "without any, every release reads it");
+    fixture.apply(Record::LevelRaised { level: 2, log: LogId::from_bytes([4; 16]), at_ms: 1 });
     fixture.act(JobAction::Delete);
     let (other, again) = (JobUid::from_bytes([2; 16]), JobUid::from_bytes([3; 16]));
     fixture.apply(created(other, spec("b", "")));
     fixture.apply(created(again, spec("a", "")));
-    let bytes = fixture.state.to_snapshot().unwrap();
-    assert_eq!(bytes.last(), Some(&(SNAPSHOT_VERSION | 0x80)));
-    let read = State::from_snapshot(&bytes).unwrap();
+    let read = State::from_snapshot(&fixture.state.to_snapshot().unwrap()).unwrap();
     assert!(read == fixture.state);
     for state in [&read, &fixture.state] {
         let is_first = |uid| state.is_first_of_its_name(state.job(uid).unwrap());
         assert_eq!((is_first(other), is_first(again)), (true, false));
     }
+}
+
+/// What builds between the first two releases wrote where jobs had been deleted.
+#[test]
+fn a_snapshot_with_names_beside_the_state_is_read() {
+    let fixture = Fixture::running("");
+    let mut bytes = fixture.state.to_snapshot().unwrap();
+    assert_eq!(bytes.pop(), Some(1));
+    // One hash, and that there are no more than are kept.
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend(7u64.to_le_bytes());
+    bytes.extend([0, 0x81]);
+    let read = State::from_snapshot(&bytes).unwrap();
+    fixture.state.audit().unwrap();
+    assert_eq!(read.job(JOB), fixture.state.job(JOB));
     for cut in [0, 1, bytes.len() / 2, bytes.len() - 2, bytes.len() - 1] {
         assert!(State::from_snapshot(&bytes[..cut]).is_err());
     }
-    // Neither is taken for the other.
+    // Neither form is taken for the other.
     let marked = |bytes: &[u8], mark| [&bytes[..bytes.len() - 1], &[mark]].concat();
-    assert!(State::from_snapshot(&marked(&bytes, SNAPSHOT_VERSION)).is_err());
-    assert!(State::from_snapshot(&marked(&before, SNAPSHOT_VERSION | 0x80)).is_err());
+    assert!(State::from_snapshot(&marked(&bytes, 1)).is_err());
+    assert!(State::from_snapshot(&marked(&fixture.state.to_snapshot().unwrap(), 0x81)).is_err());
 }

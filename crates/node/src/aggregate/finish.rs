@@ -269,7 +269,7 @@ impl Worker {
         let models = &self.context.models;
         let before = models.file(self.uid, facts.previous.version, facts.previous.etag).map_err(disk)?;
         let made = out.accumulator.fd().try_clone_to_owned().map(std::fs::File::from).map_err(disk)?;
-        let mut draft = models.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
+        let mut draft = self.context.draft(self.uid, &format!("version-{}", facts.version)).map_err(disk)?;
         draft.write(&self.model.head).map_err(disk)?;
         let mut sizes = Vec::with_capacity(self.model.own.tensors.len());
         for tensor in &self.model.own.tensors {

@@ -1,29 +1,16 @@
 //! Accumulators come to be: each once, on a thread that may block, under no lock.
 
 use super::holdings::{OfRound, Wanted};
-use super::leaf::{Leaf, LeafKey};
+use super::leaf::{Leaf, Shape};
 use crate::context::Context;
 use catchment_ledger::State;
-use catchment_slab::{Owner, SlabError};
+use catchment_slab::SlabError;
 use catchment_types::NodeId;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Memory of at least this many bytes is taken on a thread that may block.
 const BLOCKING_BYTES: u64 = 1 << 20;
-
-/// An accumulator to be made.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Which.
-    pub key: LeafKey,
-    /// Whose.
-    pub owner: Owner,
-    /// Its coordinates.
-    pub elements: u64,
-    /// How many ranges they are cut into.
-    pub ranges: usize,
-}
 
 /// An accumulator that is nobody's yet. The store keeps it until it is told otherwise, so whoever made it and went away
 /// gives it back.
@@ -34,14 +21,15 @@ struct Fresh {
 
 impl Fresh {
     fn make(context: Arc<Context>, shape: Shape) -> Result<Self, SlabError> {
-        let leaf = Leaf::create(&context.store, shape.owner, shape.key, shape.elements, shape.ranges)?;
+        let level = context.ledger.read(State::level);
+        let leaf = Leaf::create(&context.store, shape, level)?;
         Ok(Self { context, leaf: Some(leaf) })
     }
 }
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        self.context.release(self.leaf.take().map(|leaf| leaf.slab()));
+        self.context.release(self.leaf.take().iter().flat_map(Leaf::slabs));
     }
 }
 

@@ -162,6 +162,11 @@ impl Holdings {
         }
     }
 
+    /// Takes out the accumulator with this key; the caller releases it.
+    pub fn take_leaf(&self, key: LeafKey) -> Vec<SlabId> {
+        self.lock().take_leaves(|at| *at == key)
+    }
+
     /// The accumulator with this key, or who makes it.
     pub fn want(self: &Arc<Self>, key: LeafKey) -> Wanted {
         let mut held = self.lock();
@@ -217,11 +222,11 @@ impl Held {
     /// Takes out accumulators. Who is about to make one finds its place gone.
     fn take_leaves(&mut self, ends: impl Fn(&LeafKey) -> bool) -> Vec<SlabId> {
         let taken = self.leaves.extract_if(|key, _| ends(key));
-        let slab = |place| match place {
-            Place::There(leaf) => Some(leaf.slab()),
-            Place::Reserved(..) => None,
+        let slabs = |place| match place {
+            Place::There(leaf) => leaf.slabs().collect::<Vec<_>>(),
+            Place::Reserved(..) => Vec::new(),
         };
-        taken.filter_map(|(_, place)| slab(place)).collect()
+        taken.flat_map(|(_, place)| slabs(place)).collect()
     }
 }
 

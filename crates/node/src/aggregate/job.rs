@@ -4,7 +4,7 @@ use super::finish;
 use super::fresh::{self, Shape};
 use super::input::Input;
 use super::lanes::{Lanes, Level};
-use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan};
+use super::leaf::{BATCH_MAX, BadWords, Leaf, LeafKey, Plan};
 use super::pieces::Taken;
 use super::ranges::{Range, cut};
 use super::sizing::Sizing;
@@ -14,8 +14,8 @@ use crate::context::Context;
 use crate::peers::models::ensure;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
-use catchment_slab::SlabError;
-use catchment_types::{JobSpec, JobUid, NodeId, ReceiptId, Record, SlabId, Step};
+use catchment_slab::{SlabError, SlabStore};
+use catchment_types::{Code, JobSpec, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, Step};
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -27,6 +27,8 @@ use tracing::Instrument;
 
 /// How long a job's task, and with it its instances, outlives its last work.
 const IDLE: Duration = Duration::from_secs(2);
+/// Receipts in one record, at most: a record has a size limit.
+const LOST_MAX: usize = 4096;
 /// How long to wait before trying again after a failure outside the function.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -86,6 +88,9 @@ pub enum StepError {
     /// The same: the data directory refused a write.
     #[error("{0}")]
     Disk(String),
+    /// Nobody knows what is in an accumulator.
+    #[error("leaf {leaf}: {bad}", leaf = .0.leaf, bad = .1)]
+    BadLeaf(LeafKey, BadWords),
     /// An accepted update is not in shared memory any more.
     #[error("the slab of {receipt} is missing")]
     Missing {
@@ -168,6 +173,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     tokio::time::sleep(RETRY).await;
                 }
             }
+            Err(StepError::BadLeaf(key, _)) => lose_leaf(&context, key).await,
             Err(error) => {
                 if matches!(error, StepError::Panicked(_)) {
                     // Nobody knows what it left behind; what counts lies in shared memory.
@@ -190,6 +196,43 @@ async fn fail(context: &Context, uid: JobUid, reason: String) {
     }
 }
 
+/// Lets go of an accumulator of which nobody knows what is in it, and says that what was folded into it is lost. What was
+/// not is folded again, into a new one.
+async fn lose_leaf(context: &Context, key: LeafKey) {
+    let LeafKey { uid, round, leaf, .. } = key;
+    tracing::error!(job = %uid, round, leaf, "an accumulator's control words contradict each other: it begins anew");
+    // First the memory: a life that begins before the log is told finds none, and says the same.
+    context.release(context.holdings.take_leaf(key));
+    let is_in_it = |update: &&Update| {
+        let Update { accept, state, leaf: of, .. } = update;
+        (accept.node, *of, *state) == (context.node, leaf, ReceiptState::Folded)
+    };
+    loop {
+        let receipts: Vec<ReceiptId> = context.ledger.read(|state| {
+            let round = state.job(uid).and_then(|job| job.active_round()).filter(|active| active.number == round);
+            round.into_iter().flat_map(|round| round.contributors()).filter(is_in_it).map(|u| u.receipt).collect()
+        });
+        if receipts.is_empty() {
+            return;
+        }
+        let at_ms = context.clock.now_ms();
+        // From level 2 on a sum is lost as a whole.
+        let record = if context.ledger.read(|state| state.level()) >= 2 {
+            Record::SumLost { uid, round, node: context.node, leaf, at_ms }
+        } else {
+            let receipts = receipts.into_iter().take(LOST_MAX).collect();
+            Record::Lost { uid, round, receipts, at_ms }
+        };
+        if let Err(error) = context.ledger.propose(record).await {
+            context.trouble.set(uid, format!("record that updates are lost: {error}"));
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = context.ending.stop.cancelled() => return,
+            }
+        }
+    }
+}
+
 /// Runs blocking work on a thread of its own.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
@@ -207,7 +250,7 @@ impl JobAggregation {
     async fn begin(context: &Arc<Context>, uid: JobUid) -> Result<Self, StepError> {
         let known = context.ledger.read(|state| {
             let job = state.job(uid)?;
-            Some((Arc::new(job.spec.clone()), job.model(0)?.commit.clone()))
+            Some((job.spec.clone(), job.model(0)?.commit.clone()))
         });
         let (spec, initial) = known.ok_or_else(|| StepError::Again("the job is gone".to_owned()))?;
         let (context, etag) = (context.clone(), initial.etag);
@@ -267,14 +310,14 @@ impl JobAggregation {
             // What was pending may be folded by now: look again.
             return Ok(());
         }
-        match self.fold_batch(&leaf, &updates).await? {
+        match self.fold_batch(key, &leaf, &updates).await? {
             None => self.folded(key, &updates).await,
             Some(error) if updates.len() == 1 => self.failed_on(key.round, &updates[0], &error).await,
             Some(error) => {
                 tracing::warn!(job = %self.worker.spec.name, round = key.round, %error, "a batch failed; folding its updates one by one");
                 for update in &updates {
                     let one = std::slice::from_ref(update);
-                    match self.fold_batch(&leaf, one).await? {
+                    match self.fold_batch(key, &leaf, one).await? {
                         None => self.folded(key, one).await?,
                         Some(error) => self.failed_on(key.round, update, &error).await?,
                     }
@@ -284,16 +327,19 @@ impl JobAggregation {
         }
     }
 
-    /// The accumulator of a leaf, made when it is not there yet.
+    /// The accumulator of a leaf. It was set aside before the first update was accepted; where it is gone, what can give way
+    /// does.
     pub async fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
         let Worker { context, model, ranges, .. } = &*self.worker;
-        let shape = Shape { key, owner: self.worker.owner(), elements: model.layout.elements(), ranges: ranges.len() };
-        loop {
+        let (elements, ranges) = (model.layout.elements(), ranges.len());
+        let shape = Shape { key, owner: self.worker.owner(), elements, ranges };
+        let leaf = loop {
             match fresh::leaf(context, shape).await.map_err(|error| StepError::Again(error.to_string()))? {
                 Err(SlabError::NoRoom { .. }) if self.worker.gets_room() => {}
-                other => return other.map_err(StepError::from),
+                other => break other.map_err(StepError::from)?,
             }
-        }
+        };
+        if leaf.is_for(elements, ranges) { Ok(leaf) } else { Err(StepError::BadLeaf(key, BadWords)) }
     }
 
     /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as
@@ -313,7 +359,7 @@ impl JobAggregation {
         if leaf.lagging(&plan).is_empty() {
             return self.folded(key, &updates).await.map(|()| true);
         }
-        if let Some(error) = self.fold_plan(leaf, plan, &updates).await? {
+        if let Some(error) = self.fold_plan(key, leaf, plan, &updates).await? {
             // The plan is taken back: its updates are pending again and meet the ordinary way.
             tracing::warn!(%error, "an interrupted batch failed");
             return Ok(true);
@@ -322,12 +368,24 @@ impl JobAggregation {
     }
 
     /// Folds one batch. `Some`: the function failed, and the accumulator is as it was.
-    async fn fold_batch(&self, leaf: &Leaf, updates: &[Update]) -> Result<Option<FunctionError>, StepError> {
+    async fn fold_batch(
+        &self,
+        key: LeafKey,
+        leaf: &Leaf,
+        updates: &[Update],
+    ) -> Result<Option<FunctionError>, StepError> {
         let slabs: Vec<SlabId> = updates.iter().map(|update| update.accept.slab).collect();
-        self.fold_plan(leaf, leaf.begin(&slabs), updates).await
+        let plan = leaf.begin(&slabs).map_err(|bad| StepError::BadLeaf(key, bad))?;
+        self.fold_plan(key, leaf, plan, updates).await
     }
 
-    async fn fold_plan(&self, leaf: &Leaf, plan: Plan, updates: &[Update]) -> Result<Option<FunctionError>, StepError> {
+    async fn fold_plan(
+        &self,
+        key: LeafKey,
+        leaf: &Leaf,
+        plan: Plan,
+        updates: &[Update],
+    ) -> Result<Option<FunctionError>, StepError> {
         let clock = &self.worker.context.clock;
         let most = self.worker.lanes.most().min(self.worker.ranges.len());
         let instances = self.sizing.instances(self.waiting(), most, clock.now_ms());
@@ -339,7 +397,11 @@ impl JobAggregation {
         blocking(move || {
             let inputs =
                 updates.iter().map(|update| Input::find(&context, update, mode)).collect::<Result<Vec<_>, _>>();
-            let inputs = inputs.inspect_err(|_| leaf.undo(&plan))?;
+            let undone = || leaf.undo(&plan).map_err(|bad| StepError::BadLeaf(key, bad));
+            let inputs = match inputs {
+                Ok(inputs) => inputs,
+                Err(error) => return undone().and(Err(error)),
+            };
             let lagging = leaf.lagging(&plan);
             let calls = |index: usize| {
                 let range = &ranges[index];
@@ -360,10 +422,7 @@ impl JobAggregation {
             match folded {
                 Ok(()) => Ok(None),
                 Err(error) if is_outside(&error) => Err(StepError::Again(error.to_string())),
-                Err(error) => {
-                    leaf.undo(&plan);
-                    Ok(Some(error))
-                }
+                Err(error) => undone().map(|()| Some(error)),
             }
         })
         .await
@@ -402,7 +461,13 @@ impl JobAggregation {
     /// Records why an update is left out, and lets go of it.
     pub async fn discard(&self, round: u64, update: &Update, reason: String) -> Result<(), StepError> {
         tracing::warn!(job = %self.worker.spec.name, round, client = %update.accept.client, reason, "discard an update");
-        let record = Record::Discarded { uid: self.worker.uid, round, receipt: update.receipt, reason };
+        let record = Record::Discarded {
+            uid: self.worker.uid,
+            round,
+            receipt: update.receipt,
+            code: Code::FunctionTrap,
+            reason,
+        };
         self.worker.context.ledger.propose(record).await?;
         self.let_go(std::slice::from_ref(update));
         Ok(())

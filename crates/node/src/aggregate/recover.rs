@@ -10,7 +10,7 @@ use crate::slab_meta::SlabMeta;
 use catchment_ledger::{Ledger, LedgerError, Round, State, Update};
 use catchment_slab::{Recovered, Slab, SlabStore};
 use catchment_types::{Digest, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, TimeMs};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Receipts in one record, at most: a record has a size limit.
 const LOST_MAX: usize = 4096;
@@ -38,7 +38,7 @@ pub async fn recover(
     let found = Found::new(recovered);
     let Judged { leaves, slabs, lost } = ledger.read(|state| found.judge(state, node));
     let kept: HashSet<SlabId> =
-        leaves.iter().map(|(_, leaf)| leaf.slab()).chain(slabs.iter().map(|(id, _)| *id)).collect();
+        leaves.iter().flat_map(|(_, leaf)| leaf.slabs()).chain(slabs.iter().map(|(id, _)| *id)).collect();
     leaves.into_iter().for_each(|(key, leaf)| holdings.put(key, leaf));
     for (slab, of) in slabs {
         holdings.hold(slab, of);
@@ -46,11 +46,17 @@ pub async fn recover(
     }
     drop(found);
     let freed = everything.iter().filter(|slab| !kept.contains(slab) && store.release(**slab)).count();
-    let losses: usize = lost.iter().map(|(_, _, receipts)| receipts.len()).sum();
+    let losses: usize = lost.iter().map(|lost| lost.receipts.len()).sum();
     if !everything.is_empty() || losses > 0 {
         tracing::info!(kept = kept.len(), freed, lost = losses, "shared memory recovered");
     }
-    for (uid, round, receipts) in lost {
+    for Lost { uid, round, receipts, leaves } in lost {
+        // With the updates of a sum, because that goes as a whole. At the first level they were named one by one.
+        if ledger.read(State::level) >= 2 {
+            for leaf in leaves {
+                ledger.propose(Record::SumLost { uid, round, node, leaf, at_ms: now_ms }).await?;
+            }
+        }
         for receipts in receipts.chunks(LOST_MAX) {
             let receipts = receipts.to_vec();
             ledger.propose(Record::Lost { uid, round, receipts, at_ms: now_ms }).await?;
@@ -64,7 +70,14 @@ struct Found {
     leaves: HashMap<LeafKey, Leaf>,
 }
 
-type Lost = (JobUid, u64, Vec<ReceiptId>);
+/// What is missing of a round.
+struct Lost {
+    uid: JobUid,
+    round: u64,
+    receipts: Vec<ReceiptId>,
+    /// Leaves whose sum is missing, or cannot be used.
+    leaves: BTreeSet<u32>,
+}
 
 /// What becomes of what was found.
 #[derive(Default)]
@@ -79,7 +92,8 @@ struct Judged {
 impl Found {
     fn new(recovered: Recovered) -> Self {
         let slabs = recovered.slabs.iter().map(|slab| (slab.id(), SlabMeta::decode(slab.meta()))).collect();
-        let leaves = recovered.accumulators.into_iter().filter_map(Leaf::found).collect();
+        let accumulators = recovered.accumulators.into_iter().map(|found| (found.id(), found)).collect();
+        let leaves = HashMap::values(&accumulators).filter_map(|found| Leaf::found(found, &accumulators)).collect();
         Self { slabs, leaves }
     }
 
@@ -90,9 +104,9 @@ impl Found {
     fn judge(&self, state: &State, node: NodeId) -> Judged {
         let mut judged = Judged::default();
         for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-            let missing = self.judge_round((job.uid, round), (node, state.incarnation(node)), &mut judged);
-            if !missing.is_empty() {
-                judged.lost.push((job.uid, round.number, missing));
+            let (receipts, leaves) = self.judge_round((job.uid, round), (node, state.incarnation(node)), &mut judged);
+            if !receipts.is_empty() {
+                judged.lost.push(Lost { uid: job.uid, round: round.number, receipts, leaves });
             }
         }
         judged
@@ -103,7 +117,7 @@ impl Found {
         (uid, round): (JobUid, &Round),
         (node, incarnation): (NodeId, u64),
         judged: &mut Judged,
-    ) -> Vec<ReceiptId> {
+    ) -> (Vec<ReceiptId>, BTreeSet<u32>) {
         let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
         let leaves: HashSet<u32> = ours.iter().map(|update| update.leaf).collect();
         let mut usable = HashMap::new();
@@ -114,7 +128,7 @@ impl Found {
                 usable.insert(leaf, found);
             }
         }
-        let mut missing = Vec::new();
+        let (mut missing, mut sums) = (Vec::new(), BTreeSet::new());
         for update in ours {
             let (slab, leaf) = (update.accept.slab, usable.get(&update.leaf));
             let in_slab = update.state == ReceiptState::Accepted && self.has(slab, &update.accept.digest);
@@ -124,9 +138,12 @@ impl Found {
             }
             if !in_slab && !in_leaf {
                 missing.push(update.receipt);
+                if update.state == ReceiptState::Folded {
+                    sums.insert(update.leaf);
+                }
             }
         }
-        missing
+        (missing, sums)
     }
 
     /// An accumulator whose interrupted batch can be completed.

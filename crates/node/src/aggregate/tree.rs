@@ -6,7 +6,7 @@
 use super::finish::Facts;
 use super::job::StepError;
 use super::lanes::Level;
-use super::leaf::{Leaf, LeafKey, block_bytes};
+use super::leaf::{BadWords, Leaf, LeafKey, block_bytes};
 use super::merge::Partial;
 use super::pieces::{Order, Piece, contribution};
 use super::remote::{self, Ordered, RemoteLeaf};
@@ -149,8 +149,12 @@ fn own_leaves(worker: &Worker, number: u64) -> Result<Vec<Leaf>, StepError> {
     let leaves = read(worker, number, held)?;
     let incarnation = worker.context.ledger.read(|state| state.incarnation(node));
     let found = |leaf: u32| {
-        let found = worker.context.holdings.leaf(LeafKey { uid: worker.uid, round: number, leaf, incarnation });
-        found.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {leaf} is missing")))
+        let key = LeafKey { uid: worker.uid, round: number, leaf, incarnation };
+        let found = worker.context.holdings.leaf(key);
+        let found = found.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {leaf} is missing")))?;
+        // The round is folded, so all of it lies in one block.
+        let is_whole = found.is_for(worker.model.layout.elements(), worker.ranges.len()) && found.whole().is_some();
+        if is_whole { Ok(found) } else { Err(StepError::BadLeaf(key, BadWords)) }
     };
     leaves.into_iter().map(found).collect()
 }

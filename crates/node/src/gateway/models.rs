@@ -150,7 +150,7 @@ async fn receive(
     let scratch = with_room(context, || taken(context, bytes, grant.clone())).await?;
     let unique = catchment_types::JobUid::from_bytes(context.entropy.bytes16());
     let disk = |error| disk(context, uid, error);
-    let mut draft = context.models.draft(uid, &format!("put-{unique}")).map_err(disk)?;
+    let mut draft = context.draft(uid, &format!("put-{unique}")).map_err(disk)?;
     draft.write(head.bytes()).map_err(disk)?;
     drop((head, buffer));
     let taken =

@@ -58,7 +58,12 @@ async fn keep_model(
 ) -> Result<StatusCode, Failure> {
     let bad = |error: BadId| Problem::new(Code::BadRequest, format!("from: {error}"));
     let node: NodeId = from.from.parse().map_err(bad)?;
-    ensure_from(&context, at.part("uid")?, at.number("version")?, at.part("etag")?, node).await?;
+    let uid: JobUid = at.part("uid")?;
+    if context.ledger.read(|state| state.job(uid).is_none()) {
+        // The other node may just have created it, and of a job that is gone no file is begun.
+        context.refresh().await;
+    }
+    ensure_from(&context, uid, at.number("version")?, at.part("etag")?, node).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

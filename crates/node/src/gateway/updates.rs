@@ -98,7 +98,7 @@ fn read_request(context: &Context, at: &At, query: &str, headers: &HeaderMap) ->
     })?;
     Ok(Submission {
         uid,
-        spec: Arc::<JobSpec>::new(spec),
+        spec,
         round,
         client,
         weight: said.weight,

@@ -136,7 +136,7 @@ fn find(
         let etag = job.base_at(round).map(|model| model.commit.etag);
         let handed = Handed { task: TaskId::derive(job.uid, round, &client), etag };
         match meant.check(state, job, handed) {
-            Ok(()) => Ok((Arc::new(job.spec.clone()), address)),
+            Ok(()) => Ok((job.spec.clone(), address)),
             // Of nothing there is no doubt whose it is; the PUT that follows says it.
             Err(problem) if problem.is(Code::UidRequired) => {
                 let is_there = job.update_at(round, &client).is_some() || known;

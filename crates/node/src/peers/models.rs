@@ -99,7 +99,7 @@ async fn fetch_from(
     wanted: &Wanted,
 ) -> Result<(), FetchError> {
     let unique = JobUid::from_bytes(context.entropy.bytes16());
-    let mut sink = ToDraft(context.models.draft(uid, &format!("fetch-{version}-{unique}"))?);
+    let mut sink = ToDraft(context.draft(uid, &format!("fetch-{version}-{unique}"))?);
     let digest = context.peers.fetch(beat.node, wanted, &mut sink).await?;
     if !matches!(wanted, Wanted::Model { etag, .. } if *etag == digest) {
         return Err(FetchError::Damaged(beat.name.clone()));

@@ -47,7 +47,7 @@ impl Exact {
         let exact = match exact {
             Ok(exact) => exact,
             Err(error) => {
-                f.error("exact", &format!("false, or {{bound, weight_max, updates_max}}: {error}"));
+                f.unreadable("exact", &format!("false, or {{bound, weight_max, updates_max}}: {error}"));
                 return None;
             }
         };

@@ -12,6 +12,11 @@ pub struct Fields {
     path: String,
     map: Map<String, Value>,
     errors: Vec<FieldError>,
+    /// Whether it was accepted before, by this or another release: then what is out of its limits stays, and fields that
+    /// are unknown here are kept.
+    is_stored: bool,
+    /// Of nested objects, the fields that are unknown here.
+    unknown: Map<String, Value>,
 }
 
 impl Fields {
@@ -29,28 +34,55 @@ impl Fields {
                 });
             }
         }
-        Self { path: String::new(), map, errors }
+        Self { path: String::new(), map, errors, is_stored: false, unknown: Map::new() }
+    }
+
+    /// The fields of a spec that was accepted once.
+    pub fn stored(map: Map<String, Value>) -> Self {
+        Self { path: String::new(), map, errors: Vec::new(), is_stored: true, unknown: Map::new() }
     }
 
     /// The fields of the object at `field`, empty when it is absent.
     pub fn nested(&mut self, field: &str) -> Self {
-        Self { path: format!("{field}."), map: self.or_default(field), errors: Vec::new() }
+        let map = self.or_default(field);
+        self.inside(field, map)
     }
 
     /// The fields of an object that was read from `field`.
     pub fn inside(&self, field: &str, map: Map<String, Value>) -> Self {
-        Self { path: format!("{field}."), map, errors: Vec::new() }
+        let is_stored = self.is_stored;
+        Self { path: format!("{field}."), map, errors: Vec::new(), is_stored, unknown: Map::new() }
     }
 
-    /// Takes over what was wrong with a nested object.
-    pub fn absorb(&mut self, nested: Self) {
+    /// Takes over what was wrong with a nested object, and what is unknown of it.
+    pub fn absorb(&mut self, mut nested: Self) {
+        let unknown = nested.take_unknown();
+        if !unknown.is_empty() {
+            self.unknown.insert(nested.path.trim_end_matches('.').to_owned(), Value::Object(unknown));
+        }
         if let Err(errors) = nested.finish() {
             self.errors.extend(errors);
         }
     }
 
-    /// Notes that `field` is wrong.
+    /// Of what was accepted once, the fields that are unknown here. They are not wrong then.
+    pub fn take_unknown(&mut self) -> Map<String, Value> {
+        let mut unknown = std::mem::take(&mut self.unknown);
+        if self.is_stored {
+            unknown.append(&mut self.map);
+        }
+        unknown
+    }
+
+    /// Notes that `field` is outside of its limits.
     pub fn error(&mut self, field: &str, message: &str) {
+        if !self.is_stored {
+            self.unreadable(field, message);
+        }
+    }
+
+    /// Notes that `field` cannot be read.
+    pub fn unreadable(&mut self, field: &str, message: &str) {
         self.errors.push(FieldError { field: format!("{}{field}", self.path), message: message.to_owned() });
     }
 
@@ -65,7 +97,7 @@ impl Fields {
         match crate::read_value(value) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.error(field, &format!("{shown}: {error}"));
+                self.unreadable(field, &format!("{shown}: {error}"));
                 None
             }
         }
@@ -74,7 +106,7 @@ impl Fields {
     /// A field that must be there.
     pub fn required<T: DeserializeOwned>(&mut self, field: &str) -> Option<T> {
         if !self.map.contains_key(field) {
-            self.error(field, "is required");
+            self.unreadable(field, "is required");
         }
         self.take(field)
     }
@@ -93,6 +125,8 @@ impl Fields {
     pub fn count(&mut self, field: &str, default: u64, max: u64) -> u64 {
         match self.take::<u64>(field) {
             None => default,
+            // Nothing that was accepted was 0; what counts relies on it.
+            Some(value) if self.is_stored => value.max(1),
             Some(value) if (1..=max).contains(&value) => value,
             Some(value) => {
                 self.error(field, &format!("{value} is not from 1 to {max}"));
@@ -105,7 +139,7 @@ impl Fields {
     pub fn finish(mut self) -> Result<(), Vec<FieldError>> {
         let unknown: Vec<String> = self.map.keys().cloned().collect();
         for field in unknown {
-            self.error(&field, "unknown field");
+            self.unreadable(&field, "unknown field");
         }
         if self.errors.is_empty() { Ok(()) } else { Err(self.errors) }
     }

@@ -7,7 +7,7 @@ use crate::system::SystemClock;
 use crate::text;
 use anyhow::{Context as _, Result};
 use catchment_client::JobInfo;
-use catchment_types::{Clock as _, JobState, NodesView, RoundNodeView, RoundState, RoundView};
+use catchment_types::{Clock as _, JobState, NodesView, RoundNodeView, RoundState, RoundView, printable};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A few lines that are drawn again as the job goes on. They vanish when this is dropped.
@@ -37,25 +37,30 @@ impl Live {
     }
 
     fn line(&self, line: &str) -> Result<()> {
-        self.screen.println(line).context("print progress")
+        self.screen.println(printable(line)).context("print progress")
     }
+}
+
+/// What clients and nodes chose of it does nothing to the terminal.
+fn shown(text: &str) -> String {
+    printable(text).into_owned()
 }
 
 impl View for Live {
     fn round(&mut self, job: &JobInfo, _changed: bool) -> Result<()> {
         // At every look, changed or not: the time to the deadline passes.
-        self.state.set_message(state_line(job, SystemClock.now_ms()));
+        self.state.set_message(shown(&state_line(job, SystemClock.now_ms())));
         self.rounds.set_length(text::spec_count(job, "rounds").unwrap_or(0));
         self.rounds.set_position(rounds_ended(job));
         self.updates.set_length(job.round.goal);
         self.updates.set_position(job.round.received);
         self.updates.set_message(job.round.folded.to_string());
-        self.nodes.set_message(tree(&job.round));
+        self.nodes.set_message(shown(&tree(&job.round)));
         Ok(())
     }
 
     fn cluster(&mut self, nodes: &NodesView) {
-        self.cluster.set_message(cluster_line(nodes));
+        self.cluster.set_message(shown(&cluster_line(nodes)));
     }
 
     fn shows_cluster(&self) -> bool {
