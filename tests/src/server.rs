@@ -39,6 +39,8 @@ pub struct Server {
     happens_at: Option<Vec<(&'static str, String)>>,
     /// Variables of every life.
     environment: Vec<(&'static str, String)>,
+    /// Whether its clock is not the machine's.
+    is_skewed: bool,
     lives: u32,
     /// Which program its next life is of.
     release: Release,
@@ -87,6 +89,7 @@ impl Server {
             filter: None,
             happens_at: None,
             environment: vec![],
+            is_skewed: false,
             lives: 0,
             release: Release::default(),
             hold_file: None,
@@ -150,6 +153,7 @@ impl Server {
     /// From its next life on its clock is ahead of the machine's by as many milliseconds as this file says.
     pub fn skew_clock(&mut self, file: &Path) {
         self.environment.push((CLOCK_SKEW_FILE, file.display().to_string()));
+        self.is_skewed = true;
     }
 
     /// One that people get, with these variables in its environment.
@@ -229,7 +233,7 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("open the log");
         // Most tests run what people get. An old release has the hooks in that.
         let happens_at = self.happens_at.take();
-        let has_hooks = happens_at.is_some() || self.environment.iter().any(|(name, _)| *name == CLOCK_SKEW_FILE);
+        let has_hooks = happens_at.is_some() || self.is_skewed;
         let mut command = match (has_hooks, self.release) {
             (true, Release::Present) => uninfluenced(Command::new(failpoints())),
             _ => catchment_command_of(self.release),

@@ -16,6 +16,7 @@ mod log;
 mod mistaken;
 mod node_args;
 mod output;
+mod private;
 mod progress;
 mod signals;
 mod system;
@@ -47,6 +48,9 @@ pub fn run(hooks: Hooks) -> ExitCode {
         Command::Node(role) => Some(&role.node),
         _ => None,
     };
+    if node.is_some() || matches!(arguments.command, Command::Coordinator(_)) {
+        private::make_private();
+    }
     let link = match node.map(|node| node.open_link()).transpose() {
         Ok(link) => link.flatten(),
         Err(error) => return exit::report(&error),

@@ -1,7 +1,7 @@
 //! What a process that takes updates is told on the command line.
 
 use crate::address::{Advertised, Listen};
-use crate::system::{default_draft_bytes, default_slab_budget_bytes, default_slab_dir, free_disk_bytes, hooks};
+use crate::system::{default_slab_budget_bytes, default_slab_dir, free_disk_bytes, hooks};
 use anyhow::{Context as _, Result, bail};
 use catchment_fleet::Pace as FleetPace;
 use catchment_node::{Beside, Functions, Membership, NodeConfig, Pace, RunnersConfig};

@@ -10,11 +10,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Files that earlier releases made for everybody to read.
-const FILES: [&str; 3] = ["node-id", "log.redb", "snapshot.draft"];
+const FILES: [&str; 4] = ["node-id", "log-id", "log.redb", "snapshot.draft"];
 /// Of the log's snapshots, the beginning and the end of the name.
 const SNAPSHOT: (&str, &str) = ("snapshot-", ".bin");
 /// Folders, with all that is in them.
-const FOLDERS: [&str; 2] = ["models", "uploads"];
+const FOLDERS: [&str; 3] = ["models", "orphaned", "uploads"];
 
 /// Makes everything that this process makes from now on its user's alone. Call it before anything is made.
 pub fn make_private() {
@@ -84,7 +84,7 @@ mod tests {
             fs::write(path, "text").unwrap();
             open(path, 0o664);
         }
-        [&folder, &data.join("models")].map(|folder| open(folder, 0o755));
+        [&folder, &data.join("models")].iter().for_each(|folder| open(folder, 0o755));
         symlink(&elsewhere, folder.join("link")).unwrap();
         mend(&data);
         assert_eq!(ours.each_ref().map(|path| mode(path)), [0o600; 4]);

@@ -75,7 +75,7 @@ pub async fn prepare(
     let (owner, elements, ranges) = (owner(spec, uid), model.layout.elements(), ranges::cut(&model.layout).len());
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf, incarnation };
-        if let Err(error) = fresh::leaf(context, fresh::Shape { key, owner, elements, ranges }).await? {
+        if let Err(error) = fresh::leaf(context, leaf::Shape { key, owner, elements, ranges }).await? {
             return Ok(Err(error));
         }
     }

@@ -1,10 +1,10 @@
 //! One job's aggregation: folds what was accepted, and makes the model when the round is ready.
 
 use super::finish;
-use super::fresh::{self, Shape};
+use super::fresh;
 use super::input::Input;
 use super::lanes::{Lanes, Level};
-use super::leaf::{BATCH_MAX, BadWords, Leaf, LeafKey, Plan};
+use super::leaf::{BATCH_MAX, BadWords, Leaf, LeafKey, Plan, Shape};
 use super::pieces::Taken;
 use super::ranges::{Range, cut};
 use super::sizing::Sizing;
@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::peers::models::ensure;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
-use catchment_slab::{SlabError, SlabStore};
+use catchment_slab::SlabError;
 use catchment_types::{Code, JobSpec, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, Step};
 use futures::FutureExt;
 use std::collections::BTreeMap;

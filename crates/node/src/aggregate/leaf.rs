@@ -433,7 +433,8 @@ mod tests {
         ] {
             let limit = catchment_slab::META_BYTES_MAX;
             let whole = catchment_codec::encode(&WholeMeta { key: KEY, elements, ranges }, limit).unwrap();
-            let whole = store.grant_accumulator(SHAPE.owner, FIRST_RANGE + RANGES, 2 * block_bytes(ELEMENTS), &whole).unwrap();
+            let whole =
+                store.grant_accumulator(SHAPE.owner, FIRST_RANGE + RANGES, 2 * block_bytes(ELEMENTS), &whole).unwrap();
             let words = WordsMeta { key: KEY, elements, ranges, data: whole.id().get() };
             let words = catchment_codec::encode(&words, limit).unwrap();
             let words = store.grant_accumulator(SHAPE.owner, FIRST_RANGE + RANGES, 1, &words).unwrap();
