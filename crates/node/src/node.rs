@@ -15,7 +15,7 @@ use crate::models::Models;
 use crate::parking::{Address, Parking};
 use crate::peers::Peers;
 use crate::readiness::Readiness;
-use crate::shelf::{Shelf, Stored};
+use crate::shelf::{Found, Shelf};
 use crate::{drain, gateway, orphans, small};
 use catchment_bus::Bus;
 use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
@@ -248,7 +248,7 @@ async fn join(
 }
 
 /// Opens the folder of uploads that broke off, and finds those that can be gone on with. `None`: there are to be none.
-fn open_shelf(config: &NodeConfig, ledger: &Ledger) -> std::io::Result<Option<(Shelf, Vec<(Address, Stored)>)>> {
+fn open_shelf(config: &NodeConfig, ledger: &Ledger) -> std::io::Result<Option<(Shelf, Found)>> {
     if config.park_bytes_max == 0 {
         return Ok(None);
     }

@@ -7,7 +7,7 @@
 //! process. The log knows nothing of it.
 
 use crate::context::Context;
-use crate::shelf::{self, KeptHead, Outgoing, Shelf, Stored};
+use crate::shelf::{self, Found, KeptHead, Outgoing, Shelf, Stored};
 use crate::upload::{Progress, Upload};
 use catchment_ledger::AcceptOutcome;
 use catchment_types::{ClientId, Code, JobUid, Problem};
@@ -113,7 +113,7 @@ struct Writing {
 /// An upload that its client goes on with.
 pub enum Taken<'p> {
     /// It was in shared memory.
-    Memory(Live<'p>, Upload),
+    Memory(Live<'p>, Box<Upload>),
     /// It is in a file, which stays until the upload is parked again, is accepted or is refused.
     File(Live<'p>, Stored),
 }
@@ -130,12 +130,7 @@ pub struct Standstill {
 impl Parking {
     /// Keeps uploads in memory for `time`, beside a budget of `budget_bytes` of shared memory, and in files on `shelf`, where
     /// these were found. Tells `room` when memory may be had.
-    pub fn new(
-        time: Duration,
-        budget_bytes: u64,
-        shelf: Option<(Shelf, Vec<(Address, Stored)>)>,
-        room: Arc<Notify>,
-    ) -> Arc<Self> {
+    pub fn new(time: Duration, budget_bytes: u64, shelf: Option<(Shelf, Found)>, room: Arc<Notify>) -> Arc<Self> {
         let (shelf, found) = shelf.map_or((None, Vec::new()), |(shelf, found)| (Some(Arc::new(shelf)), found));
         let mut table = Table::default();
         for (address, stored) in found {
@@ -197,7 +192,7 @@ impl Parking {
         }
         fits(table.standstill(&address).ok_or_else(unknown)?)?;
         if let Some(Parked { upload, parkings, .. }) = table.parked.remove(&address) {
-            return Ok(Taken::Memory(self.receiver(&mut table, address, parkings), upload));
+            return Ok(Taken::Memory(self.receiver(&mut table, address, parkings), Box::new(upload)));
         }
         if table.is_written(&address) {
             // Somebody needed its memory meanwhile.
@@ -335,17 +330,19 @@ impl Parking {
     fn reserve(&self, table: &mut Table, bytes: u64) -> (bool, Vec<Stored>) {
         let limit = self.shelf.as_ref().map_or(0, |shelf| shelf.bytes_max);
         let mut gone = Vec::new();
-        while bytes <= limit {
+        if bytes > limit {
+            return (false, gone);
+        }
+        loop {
             let is_full = table.stored.len() + table.writing.len() >= STORED_MAX;
             if !is_full && table.file_bytes() + bytes <= limit {
                 return (true, gone);
             }
             // The oldest first; not those that are on their way, which are newer.
             let oldest = table.stored.iter().min_by_key(|(_, file)| file.order);
-            let Some(address) = oldest.map(|(address, _)| address.clone()) else { break };
+            let Some(address) = oldest.map(|(address, _)| address.clone()) else { return (false, gone) };
             gone.extend(table.stored.remove(&address).map(|file| file.stored));
         }
-        (false, gone)
     }
 
     /// Writes an upload that is parked to its file.

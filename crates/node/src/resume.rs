@@ -92,7 +92,7 @@ async fn go_on(
         Ok(())
     })?;
     let (live, mut upload) = match taken {
-        Taken::Memory(live, upload) => (live, upload),
+        Taken::Memory(live, upload) => (live, *upload),
         Taken::File(live, stored) => match Upload::restore(context, spec.clone(), stored.path).await {
             Ok(upload) => (live, upload),
             Err(problem) => {

@@ -104,6 +104,9 @@ impl Outgoing {
     }
 }
 
+/// Uploads that were found in files.
+pub type Found = Vec<(Address, Stored)>;
+
 /// An upload that is in a file.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -157,11 +160,7 @@ impl Shelf {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn open(
-        data_dir: &Path,
-        bytes_max: u64,
-        open: impl Fn(&Address) -> bool,
-    ) -> io::Result<(Self, Vec<(Address, Stored)>)> {
+    pub fn open(data_dir: &Path, bytes_max: u64, open: impl Fn(&Address) -> bool) -> io::Result<(Self, Found)> {
         let dir = data_dir.join("uploads");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let mut newest: BTreeMap<String, (Address, Stored)> = BTreeMap::new();
