@@ -98,6 +98,11 @@ impl Server {
         }
     }
 
+    /// From its next life on this flag has this value.
+    pub fn set(&mut self, flag: &str, value: &str) {
+        self.arguments.insert(flag.to_owned(), value.to_owned());
+    }
+
     /// From its next life on it is of this release.
     pub fn change_to(&mut self, release: Release) {
         self.release = release;
@@ -304,7 +309,7 @@ impl Server {
 
     /// Uses another server from its next life on.
     pub fn use_nats(&mut self, nats: Nats) {
-        self.arguments.insert("--nats".into(), nats.url());
+        self.set("--nats", &nats.url());
         self.nats = Some(nats);
     }
 

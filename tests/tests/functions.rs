@@ -97,12 +97,17 @@ on_both_buses! {
             assert_eq!(discarded["code"], "function_trap", "{discarded}");
             let reason = discarded["reason"].as_str().expect("a reason");
             assert!(reason.contains("hostile") && reason.contains(says), "{reason}");
-            assert_eq!(job.round().await["received"], 0);
-            // The discarded one stands: what trapped once would trap again.
+            let round = job.round().await;
+            assert_eq!(round["received"], 0);
+            let why = round["reason"].as_str().unwrap_or_default();
+            assert!(why.contains("every update that came was discarded") && why.contains(says), "{round}");
+            // What trapped once would trap again.
             let again = job.submit(1, client, "", &update(value)).await.expect(200).json();
             assert_eq!((&again["receipt"], &again["state"]), (&receipt, &json!("discarded")));
         }
-        job.accepted(1, "c", "", &update(1.0)).await;
+        // The place of a discarded one is free.
+        job.accepted(1, "trap", "", &update(1.0)).await;
+        assert_eq!(job.round().await["reason"], json!(null));
         job.accepted(1, "d", "", &update(3.0)).await;
         job.in_state("completed").await;
         assert_eq!(read(&job.model(1).await)["w"][0], 2.0);

@@ -366,3 +366,32 @@ async fn a_log_moves_to_another_server() {
     })
     .await;
 }
+
+/// What is no record is left out and counted. What claims to be one and is not ends the following, and the process says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_says_what_it_found_in_the_log() {
+    run(async {
+        let mut server = Server::start(Bus::Nats).await;
+        let sent = sent();
+        let job = begun(&server, &sent).await;
+        publish(server.nats(), b"hello").await;
+        let api = server.api();
+        let counted = async || {
+            let metrics = api.metrics().await;
+            (metrics.sum("catchment_log_foreign", &[]) == 1.0).then_some(metrics)
+        };
+        assert_eq!(until("it is counted", counted).await.sum("catchment_log_followed", &[]), 1.0);
+        assert_eq!(api.get("/readyz").await.expect(200).text(), "ready\n");
+        goes_on(&server, &job, &sent, &[1, 2]).await;
+        publish(server.nats(), b"CTL2 and no record after it").await;
+        let refused = until("it says so", async || {
+            let answer = api.get("/readyz").await;
+            (answer.status == 503).then_some(answer)
+        });
+        let refused = refused.await.problem(503, "not_ready");
+        let detail = refused["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("the event log cannot be followed: ") && detail.contains("record "), "{refused}");
+        assert_eq!(api.metrics().await.sum("catchment_log_followed", &[]), 0.0);
+    })
+    .await;
+}

@@ -165,6 +165,24 @@ impl JobClient {
         self.client.json(&call, Repeat::Safe).await
     }
 
+    /// Ends an open round with the updates that it has. When an attempt whose answer was lost did it, the next is told that
+    /// it is not open any more; that is success.
+    pub async fn close_round(&self, round: u64) -> Result<RoundView, ClientError> {
+        let call = self.call(Method::POST, &["rounds", &round.to_string(), "close"]);
+        let mut attempts = self.client.attempts(Repeat::Safe);
+        loop {
+            match self.client.exchange_json(&call).await {
+                Ok((_, round)) => return Ok(round),
+                Err(error)
+                    if attempts.may_have_acted() && (error.is(Code::WrongState) || error.is(Code::RoundClosed)) =>
+                {
+                    return self.round(None).await;
+                }
+                Err(error) => attempts.after(error).await?,
+            }
+        }
+    }
+
     /// Model versions, newest first.
     pub async fn models(&self, paging: &Paging) -> Result<Page<ModelView>, ClientError> {
         self.client.json(&paged(self.call(Method::GET, &["models"]), paging), Repeat::Safe).await

@@ -54,7 +54,9 @@ impl Shown {
 
 async fn readyz(State(shown): State<Shown>) -> Result<&'static str, Refusal> {
     let (ledger, _) = shown.running()?;
-    if ledger.is_reachable() {
+    if let Some(why) = ledger.fault() {
+        Err(Refusal(Problem::new(Code::NotReady, format!("the event log cannot be followed: {why}"))))
+    } else if ledger.is_reachable() {
         Ok("ready\n")
     } else {
         Err(Refusal(Problem::new(Code::NotReady, "the event log cannot be reached")))

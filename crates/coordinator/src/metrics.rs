@@ -5,6 +5,18 @@ use catchment_types::Record;
 use prometheus::core::Collector;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+/// What says how it stands with the log. Nodes show the same under the same names.
+const FOREIGN: &str = "Messages in the event log that are no records: everybody leaves them out.";
+const FOLLOWED: &str =
+    "1 while the event log is followed, 0 once it holds what this process cannot read; /readyz says what.";
+
+/// How it stands with the log.
+pub(crate) struct LogSeen {
+    pub sequence: u64,
+    pub foreign: u64,
+    pub is_followed: bool,
+}
+
 /// A coordinator's metrics. Clones are the same ones.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -15,6 +27,8 @@ pub struct Metrics {
     wanted: IntGaugeVec,
     decisions: IntCounterVec,
     sequence: IntGauge,
+    foreign: IntGauge,
+    follows: IntGauge,
 }
 
 impl Default for Metrics {
@@ -42,18 +56,23 @@ impl Metrics {
             wanted: gauges("catchment_nodes_wanted", "Nodes that the open rounds want.", &[]),
             decisions: register(&registry, IntCounterVec::new(decisions, &["kind"]).expect("valid names")),
             sequence: gauge("catchment_log_sequence", "Sequence of the event log's last record that was read."),
+            foreign: gauge("catchment_log_foreign", FOREIGN),
+            follows: gauge("catchment_log_followed", FOLLOWED),
             registry,
         }
     }
 
     /// Notes how things are.
-    pub(crate) fn see(&self, leads: bool, nodes: Counts, sequence: u64) {
+    pub(crate) fn see(&self, leads: bool, nodes: Counts, log: LogSeen) {
         self.leads.set(leads.into());
         let Counts { live, draining, quiet, lost } = nodes;
         for (state, count) in [("live", live), ("draining", draining), ("quiet", quiet), ("lost", lost)] {
             self.nodes.with_label_values(&[state]).set(count as i64);
         }
+        let LogSeen { sequence, foreign, is_followed } = log;
         self.sequence.set(sequence as i64);
+        self.foreign.set(foreign as i64);
+        self.follows.set(is_followed.into());
     }
 
     /// Notes how many nodes are wanted.
@@ -69,7 +88,7 @@ impl Metrics {
 
     /// Counts a decision that was carried out.
     pub(crate) fn count(&self, decision: &Record) {
-        self.decisions.with_label_values(&[kind(decision)]).inc();
+        self.decisions.with_label_values(&[decision.kind()]).inc();
     }
 
     /// What they are registered in, for a process that shows more beside them.
@@ -91,20 +110,6 @@ impl Metrics {
     }
 }
 
-/// What a decision is called.
-fn kind(decision: &Record) -> &'static str {
-    match decision {
-        Record::RoundOpened { .. } => "round_opened",
-        Record::RoundPlaced { .. } => "round_placed",
-        Record::RoundExtended { .. } => "round_extended",
-        Record::RoundClosed { .. } => "round_closed",
-        Record::NodeLost { .. } => "node_lost",
-        Record::JobCompleted { .. } => "job_completed",
-        Record::JobFailed { .. } => "job_failed",
-        _ => "other",
-    }
-}
-
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
     registry.register(Box::new(collector.clone())).expect("each name is registered once");
     collector
@@ -121,7 +126,11 @@ mod tests {
         assert!(!metrics.text().contains("catchment_nodes_wanted"));
         metrics.want(3);
         assert_eq!(metrics.wanted(), Some(3));
-        metrics.see(true, Counts { live: 2, draining: 1, ..Counts::default() }, 17);
+        metrics.see(
+            true,
+            Counts { live: 2, draining: 1, ..Counts::default() },
+            LogSeen { sequence: 17, foreign: 2, is_followed: false },
+        );
         let text = metrics.text();
         for line in [
             "catchment_nodes_wanted 3",
@@ -129,6 +138,8 @@ mod tests {
             r#"catchment_nodes{state="draining"} 1"#,
             r#"catchment_nodes{state="lost"} 0"#,
             "catchment_log_sequence 17",
+            "catchment_log_foreign 2",
+            "catchment_log_followed 0",
             r#"catchment_build_info{version="1"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

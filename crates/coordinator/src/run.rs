@@ -1,7 +1,7 @@
 //! Carries decisions out.
 
 use crate::decide::{Nodes, decide};
-use crate::metrics::Metrics;
+use crate::metrics::{LogSeen, Metrics};
 use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat, Zones};
 use catchment_ledger::{Ledger, LedgerError, Outcome, State};
@@ -77,7 +77,8 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
                 }
                 (state.sequence(), decision, wanted.step(state, &nodes, now_ms))
             });
-            metrics.see(leads, fleet.counts(), sequence);
+            let (foreign, is_followed) = (ledger.read(State::foreign), ledger.fault().is_none());
+            metrics.see(leads, fleet.counts(), LogSeen { sequence, foreign, is_followed });
             show_wanted(&metrics, &fleet, nodes_wanted, leads);
             // Only the first is still valid once it is appended; the state's change brings us back for the rest.
             if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {

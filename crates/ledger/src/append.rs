@@ -32,11 +32,11 @@ impl Driver {
 
     /// Appends one record and applies everything up to it. Returns only when its fate is known, or never will be.
     pub async fn append(&mut self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
-        if let Some(why) = &self.broken {
+        if let Some(why) = self.shared.broken.get() {
             return Err(LedgerError::Unreadable(why.clone()));
         }
         let result = self.settle(record, guard).await;
-        if self.broken.is_none() {
+        if self.shared.broken.get().is_none() {
             self.reached();
         }
         result
@@ -113,7 +113,7 @@ impl Driver {
     pub fn give_up(&mut self, why: String) -> LedgerError {
         self.shared.stalled.store(true, Ordering::Relaxed);
         tracing::error!(%why, "the event log is damaged or from a newer release; nothing more is accepted");
-        self.broken = Some(why.clone());
+        self.shared.broken.set(why.clone()).ok();
         LedgerError::Unreadable(why)
     }
 

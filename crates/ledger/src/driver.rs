@@ -37,8 +37,6 @@ pub(crate) struct Driver {
     pub log: Arc<dyn EventLog>,
     pub writer: [u8; 16],
     pub number: u64,
-    /// Why nothing more may be appended.
-    pub broken: Option<String>,
     /// Whether others write too.
     pub contended: bool,
     /// How long the next append waits for one of theirs.
@@ -90,7 +88,9 @@ impl Driver {
     /// trip before they do, and would win again and again while theirs wait for hundreds of milliseconds. What arrives
     /// meanwhile joins the next group. When nobody else appends, it waits once.
     pub async fn give_way(&mut self) {
-        let Some(patience) = self.owed.take().filter(|_| self.contended && self.broken.is_none()) else { return };
+        let Some(patience) = self.owed.take().filter(|_| self.contended && self.shared.broken.get().is_none()) else {
+            return;
+        };
         match tokio::time::timeout(patience, self.log.grown(self.state(State::sequence))).await {
             Ok(Ok(())) => self.follow().await,
             Ok(Err(error)) => self.stall(&error.to_string()),
@@ -101,7 +101,7 @@ impl Driver {
     /// Waits until the log may hold more than the state, or is worth another attempt; false when it cannot be reached.
     /// Never done when the writer is done for good. Dropping it loses nothing.
     async fn news(&self) -> bool {
-        if self.broken.is_some() {
+        if self.shared.broken.get().is_some() {
             return std::future::pending().await;
         }
         if self.shared.stalled.load(Ordering::Relaxed) {
@@ -124,7 +124,7 @@ impl Driver {
 
     /// Applies everything that is stored now.
     async fn refresh(&mut self) -> Result<(), LedgerError> {
-        if let Some(why) = &self.broken {
+        if let Some(why) = self.shared.broken.get() {
             return Err(LedgerError::Unreadable(why.clone()));
         }
         match self.catch_up(0, &mut None).await {

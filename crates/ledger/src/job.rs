@@ -184,7 +184,7 @@ impl Job {
             model_version: round
                 .map(|round| round.model_version)
                 .or_else(|| self.newest_model().map(|model| model.commit.version)),
-            reason: self.last_ended().and_then(Round::given_up).map(str::to_owned),
+            reason: self.round_reason(),
             goal: round.map_or(self.spec.goal, |round| round.goal),
             received: round.map_or(0, Round::received),
             folded: round.map_or(0, Round::folded),
@@ -193,6 +193,11 @@ impl Job {
             gateway: None,
             nodes: round.map_or_else(Vec::new, Round::nodes_view),
         }
+    }
+
+    fn round_reason(&self) -> Option<String> {
+        let discarded = self.active_round().and_then(Round::all_discarded);
+        discarded.or_else(|| self.last_ended().and_then(Round::given_up).map(str::to_owned))
     }
 
     /// The job as callers see it.

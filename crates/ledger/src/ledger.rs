@@ -10,7 +10,7 @@ use catchment_types::{Accept, EvaluationResult, JobUid, Record};
 use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub sequence: watch::Sender<u64>,
     pub revisions: Mutex<HashMap<JobUid, watch::Sender<u64>>>,
     pub stalled: AtomicBool,
+    /// Why the log cannot be followed any more, and never will be by this process.
+    pub broken: OnceLock<String>,
     /// Why the writer has ended, once it has.
     pub ended: watch::Sender<Option<String>>,
 }
@@ -106,6 +108,7 @@ impl Ledger {
             state: RwLock::new(state),
             revisions: Mutex::new(HashMap::new()),
             stalled: AtomicBool::new(false),
+            broken: OnceLock::new(),
             ended: watch::Sender::new(None),
         });
         let (proposals, queue) = mpsc::channel(QUEUE);
@@ -114,7 +117,6 @@ impl Ledger {
             log,
             writer,
             number: 0,
-            broken: None,
             contended: false,
             owed: None,
             reloads: 0,
@@ -153,6 +155,12 @@ impl Ledger {
     /// of the past, and nobody knows how far.
     pub fn is_reachable(&self) -> bool {
         !self.shared.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Why this process cannot follow the log any more, if it cannot: the log is damaged, or holds records of a newer
+    /// release. Only another start can change that. The state stays what it was before.
+    pub fn fault(&self) -> Option<&str> {
+        self.shared.broken.get().map(String::as_str)
     }
 
     /// Waits until the writer has ended, and says why. It never should while there is a ledger: without it nothing is

@@ -68,33 +68,6 @@ fn written(sequence: u64, record: Record) -> Vec<u8> {
     envelope.to_bytes(1, 1 << 10).expect("it is short, and of the first level")
 }
 
-/// What a record is called where records are counted and shown.
-pub fn kind(record: &Record) -> &'static str {
-    match record {
-        Record::JobCreated { .. } => "job_created",
-        Record::JobPatched { .. } => "job_patched",
-        Record::JobActed { .. } => "job_acted",
-        Record::JobFailed { .. } => "job_failed",
-        Record::JobCompleted { .. } => "job_completed",
-        Record::ModelPut { .. } => "model_put",
-        Record::RoundOpened { .. } => "round_opened",
-        Record::RoundPlaced { .. } => "round_placed",
-        Record::RoundExtended { .. } => "round_extended",
-        Record::RoundClosed { .. } => "round_closed",
-        Record::RoundGivenUp { .. } => "round_given_up",
-        Record::Accepted(_) => "accepted",
-        Record::Folded { .. } => "folded",
-        Record::Discarded { .. } => "discarded",
-        Record::Lost { .. } => "lost",
-        Record::Committed { .. } => "committed",
-        Record::NodeLost { .. } => "node_lost",
-        Record::Evaluated { .. } => "evaluated",
-        Record::LevelRaised { .. } => "level_raised",
-        Record::NodeStarted { .. } => "node_started",
-        Record::SumLost { .. } => "sum_lost",
-    }
-}
-
 /// The text of damage, without what the log puts before it: that and the record are said by whoever asked.
 fn why(sequence: u64, error: LogError) -> String {
     let why = match error {

@@ -230,6 +230,16 @@ impl Round {
         Some(update).filter(|_| is_refused)
     }
 
+    /// What was said of the newest update that was left out, when all that came were: the round has nothing to make a
+    /// model of, and only new updates can change that.
+    pub fn all_discarded(&self) -> Option<String> {
+        let nothing_counts = self.received == 0 && self.is_active();
+        let discarded = self.updates.values().filter(|update| update.state == ReceiptState::Discarded);
+        let newest = discarded.clone().filter(|_| nothing_counts).max_by_key(|update| update.order)?;
+        let (count, reason) = (discarded.count(), newest.reason.as_deref().unwrap_or("no reason is known"));
+        Some(format!("every update that came was discarded ({count}); the newest: {reason}"))
+    }
+
     /// What nodes have of it, or are to have, as callers see it. Callers hold the ledger's lock: one look at each node.
     pub fn nodes_view(&self) -> Vec<RoundNodeView> {
         let (nothing, top) = (Share::default(), self.top());

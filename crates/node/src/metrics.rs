@@ -7,7 +7,7 @@ use prometheus::{
     Registry, TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock};
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
@@ -68,6 +68,10 @@ pub struct Metrics {
     pub stalled: IntGaugeVec,
     /// Whether the directories that the node writes to can be written to.
     pub writable: IntGauge,
+    /// Whether the log is followed.
+    pub log_followed: IntGauge,
+    /// What is in the log and is no record.
+    pub log_foreign: IntGauge,
     /// Bytes that came from other nodes, by what they were.
     pub peer_bytes: IntCounterVec,
     /// Shared memory by state.
@@ -211,6 +215,22 @@ impl Metrics {
                 )
                 .expect("a valid name"),
             ),
+            log_followed: register(
+                &registry,
+                IntGauge::new(
+                    "catchment_log_followed",
+                    "1 while the event log is followed, 0 once it holds what this process cannot read; /readyz says what.",
+                )
+                .expect("a valid name"),
+            ),
+            log_foreign: register(
+                &registry,
+                IntGauge::new(
+                    "catchment_log_foreign",
+                    "Messages in the event log that are no records: everybody leaves them out.",
+                )
+                .expect("a valid name"),
+            ),
             peer_bytes: counter(
                 "catchment_peer_bytes_total",
                 "Bytes that came from other nodes: partials or updates.",
@@ -308,7 +328,10 @@ impl Metrics {
     /// Everything in Prometheus text format.
     pub fn text(&self) -> String {
         let mut families = self.registry.gather();
-        families.extend(self.beside.get().into_iter().flat_map(Registry::gather));
+        // What both show, like how it stands with the log, is the same: once is enough, and twice is not allowed.
+        let ours: HashSet<String> = families.iter().map(|family| family.name().to_owned()).collect();
+        let beside = self.beside.get().into_iter().flat_map(Registry::gather);
+        families.extend(beside.filter(|family| !ours.contains(family.name())));
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 }

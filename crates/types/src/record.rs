@@ -383,6 +383,33 @@ pub enum Record {
 pub const LEVEL_MAX: u32 = 2;
 
 impl Record {
+    /// What it is called where records are counted and shown.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::JobCreated { .. } => "job_created",
+            Self::JobPatched { .. } => "job_patched",
+            Self::JobActed { .. } => "job_acted",
+            Self::JobFailed { .. } => "job_failed",
+            Self::JobCompleted { .. } => "job_completed",
+            Self::ModelPut { .. } => "model_put",
+            Self::RoundOpened { .. } => "round_opened",
+            Self::RoundPlaced { .. } => "round_placed",
+            Self::RoundExtended { .. } => "round_extended",
+            Self::RoundClosed { .. } => "round_closed",
+            Self::RoundGivenUp { .. } => "round_given_up",
+            Self::Accepted(_) => "accepted",
+            Self::Folded { .. } => "folded",
+            Self::Discarded { .. } => "discarded",
+            Self::Lost { .. } => "lost",
+            Self::Committed { .. } => "committed",
+            Self::NodeLost { .. } => "node_lost",
+            Self::Evaluated { .. } => "evaluated",
+            Self::LevelRaised { .. } => "level_raised",
+            Self::NodeStarted { .. } => "node_started",
+            Self::SumLost { .. } => "sum_lost",
+        }
+    }
+
     /// The lowest feature level at which it may be written: at a lower one some member might not read it.
     ///
     /// 1 is what the first release writes. 2 has versions for each stored type, and everything that came with them.

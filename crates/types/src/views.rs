@@ -127,7 +127,8 @@ pub struct RoundView {
     pub job_state: JobState,
     /// The model it trains from.
     pub model_version: Option<u64>,
-    /// Why the round that ended last was given up, if it was; the newest round is the same again.
+    /// Why the round that ended last was given up, if it was; the newest round is the same again. Or that every update of
+    /// this round was discarded, and why.
     #[serde(default)]
     pub reason: Option<String>,
     /// Updates that close it.

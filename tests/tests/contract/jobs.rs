@@ -1,7 +1,7 @@
 //! Jobs: created, listed, changed, ended.
 
 use crate::{model, update};
-use catchment_tests::{Bus, Server, on_both_buses};
+use catchment_tests::{Bus, PATIENCE, Server, Tensor, file, on_both_buses, read, run_to_end};
 use serde_json::{Value, json};
 
 /// The names of the fields that a refused spec's answer names.
@@ -9,6 +9,10 @@ fn named(problem: &Value) -> Vec<&str> {
     let fields = problem["fields"].as_array().expect("fields");
     fields.iter().for_each(|field| assert!(field["message"].as_str().is_some_and(|m| !m.is_empty()), "{field}"));
     fields.iter().map(|field| field["field"].as_str().expect("a name")).collect()
+}
+
+fn tensors(value: f32) -> Vec<u8> {
+    file(&[Tensor::f32("w", &[2], &[value; 2])])
 }
 
 on_both_buses! {
@@ -128,6 +132,29 @@ on_both_buses! {
         api.get("/v1/namespaces/lab/jobs/same").await.problem(404, "not_found");
         api.get("/v1/jobs/same").await.expect(200);
         api.get("/v1/namespaces/Lab/jobs").await.problem(400, "bad_request");
+    }
+
+    async fn an_owner_ends_a_round_with_what_it_has(bus: Bus) {
+        let server = Server::start(bus).await;
+        let job = server.api().begin("waits", json!({"goal": 3, "min_updates": 3, "rounds": 2, "deadline": null}), &tensors(0.0)).await;
+        let empty = job.call("POST", "/rounds/1/close").await.problem(409, "wrong_state");
+        assert!(empty["detail"].as_str().is_some_and(|detail| detail.contains("no update")), "{empty}");
+        job.call("POST", "/rounds/2/close").await.problem(409, "wrong_state");
+        job.call("POST", "/rounds/one/close").await.problem(400, "bad_request");
+        job.accepted(1, "a", "weight=1", &tensors(1.0)).await;
+        job.accepted(1, "b", "weight=3", &tensors(5.0)).await;
+        let closed = job.call("POST", "/rounds/1/close").await.expect(200).json();
+        assert_eq!(closed["job_state"], "running", "{closed}");
+        job.published(1).await;
+        assert_eq!(read(&job.model(1).await)["w"][0], 4.0);
+        job.call("POST", "/rounds/1/close").await.problem(410, "round_closed");
+        // As an operator does it.
+        job.open_round(2).await;
+        job.accepted(2, "a", "", &tensors(7.0)).await;
+        let said = run_to_end(&["job", "close-round", "waits", "--server", &format!("http://{}", server.address())], PATIENCE);
+        assert!(said.status.success(), "{said:?}");
+        job.in_state("completed").await;
+        assert_eq!(read(&job.model(2).await)["w"][0], 7.0);
     }
 
     async fn a_paused_job_takes_no_updates_until_it_is_resumed(bus: Bus) {

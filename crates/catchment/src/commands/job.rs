@@ -41,6 +41,17 @@ Examples:
         /// The job.
         name: Name,
     },
+    /// End the open round with the updates that it has, however few: its model is made of them.
+    #[command(after_help = "\
+Example:
+  catchment job close-round digits")]
+    CloseRound {
+        /// The job.
+        name: Name,
+        /// The round; the one that is open when not given.
+        #[arg(long)]
+        round: Option<u64>,
+    },
     /// End a job. The updates of its open round are discarded; its models stay.
     Stop {
         /// The job.
@@ -65,6 +76,15 @@ impl JobCommand {
             }
             Self::Pause { name } => changed(session, &session.job(&name).pause().await?),
             Self::Resume { name } => changed(session, &session.job(&name).resume().await?),
+            Self::CloseRound { name, round } => {
+                let job = session.job(&name);
+                let number = match round {
+                    Some(number) => number,
+                    None => job.round(None).await?.round,
+                };
+                let closed = job.close_round(number).await?;
+                session.output.item(&closed, || format!("round {number} of job `{name}` is closed"))
+            }
             Self::Stop { name } => changed(session, &session.job(&name).stop().await?),
             Self::Delete { name } => {
                 let job = session.job(&name);

@@ -21,6 +21,7 @@ pub fn job_routes() -> OpenApiRouter<Arc<Context>> {
         .routes(routes!(evaluations::put))
         .routes(routes!(rounds::round))
         .routes(routes!(rounds::broadcast))
+        .routes(routes!(rounds::close))
         .routes(routes!(updates::put, uploads::head, uploads::patch))
 }
 

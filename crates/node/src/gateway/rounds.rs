@@ -1,5 +1,6 @@
 //! Rounds, check-ins and receipts.
 
+use super::jobs::propose;
 use super::opening;
 use super::path::At;
 use super::problem::Failure;
@@ -10,10 +11,11 @@ use crate::shape::shape;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use catchment_fleet::beat_of;
-use catchment_ledger::Job;
+use catchment_ledger::{Job, Outcome};
 use catchment_planner::Levels;
 use catchment_types::{
-    CheckIn, ClientId, Code, DurationText, NodeId, Problem, Receipt, ReceiptId, RoundView, Task, TaskKind, read_object,
+    CheckIn, ClientId, CloseReason, Code, DurationText, NodeId, Problem, Receipt, ReceiptId, Record, RoundView, Task,
+    TaskKind, read_object,
 };
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -116,6 +118,38 @@ pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<()
             None => format!("job `{}` has no round {round}, or keeps it no longer", job.spec.name),
         };
         Err(Problem::new(Code::NotFound, detail).into())
+    })
+}
+
+/// Ends an open round with the updates that it has: its model is made of them, however few. For its owner, when clients
+/// that were waited for do not come.
+#[utoipa::path(post, path = "/{job}/rounds/{round}/close", tag = "rounds",
+    params(("job" = String, Path), ("round" = u64, Path),
+        ("uid" = Option<String>, Query, description = "the job's identity: 404 when the name is another job's by now")),
+    responses((status = 200, body = RoundView), (status = 404, body = Problem),
+        (status = 409, body = Problem, description = "`wrong_state`: it is not open, or has no update"),
+        (status = 410, body = Problem, description = "`round_closed`: it is over")))]
+pub async fn close(State(context): State<Arc<Context>>, at: At) -> Result<Json<RoundView>, Failure> {
+    let number = at.number("round")?;
+    let (uid, newest, level) = context.ledger.read(|state| {
+        let job = at.find(state)?;
+        Ok::<_, Failure>((job.uid, job.round_number(), state.level()))
+    })?;
+    if number < newest {
+        return Err(Problem::new(Code::RoundClosed, format!("round {number} is over; the newest is {newest}")).into());
+    }
+    let record = Record::RoundClosed { uid, round: number, reason: CloseReason::Asked, at_ms: context.clock.now_ms() };
+    if record.level() > level {
+        let detail = "some member of the cluster is of a release that cannot close a round early: upgrade it first";
+        return Err(Problem::new(Code::WrongState, detail).into());
+    }
+    if let Outcome::Ignored(why) = propose(&context, record).await? {
+        return Err(Problem::new(Code::WrongState, format!("round {number} cannot be closed: {why}")).into());
+    }
+    opening::settled(&context, uid).await;
+    context.ledger.read(|state| {
+        let job = state.job(uid).ok_or_else(|| Problem::new(Code::NotFound, "the job was deleted meanwhile"))?;
+        Ok(Json(seen_from_here(&context, job, job.round_view())))
     })
 }
 

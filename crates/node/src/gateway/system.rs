@@ -22,6 +22,8 @@ pub async fn healthz() -> &'static str {
 pub async fn readyz(State(context): State<Arc<Context>>) -> Result<&'static str, Failure> {
     if context.ending.drain.is_cancelled() {
         Err(Problem::new(Code::NotReady, "the node is about to end: others take its work").into())
+    } else if let Some(why) = context.ledger.fault() {
+        Err(Problem::new(Code::NotReady, format!("the event log cannot be followed: {why}")).into())
     } else if !(context.ledger.is_reachable() && context.bus.events.is_connected()) {
         Err(Problem::new(Code::NotReady, "the event bus cannot be reached").into())
     } else {
@@ -48,6 +50,8 @@ pub async fn metrics(State(context): State<Arc<Context>>) -> Response {
         context.metrics.slab_large_files.with_label_values(&[pages]).set(files as i64);
     }
     context.metrics.writable.set(context.readiness.look(&context).await.is_ok().into());
+    context.metrics.log_followed.set(context.ledger.fault().is_none().into());
+    context.metrics.log_foreign.set(context.ledger.read(|state| state.foreign()) as i64);
     // Work that was under way may have counted after its job was deleted. Refusals of unknown jobs have no names.
     context.metrics.forget(|named| named != ["", ""] && !is_job(&context, named));
     let _one = context.metrics.scrape.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,7 @@ use crate::output::{Output, write};
 use crate::text;
 use anyhow::Result;
 use bytes::Bytes;
-use catchment_ledger::offline::{Stored, kind};
+use catchment_ledger::offline::Stored;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use serde_json::json;
@@ -99,7 +99,7 @@ async fn inspect(source: &Source) -> Result<Inspected> {
         .walk(range, "records", async |sequence, record| {
             bytes += record.as_ref().map_or(0, |record| record.len() as u64);
             match record.clone().and_then(|record| Stored::read(sequence, &record)) {
-                Ok(stored) => *kinds.entry(kind(&stored.record)).or_default() += 1,
+                Ok(stored) => *kinds.entry(stored.record.kind()).or_default() += 1,
                 Err(error) => {
                     bad_records += 1;
                     if bad.len() < BAD_SHOWN {
@@ -179,7 +179,7 @@ fn line(sequence: u64, record: Result<Bytes, String>) -> serde_json::Value {
     };
     match Stored::read(sequence, &bytes) {
         Ok(Stored { writer, number, record }) => json!({
-            "sequence": sequence, "bytes": bytes.len(), "kind": kind(&record), "writer": hex(&writer), "number": number,
+            "sequence": sequence, "bytes": bytes.len(), "kind": record.kind(), "writer": hex(&writer), "number": number,
             "record": record,
         }),
         Err(error) => json!({"sequence": sequence, "bytes": bytes.len(), "error": error, "hex": hex(&bytes)}),

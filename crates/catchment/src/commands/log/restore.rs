@@ -14,7 +14,7 @@ use bytes::Bytes;
 use catchment_bus::Snapshot;
 use catchment_bus::offline::Bounds;
 use catchment_fleet::BEATS;
-use catchment_ledger::offline::{Replay, Stored, kind};
+use catchment_ledger::offline::{Replay, Stored};
 use catchment_types::{Clock as _, NodeId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -211,7 +211,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
             };
             if plan.nothing.contains(&sequence) {
                 let read = record.clone().and_then(|record| Stored::read(sequence, &record));
-                let what = read.map_or_else(|why| why, |stored| kind(&stored.record).to_owned());
+                let what = read.map_or_else(|why| why, |stored| stored.record.kind().to_owned());
                 left_out.push(LeftOut { sequence, what });
             }
             let record = planned(plan, sequence, record)?;
