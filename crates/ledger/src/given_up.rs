@@ -6,7 +6,7 @@
 
 use crate::job::Job;
 use crate::round::Round;
-use crate::state::active;
+use crate::change::active;
 use catchment_types::{Digest, JobState, TimeMs};
 use std::sync::Arc;
 

@@ -8,6 +8,7 @@
 
 mod append;
 mod audit;
+mod change;
 mod driver;
 mod envelope;
 mod evaluation;
