@@ -94,7 +94,12 @@ fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
     }
 }
 
-pub(crate) fn put_model(job: &mut Job, model: &ModelCommit, needs: Footprint, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn put_model(
+    job: &mut Job,
+    model: &ModelCommit,
+    needs: Footprint,
+    at_ms: TimeMs,
+) -> Result<(), &'static str> {
     if job.state != JobState::WaitingForModel {
         return Err("the job has a model already");
     }

@@ -270,7 +270,9 @@ impl State {
                 });
                 Outcome::Evaluations(each.collect())
             }
-            Record::JobCompleted { uid, reason, at_ms } => self.change(*uid, |job| change::complete(job, reason, *at_ms)),
+            Record::JobCompleted { uid, reason, at_ms } => {
+                self.change(*uid, |job| change::complete(job, reason, *at_ms))
+            }
             Record::Committed { uid, round, model, at_ms } => {
                 self.change(*uid, |job| change::commit(job, *round, model, *at_ms))
             }

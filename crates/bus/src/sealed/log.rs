@@ -49,7 +49,10 @@ impl EventLog for SealedLog {
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
         let stored = self.inner.read(after, limit).await?;
         // In their order: the first sealed one decides over those after it.
-        Ok(stored.into_iter().map(|(sequence, record)| (sequence, self.sealing.open_record(sequence, record))).collect())
+        Ok(stored
+            .into_iter()
+            .map(|(sequence, record)| (sequence, self.sealing.open_record(sequence, record)))
+            .collect())
     }
 
     async fn last(&self) -> Result<u64, LogError> {

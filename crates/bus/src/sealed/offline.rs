@@ -19,7 +19,8 @@ impl StoredLog for SealedStored {
 
     async fn read(&self, from: u64, limit: usize) -> Result<Vec<Found>, LogError> {
         let found = self.inner.read(from, limit).await?;
-        let open = |(sequence, record): Found| (sequence, record.map(|record| self.sealing.open_record(sequence, record)));
+        let open =
+            |(sequence, record): Found| (sequence, record.map(|record| self.sealing.open_record(sequence, record)));
         Ok(found.into_iter().map(open).collect())
     }
 
