@@ -2,7 +2,7 @@
 //! written the same ever after. (Not at once: a duration that was written as `0000m` is written as `0ms`.)
 #![no_main]
 
-use catchment_codec::{Nothing, Stored};
+use catchment_codec::Stored;
 use catchment_types::{Descriptor, JobSpec, Record, RecordV1};
 use libfuzzer_sys::fuzz_target;
 use serde::{Deserialize, Serialize};
@@ -13,16 +13,7 @@ struct First(RecordV1);
 #[derive(Serialize, Deserialize)]
 struct Present(Record);
 
-impl Stored for First {
-    const VERSION: u8 = 1;
-    type Before = Nothing;
-}
-
-impl From<Nothing> for First {
-    fn from(nothing: Nothing) -> Self {
-        match nothing {}
-    }
-}
+catchment_codec::first_version!(First);
 
 impl Stored for Present {
     const VERSION: u8 = 2;

@@ -87,7 +87,10 @@ on_both_buses! {
         answer.expect(202);
         job.published(2).await;
         assert!(begun.elapsed() < Duration::from_secs(20), "it waited for the parked upload to expire");
-        assert_eq!(server.api().metrics().await.sum("catchment_uploads_parked", &[]), 0.0);
+        // Its memory is free: what has come of it is on the disk.
+        let api = server.api();
+        let stored = async || (api.metrics().await.sum("catchment_uploads_stored", &[]) == 1.0).then_some(());
+        until("it is on the disk", stored).await;
         send(&job, 2, "last").await.expect(202);
         job.in_state("completed").await;
     }

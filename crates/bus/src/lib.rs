@@ -25,6 +25,7 @@ mod log;
 mod memory;
 mod nats;
 pub mod offline;
+mod sealed;
 mod snapshot;
 mod subject;
 
@@ -40,6 +41,7 @@ pub use local::PAYLOAD_BYTES_MAX;
 pub use log::EventLog;
 pub use memory::RECORD_BYTES_MAX;
 pub use nats::NatsConfig;
+pub use sealed::{BadKey, ClusterKey, SEALED_MARK, Sealing};
 pub use snapshot::Snapshot;
 pub use subject::SUBJECT_BYTES_MAX;
 

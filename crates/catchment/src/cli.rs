@@ -4,6 +4,7 @@ use crate::commands::ClientCommand;
 use crate::commands::log::LogCommand;
 use crate::connection::{CONNECTION_HEADING, Connection};
 use crate::coordinator::CoordinatorRole;
+use crate::key::KeyCommand;
 use crate::up::{NodeRole, Up};
 use catchment_simulator::Simulate;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -67,7 +68,7 @@ fn definition() -> clap::Command {
         });
         command.mut_subcommands(|command| hide_but(command, kept))
     }
-    ["up", "node", "coordinator", "simulate", "openapi", "log"]
+    ["up", "node", "coordinator", "simulate", "openapi", "key", "log"]
         .into_iter()
         .fold(whole, |whole, name| whole.mut_subcommand(name, hide))
 }
@@ -80,6 +81,9 @@ pub enum Command {
     Simulate(Box<Simulate>),
     /// Print the description of the HTTP interface (OpenAPI).
     Openapi,
+    /// Make a key that the members of a cluster share.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Look at an event log, take it away in a file, and repair it, while no process works on it.
     #[command(subcommand)]
     Log(LogCommand),

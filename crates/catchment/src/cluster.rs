@@ -1,9 +1,10 @@
 //! How the processes of a cluster find each other.
 
 use anyhow::{Context as _, Result, bail};
-use catchment_bus::{Bus, NatsConfig};
+use catchment_bus::{Bus, ClusterKey, NatsConfig, Sealing};
 use catchment_coordinator::Scale;
-use catchment_fleet::Pace;
+use catchment_fleet::{BEATS, Pace};
+use catchment_ledger::is_newest_form;
 use catchment_types::{DurationText, LEVEL_MAX};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,6 +68,11 @@ pub struct NatsArgs {
     /// 0-9, - and _. The same for all its processes. Clusters on one server with different prefixes see nothing of each other.
     #[arg(long, default_value = "CATCHMENT", value_name = "PREFIX", env = "CATCHMENT_NATS_PREFIX")]
     nats_prefix: String,
+    /// The key that all members of the cluster share (`catchment key new` makes one): what they write into the event log, and
+    /// their heartbeats, are sealed with it, and what has no seal counts for nothing. Without one, whoever the NATS server lets
+    /// in can write what counts.
+    #[arg(long, value_name = "FILE", env = "CATCHMENT_CLUSTER_KEY", value_parser = crate::key::read)]
+    cluster_key: Option<ClusterKey>,
     /// Copies of each record of the event log in a cluster of NATS servers, 1 to 5; used when the log is made.
     #[arg(long, default_value_t = 1, value_name = "N", env = "CATCHMENT_NATS_REPLICAS")]
     nats_replicas: usize,
@@ -95,6 +101,11 @@ impl ClusterArgs {
 
     /// Connects to the cluster's NATS server.
     pub async fn connect(&self, url: &str) -> Result<Bus> {
+        if self.nats.cluster_key.is_none() {
+            tracing::warn!(
+                "no --cluster-key: whoever the NATS server lets in can write into the event log; `catchment key new` makes a key"
+            );
+        }
         let connected = Bus::nats(self.nats.config(url)).await;
         let shown = without_secrets(url);
         connected.with_context(|| format!("use the NATS server at {shown} (an address is like nats://host:4222)"))
@@ -112,6 +123,7 @@ impl NatsArgs {
             prefix: self.nats_prefix.clone(),
             replicas: self.nats_replicas,
             connect_timeout: Duration::from_millis(self.nats_wait.ms()),
+            sealing: self.cluster_key.clone().map(|key| Sealing::new(key, is_newest_form, |subject| subject == BEATS)),
             ..NatsConfig::new(url)
         }
     }

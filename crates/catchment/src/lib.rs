@@ -11,6 +11,7 @@ mod commands;
 mod connection;
 mod coordinator;
 mod exit;
+mod key;
 mod log;
 #[cfg(test)]
 mod mistaken;
@@ -68,6 +69,7 @@ pub fn run(hooks: Hooks) -> ExitCode {
             simulate.run().map_err(anyhow::Error::from).and_then(|text| output::write(text.trim_end()))
         }
         Command::Openapi => output::write(catchment_node::gateway::openapi_json().trim_end()),
+        Command::Key(command) => command.run(),
         Command::Log(command) => {
             return runtime.block_on(commands::run_until_signal(command.run(&arguments.connection)));
         }

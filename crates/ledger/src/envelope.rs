@@ -9,7 +9,7 @@
 //! and not understood: this process stops), what was damaged (marked, and the sum is wrong: likewise), and what somebody
 //! else has sent to the log's address (not marked: everybody skips it alike, and counts it).
 
-use catchment_bus::LogError;
+use catchment_bus::{LogError, SEALED_MARK};
 use catchment_codec::Stored;
 use catchment_types::{JobSpec, JobUid, Record, RecordV1};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,15 @@ pub(crate) const RECORD_BYTES_MAX: usize = 900 << 10;
 const MARK: [u8; 4] = *b"CTL2";
 const SUM_BYTES: usize = 16;
 const HEAD_BYTES: usize = MARK.len() + SUM_BYTES;
+
+/// Why what its cluster has sealed cannot be read.
+pub(crate) const SEALED: &str = "it is sealed with a cluster's key, and this process has none or another one: start it with the \
+                                 --cluster-key of the cluster's other members";
+
+/// Whether a record is written in a form that members of the first release do not read: every member is newer then.
+pub fn is_newest_form(record: &[u8]) -> bool {
+    record.starts_with(&MARK)
+}
 
 /// What a decision was made on: it counts only while that is still so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +118,9 @@ impl Envelope {
     /// the log no further.
     pub fn read(sequence: u64, bytes: &[u8], level: u32) -> Result<Stocked, LogError> {
         let damaged = |why: String| LogError::Damaged(format!("record {sequence}: {why}"));
+        if bytes.starts_with(&SEALED_MARK) {
+            return Err(damaged(SEALED.to_owned()));
+        }
         let envelope = match bytes.strip_prefix(&MARK) {
             Some(rest) => read_marked(rest).map_err(damaged)?,
             // Nobody writes this form once the level is raised, but who was about to then may have.

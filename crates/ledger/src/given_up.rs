@@ -4,9 +4,9 @@
 //! again, and the job makes as many models as it would have made. A job that gives up round after round pauses, because
 //! otherwise one client could keep it from ever making a model, and nobody would know.
 
+use crate::change::active;
 use crate::job::Job;
 use crate::round::Round;
-use crate::state::active;
 use catchment_types::{Digest, JobState, TimeMs};
 use std::sync::Arc;
 

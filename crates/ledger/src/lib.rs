@@ -8,6 +8,7 @@
 
 mod append;
 mod audit;
+mod change;
 mod driver;
 mod envelope;
 mod evaluation;
@@ -23,7 +24,7 @@ mod round;
 mod snapshot;
 mod state;
 
-pub use envelope::{Envelope, Guard, Stocked};
+pub use envelope::{Envelope, Guard, Stocked, is_newest_form};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
 pub use ledger::{Ledger, LedgerError};

@@ -12,53 +12,37 @@ use catchment_types::{LEVEL_MAX, NodeId, Record, TimeMs};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// A stored record that reads.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stored {
-    /// The process that wrote it.
-    pub writer: [u8; 16],
-    /// Its number among that one's.
-    pub number: u64,
-    /// What it says.
-    pub record: Record,
+/// Reads what was stored as record `sequence`.
+///
+/// # Errors
+/// Why it does not read.
+pub fn read(sequence: u64, bytes: &[u8]) -> Result<Envelope, String> {
+    match Envelope::read(sequence, bytes, LEVEL_MAX).map_err(|error| why(sequence, error))? {
+        Stocked::Record(envelope) => Ok(*envelope),
+        Stocked::Foreign(why) => Err(format!("it is no record: {why}")),
+    }
 }
 
-impl Stored {
-    /// Reads what was stored as record `sequence`.
-    ///
-    /// # Errors
-    /// Why it does not read.
-    pub fn read(sequence: u64, bytes: &[u8]) -> Result<Self, String> {
-        match Envelope::read(sequence, bytes, LEVEL_MAX).map_err(|error| why(sequence, error))? {
-            Stocked::Record(envelope) => {
-                let Envelope { writer, number, record, .. } = *envelope;
-                Ok(Self { writer, number, record })
-            }
-            Stocked::Foreign(why) => Err(format!("it is no record: {why}")),
+/// A record that changes nothing, to stand where one is left out. The sequences of the others stay what they are.
+pub fn nothing(sequence: u64) -> Vec<u8> {
+    written(sequence, Record::Accepted(Vec::new()))
+}
+
+/// A record that ends a node's life, and with it what the node has in shared memory for open rounds. A log that has lost
+/// accepts does not know them, but their sums are there: folded again, they would count twice.
+pub fn node_lost(sequence: u64, node: NodeId, incarnation: u64, at_ms: TimeMs) -> Vec<u8> {
+    written(sequence, Record::NodeLost { node, incarnation, at_ms })
+}
+
+/// The nodes that a record says hold something.
+pub fn nodes(record: &Record) -> BTreeSet<NodeId> {
+    match record {
+        Record::Accepted(group) => group.iter().map(|accept| accept.node).collect(),
+        Record::ModelPut { model, .. } | Record::Committed { model, .. } => [model.node].into(),
+        Record::RoundOpened { places, .. } | Record::RoundPlaced { places, .. } => {
+            places.iter().map(|place| place.node).collect()
         }
-    }
-
-    /// A record that changes nothing, to stand where one is left out. The sequences of the others stay what they are.
-    pub fn nothing(sequence: u64) -> Vec<u8> {
-        written(sequence, Record::Accepted(Vec::new()))
-    }
-
-    /// A record that ends a node's life, and with it what the node has in shared memory for open rounds. A log that has
-    /// lost accepts does not know them, but their sums are there: folded again, they would count twice.
-    pub fn node_lost(sequence: u64, node: NodeId, incarnation: u64, at_ms: TimeMs) -> Vec<u8> {
-        written(sequence, Record::NodeLost { node, incarnation, at_ms })
-    }
-
-    /// The nodes that it says hold something.
-    pub fn nodes(&self) -> BTreeSet<NodeId> {
-        match &self.record {
-            Record::Accepted(group) => group.iter().map(|accept| accept.node).collect(),
-            Record::ModelPut { model, .. } | Record::Committed { model, .. } => [model.node].into(),
-            Record::RoundOpened { places, .. } | Record::RoundPlaced { places, .. } => {
-                places.iter().map(|place| place.node).collect()
-            }
-            _ => BTreeSet::new(),
-        }
+        _ => BTreeSet::new(),
     }
 }
 
@@ -193,21 +177,21 @@ mod tests {
         let mut replay = Replay::default();
         assert_eq!(replay.apply(1, &stored(created("a"))), Ok(true));
         assert_eq!(replay.apply(2, &stored(created("a"))), Ok(false), "there is one of that name");
-        assert_eq!(replay.apply(3, &Stored::nothing(3)), Ok(false));
+        assert_eq!(replay.apply(3, &nothing(3)), Ok(false));
         assert_eq!((replay.state().sequence(), replay.audit()), (3, Ok(())));
         let why = replay.clone().apply(4, b"CTL2x").unwrap_err();
         assert!(!why.contains("record 4") && why.contains("cut off"), "{why}");
         assert_eq!(replay.clone().apply(4, b"x"), Ok(false), "every process leaves it out");
-        assert!(Stored::read(4, b"x").unwrap_err().contains("no record"));
-        let why = replay.apply(6, &Stored::nothing(6)).unwrap_err();
+        assert!(read(4, b"x").unwrap_err().contains("no record"));
+        let why = replay.apply(6, &nothing(6)).unwrap_err();
         assert!(why.contains("does not follow"), "{why}");
     }
 
     #[test]
     fn a_record_that_reads_is_shown_with_its_writer() {
-        let read = Stored::read(1, &stored(created("a"))).unwrap();
+        let read = read(1, &stored(created("a"))).unwrap();
         assert_eq!((read.writer, read.number, read.record), ([3; 16], 7, created("a")));
-        assert_eq!(Stored::read(9, &Stored::nothing(9)).unwrap().record, Record::Accepted(vec![]));
+        assert_eq!(read(9, &nothing(9)).unwrap().record, Record::Accepted(vec![]));
     }
 
     /// What a node holds that is ended counts for nothing, once.
@@ -215,9 +199,9 @@ mod tests {
     fn a_node_is_ended_by_a_record() {
         let mut replay = Replay::default();
         let node = NodeId(9);
-        assert_eq!(replay.apply(1, &Stored::node_lost(1, node, 0, 5)), Ok(true));
+        assert_eq!(replay.apply(1, &node_lost(1, node, 0, 5)), Ok(true));
         assert_eq!(replay.state().incarnation(node), 1);
-        assert_eq!(replay.apply(2, &Stored::node_lost(2, node, 0, 5)), Ok(false));
+        assert_eq!(replay.apply(2, &node_lost(2, node, 0, 5)), Ok(false));
     }
 
     #[test]

@@ -9,9 +9,9 @@ mod layout;
 mod v1;
 
 use crate::append::REPLAY;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, SEALED};
 use crate::state::State;
-use catchment_bus::{EventLog, LogError, Snapshot};
+use catchment_bus::{EventLog, LogError, SEALED_MARK, Snapshot};
 use std::sync::Arc;
 
 /// The version of a snapshot, its last byte. Raise it with every change of what is put down, and keep reading the ones
@@ -64,6 +64,9 @@ impl State {
     /// # Errors
     /// What is wrong with it.
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.starts_with(&SEALED_MARK) {
+            return Err(SEALED.to_owned());
+        }
         let Some((version, content)) = bytes.split_last() else { return Err("it is empty".to_owned()) };
         let first = |error: catchment_codec::CodecError| error.to_string();
         match *version {

@@ -1,5 +1,6 @@
 //! The fold over the event log.
 
+use crate::change::{self, active};
 use crate::envelope::{Guard, Stocked};
 use crate::job::{Job, Model, Verdict};
 use crate::names::UsedNames;
@@ -15,10 +16,6 @@ use std::sync::Arc;
 
 /// Why what a node's memory held is lost.
 pub(crate) const MEMORY_LOST: &str = "the memory that held it was lost; send it again";
-/// The shortest deadline a round may be given by a patch; the spec refuses a shorter one too.
-const DEADLINE_MS_MIN: u64 = 100;
-/// The longest, likewise: a year.
-const DEADLINE_MS_MAX: u64 = 365 * 86_400_000;
 
 /// Every job, as the log up to [`State::sequence`] leaves it.
 #[derive(Debug, Clone, PartialEq)]
@@ -223,22 +220,22 @@ impl State {
         self.step(sequence);
         match record {
             Record::JobCreated { uid, spec, at_ms } => self.create(*uid, spec, *at_ms),
-            Record::JobPatched { uid, patch, .. } => self.change(*uid, |job| patch_job(job, patch)),
+            Record::JobPatched { uid, patch, .. } => self.change(*uid, |job| change::patch(job, patch)),
             Record::JobActed { uid, action: JobAction::Delete, .. } => self.delete(*uid),
-            Record::JobActed { uid, action, at_ms } => self.change(*uid, |job| act(job, *action, *at_ms)),
-            Record::JobFailed { uid, reason, at_ms } => self.change(*uid, |job| fail(job, reason, *at_ms)),
+            Record::JobActed { uid, action, at_ms } => self.change(*uid, |job| change::act(job, *action, *at_ms)),
+            Record::JobFailed { uid, reason, at_ms } => self.change(*uid, |job| change::fail(job, reason, *at_ms)),
             Record::ModelPut { uid, model, needs, at_ms } => {
-                self.change(*uid, |job| put_model(job, model, *needs, *at_ms))
+                self.change(*uid, |job| change::put_model(job, model, *needs, *at_ms))
             }
             Record::RoundOpened { uid, round, deadline_ms, places, at_ms } => {
                 self.open_round(*uid, *round, *deadline_ms, places, *at_ms)
             }
-            Record::RoundPlaced { uid, round, places } => self.change(*uid, |job| place(job, *round, places)),
+            Record::RoundPlaced { uid, round, places } => self.change(*uid, |job| change::place(job, *round, places)),
             Record::RoundExtended { uid, round, deadline_ms } => {
-                self.change(*uid, |job| extend(job, *round, *deadline_ms))
+                self.change(*uid, |job| change::extend(job, *round, *deadline_ms))
             }
             Record::RoundClosed { uid, round, reason, at_ms } => {
-                self.change(*uid, |job| close(job, *round, *reason, *at_ms))
+                self.change(*uid, |job| change::close(job, *round, *reason, *at_ms))
             }
             Record::Accepted(group) => {
                 Outcome::Accepts(group.iter().map(|accept| self.accept(accept, writer)).collect())
@@ -273,9 +270,11 @@ impl State {
                 });
                 Outcome::Evaluations(each.collect())
             }
-            Record::JobCompleted { uid, reason, at_ms } => self.change(*uid, |job| complete(job, reason, *at_ms)),
+            Record::JobCompleted { uid, reason, at_ms } => {
+                self.change(*uid, |job| change::complete(job, reason, *at_ms))
+            }
             Record::Committed { uid, round, model, at_ms } => {
-                self.change(*uid, |job| commit(job, *round, model, *at_ms))
+                self.change(*uid, |job| change::commit(job, *round, model, *at_ms))
             }
             Record::RoundGivenUp { uid, round, contribution, reason, at_ms } => {
                 self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms))
@@ -468,155 +467,5 @@ impl State {
         }
         self.receipts.insert(receipt, (accept.uid, accept.round));
         AcceptOutcome::Accepted(receipt)
-    }
-}
-
-pub(crate) fn active(job: &mut Job, number: u64) -> Result<&mut Round, &'static str> {
-    job.round.as_mut().filter(|round| round.number == number && round.is_active()).ok_or("the round is not active")
-}
-
-fn patch_job(job: &mut Job, patch: &SpecPatch) -> Result<(), &'static str> {
-    if job.state.is_over() {
-        return Err("the job is over");
-    }
-    let spec = Arc::make_mut(&mut job.spec);
-    if let Some(rounds) = patch.rounds {
-        spec.rounds = rounds.max(1);
-    }
-    if let Some(goal) = patch.goal {
-        spec.set_goal(goal);
-    }
-    if let Some(deadline) = patch.deadline {
-        spec.deadline = Some(DurationText::from_ms(deadline.ms().clamp(DEADLINE_MS_MIN, DEADLINE_MS_MAX)));
-    }
-    complete_if_done(job);
-    Ok(())
-}
-
-fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static str> {
-    match (action, job.state) {
-        (JobAction::Pause, JobState::Running) => {
-            job.state = JobState::Paused;
-            (job.paused_ms, job.resumed_round) = (Some(at_ms), None);
-        }
-        (JobAction::Resume, JobState::Paused) => {
-            job.state = JobState::Running;
-            resume_deadline(job, at_ms);
-            // It had paused itself: its owner knows now, so rounds given up are counted anew.
-            job.resumed_round = job.reason.take().map(|_| job.round_number());
-        }
-        (JobAction::Stop, state) if !state.is_over() => {
-            end(job, JobState::Stopped, None);
-            end_active_round(job, CloseReason::Stopped, at_ms);
-        }
-        _ => return Err("the job's state does not allow it"),
-    }
-    Ok(())
-}
-
-/// A pause does not use up the round's time: otherwise resuming a job after a night would fail its round.
-fn resume_deadline(job: &mut Job, at_ms: TimeMs) {
-    let paused_ms = job.paused_ms.take().map_or(0, |since| at_ms.saturating_sub(since));
-    if let Some(deadline) = job.round.as_mut().filter(|round| round.is_active()).and_then(|r| r.deadline_ms.as_mut()) {
-        *deadline = deadline.saturating_add(paused_ms);
-    }
-}
-
-fn fail(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> {
-    if job.state.is_over() {
-        return Err("the job is over");
-    }
-    end(job, JobState::Failed, Some(reason));
-    end_active_round(job, CloseReason::Stopped, at_ms);
-    Ok(())
-}
-
-fn complete(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> {
-    if !matches!(job.state, JobState::Running | JobState::Paused) {
-        return Err("the job is not running");
-    }
-    end(job, JobState::Completed, Some(reason));
-    end_active_round(job, CloseReason::Stopped, at_ms);
-    Ok(())
-}
-
-/// The job is over. When it was paused or resumed means nothing any more.
-fn end(job: &mut Job, state: JobState, reason: Option<&str>) {
-    job.state = state;
-    job.reason = reason.map(str::to_owned);
-    (job.paused_ms, job.resumed_round) = (None, None);
-}
-
-fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
-    if let Some(round) = job.round.as_mut().filter(|round| round.is_active()) {
-        round.skip(reason, at_ms);
-    }
-}
-
-fn put_model(job: &mut Job, model: &ModelCommit, needs: Footprint, at_ms: TimeMs) -> Result<(), &'static str> {
-    if job.state != JobState::WaitingForModel {
-        return Err("the job has a model already");
-    }
-    if model.version != 0 {
-        return Err("the initial model is version 0");
-    }
-    job.models.push(Model { commit: model.clone(), round: None, at_ms });
-    job.needs = needs;
-    job.state = JobState::Running;
-    Ok(())
-}
-
-fn extend(job: &mut Job, number: u64, deadline_ms: Option<TimeMs>) -> Result<(), &'static str> {
-    let round = active(job, number)?;
-    round.deadline_ms = deadline_ms;
-    if round.received() < round.goal {
-        round.phase = Phase::Open;
-    }
-    Ok(())
-}
-
-fn place(job: &mut Job, number: u64, places: &[Place]) -> Result<(), &'static str> {
-    let round = active(job, number)?;
-    if round.places == places {
-        return Err("it is placed there already");
-    }
-    round.places = places.to_vec();
-    Ok(())
-}
-
-fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: TimeMs) -> Result<(), &'static str> {
-    let round = active(job, number)?;
-    match reason {
-        CloseReason::Deadline => round.phase = Phase::Aggregating,
-        CloseReason::Asked if round.received() == 0 => return Err("the round has no update to make a model of"),
-        CloseReason::Asked => {
-            round.min_updates = round.min_updates.min(round.received());
-            round.phase = Phase::Aggregating;
-        }
-        CloseReason::Shortfall | CloseReason::Stopped => {
-            round.skip(reason, at_ms);
-            complete_if_done(job);
-        }
-    }
-    Ok(())
-}
-
-fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'static str> {
-    let version = job.models.len() as u64;
-    let round = active(job, number)?;
-    let ready = if model.gathered { round.is_complete() } else { round.is_ready() };
-    if !ready || model.version != version || model.contribution != Some(round.contribution()) {
-        return Err("the commit is not of this round's contribution set");
-    }
-    round.commit(version, at_ms);
-    job.models.push(Model { commit: model.clone(), round: Some(number), at_ms });
-    job.retire_evaluations();
-    complete_if_done(job);
-    Ok(())
-}
-
-fn complete_if_done(job: &mut Job) {
-    if job.round_number() >= job.spec.rounds && job.active_round().is_none() && !job.state.is_over() {
-        end(job, JobState::Completed, None);
     }
 }

@@ -82,12 +82,12 @@ pub async fn keep(context: Arc<Context>) -> std::result::Result<(), NodeError> {
     let mut is_remembered = false;
     loop {
         changes.mark_unchanged();
-        let path = identity.data_dir.display().to_string();
+        let path = || identity.data_dir.display().to_string();
         if identity.is_replaced(ledger) {
-            return Err(NodeError::Replaced { node: identity.node, path });
+            return Err(NodeError::Replaced { node: identity.node, path: path() });
         }
         if !is_remembered && ledger.read(|state| state.log().is_some()) {
-            identity.remember_log(ledger).map_err(|error| NodeError::Data { path, error })?;
+            identity.remember_log(ledger).map_err(|error| NodeError::Data { path: path(), error })?;
             is_remembered = true;
         }
         let mut retry = None;

@@ -151,7 +151,7 @@ on_both_buses! {
         // As an operator does it.
         job.open_round(2).await;
         job.accepted(2, "a", "", &tensors(7.0)).await;
-        let said = run_to_end(&["job", "close-round", "waits", "--server", &format!("http://{}", server.address())], PATIENCE);
+        let said = run_to_end(&["job", "close-round", "waits", "--url", &format!("http://{}", server.address())], PATIENCE);
         assert!(said.status.success(), "{said:?}");
         job.in_state("completed").await;
         assert_eq!(read(&job.model(2).await)["w"][0], 7.0);

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 
-use crate::{Bus, BusError};
+use crate::{Bus, BusError, Sealing};
 use patience::Patience;
 use security::Security;
 
@@ -57,6 +57,8 @@ pub struct NatsConfig {
     pub connect_timeout: Duration,
     /// How long an append, a read or any other call waits for the server's answer.
     pub request_timeout: Duration,
+    /// The cluster's key, and what is sealed with it. Without one, whoever the server lets in can write what counts.
+    pub sealing: Option<Sealing>,
 }
 
 impl NatsConfig {
@@ -73,6 +75,7 @@ impl NatsConfig {
             replicas: 1,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(5),
+            sealing: None,
         }
     }
 }
@@ -89,6 +92,7 @@ impl std::fmt::Debug for NatsConfig {
             .field("replicas", &self.replicas)
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
+            .field("sealing", &self.sealing)
             .finish()
     }
 }
@@ -176,7 +180,11 @@ pub(crate) async fn open(config: NatsConfig) -> Result<Bus, BusError> {
     let log = log::NatsLog::open(client.clone(), &config, &url).await?;
     let prefix = format!("{}.", config.prefix.to_ascii_lowercase());
     let events = events::NatsEvents { client, prefix, url, request_timeout: config.request_timeout };
-    Ok(Bus { log: Arc::new(log), events: Arc::new(events) })
+    let bus = Bus { log: Arc::new(log), events: Arc::new(events) };
+    Ok(match &config.sealing {
+        Some(sealing) => sealing.anew().around(bus),
+        None => bus,
+    })
 }
 
 /// Whether copies of a stream on servers of this version survive the kill of one. Seen to fail in one run of five with

@@ -30,7 +30,8 @@ fn start(listen: &str, data: &Path, slabs: &Path) -> (Child, String) {
         .arg("--data")
         .arg(data)
         .arg("--slabs")
-        .arg(slabs)
+        // Made by the server, for nobody else.
+        .arg(slabs.join("slabs"))
         .arg("--functions")
         .arg(functions())
         .env("RUST_LOG", "warn")

@@ -7,6 +7,7 @@ use super::lanes::{Lanes, Level};
 use super::leaf::{BATCH_MAX, BadWords, Leaf, LeafKey, Plan, Shape};
 use super::pieces::Taken;
 use super::ranges::{Range, cut};
+use super::recover::LOST_MAX;
 use super::sizing::Sizing;
 use super::trouble::said;
 use super::worker::Worker;
@@ -27,8 +28,6 @@ use tracing::Instrument;
 
 /// How long a job's task, and with it its instances, outlives its last work.
 const IDLE: Duration = Duration::from_secs(2);
-/// Receipts in one record, at most: a record has a size limit.
-const LOST_MAX: usize = 4096;
 /// How long to wait before trying again after a failure outside the function.
 const RETRY: Duration = Duration::from_millis(500);
 

@@ -307,7 +307,7 @@ mod tests {
     use catchment_slab::StoreConfig;
     use catchment_types::Rule;
     use proptest::prelude::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
     use tempfile::TempDir;
 
     const RANGES: usize = 3;
@@ -315,8 +315,13 @@ mod tests {
     const KEY: LeafKey = LeafKey { uid: JobUid::from_bytes([7; 16]), round: 2, leaf: 1, incarnation: 5 };
     const SHAPE: Shape = Shape { key: KEY, owner: Owner::new([3; 32]), elements: ELEMENTS, ranges: RANGES };
 
+    /// A directory as a store wants it: for nobody else.
+    fn shared_memory() -> TempDir {
+        tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o700)).tempdir_in("/dev/shm").unwrap()
+    }
+
     fn store() -> (TempDir, SlabStore) {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = shared_memory();
         let store = open(dir.path());
         (dir, store)
     }
@@ -412,7 +417,7 @@ mod tests {
         let store = open(dir.path());
         assert!(store.release(words) && !store.release(data));
         // No room for the words: the data is given back.
-        let small = tempfile::tempdir_in("/dev/shm").unwrap();
+        let small = shared_memory();
         let budget_bytes = SlabStore::file_bytes(1, 2 * block_bytes(ELEMENTS)) + 4096;
         let (store, _) = SlabStore::open(StoreConfig { dir: small.path().to_path_buf(), budget_bytes }).unwrap();
         assert!(matches!(Leaf::create(&store, SHAPE, 2), Err(SlabError::NoRoom { .. })));

@@ -13,7 +13,7 @@ use catchment_types::{Digest, JobUid, NodeId, ReceiptId, ReceiptState, Record, S
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Receipts in one record, at most: a record has a size limit.
-const LOST_MAX: usize = 4096;
+pub(super) const LOST_MAX: usize = 4096;
 
 /// Matches what the store found with what the log knows: takes over what belongs to active rounds, frees the rest, and
 /// records what is lost.

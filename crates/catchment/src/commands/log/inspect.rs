@@ -8,7 +8,7 @@ use crate::output::{Output, write};
 use crate::text;
 use anyhow::Result;
 use bytes::Bytes;
-use catchment_ledger::offline::Stored;
+use catchment_ledger::{Envelope, offline};
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use serde_json::json;
@@ -98,7 +98,7 @@ async fn inspect(source: &Source) -> Result<Inspected> {
     source
         .walk(range, "records", async |sequence, record| {
             bytes += record.as_ref().map_or(0, |record| record.len() as u64);
-            match record.clone().and_then(|record| Stored::read(sequence, &record)) {
+            match record.clone().and_then(|record| offline::read(sequence, &record)) {
                 Ok(stored) => *kinds.entry(stored.record.kind()).or_default() += 1,
                 Err(error) => {
                     bad_records += 1;
@@ -177,10 +177,10 @@ fn line(sequence: u64, record: Result<Bytes, String>) -> serde_json::Value {
         Ok(bytes) => bytes,
         Err(error) => return json!({"sequence": sequence, "error": error}),
     };
-    match Stored::read(sequence, &bytes) {
-        Ok(Stored { writer, number, record }) => json!({
+    match offline::read(sequence, &bytes) {
+        Ok(Envelope { writer, number, guard, record }) => json!({
             "sequence": sequence, "bytes": bytes.len(), "kind": record.kind(), "writer": hex(&writer), "number": number,
-            "record": record,
+            "guard": guard, "record": record,
         }),
         Err(error) => json!({"sequence": sequence, "bytes": bytes.len(), "error": error, "hex": hex(&bytes)}),
     }
@@ -207,7 +207,7 @@ mod tests {
         let bad = line(7, Ok(Bytes::from_static(b"\xffx")));
         assert_eq!((&bad["sequence"], &bad["hex"]), (&json!(7), &json!("ff78")));
         assert!(bad["error"].as_str().is_some_and(|why| why.contains("version 255")), "{bad}");
-        let good = line(8, Ok(Stored::nothing(8).into()));
+        let good = line(8, Ok(offline::nothing(8).into()));
         assert_eq!((&good["kind"], &good["record"]), (&json!("accepted"), &json!({"Accepted": []})));
         assert_eq!(line(9, Err("gone".to_owned())), json!({"sequence": 9, "error": "gone"}));
     }

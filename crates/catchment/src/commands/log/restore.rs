@@ -14,7 +14,7 @@ use bytes::Bytes;
 use catchment_bus::Snapshot;
 use catchment_bus::offline::Bounds;
 use catchment_fleet::BEATS;
-use catchment_ledger::offline::{Replay, Stored};
+use catchment_ledger::offline::{self, Replay};
 use catchment_types::{Clock as _, NodeId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -143,8 +143,8 @@ async fn look(file: &Source, until: Option<u64>) -> Result<Looked> {
     let (mut bad, mut nodes) = (BTreeMap::new(), BTreeSet::new());
     let last = until.unwrap_or(file.bounds.last).min(file.bounds.last);
     file.walk((file.bounds.first, last), "records looked at", async |sequence, record| {
-        match record.and_then(|record| Stored::read(sequence, &record)) {
-            Ok(stored) => nodes.extend(stored.nodes()),
+        match record.and_then(|record| offline::read(sequence, &record)) {
+            Ok(stored) => nodes.extend(offline::nodes(&stored.record)),
             Err(why) => drop(bad.insert(sequence, why)),
         }
         if bad.len() > BAD_MAX {
@@ -166,7 +166,8 @@ async fn look(file: &Source, until: Option<u64>) -> Result<Looked> {
 async fn nodes_named(file: &Source, first: u64) -> BTreeSet<NodeId> {
     let mut nodes = BTreeSet::new();
     let walk = file.walk((first, file.bounds.last), "records looked at", async |sequence, record| {
-        nodes.extend(record.and_then(|record| Stored::read(sequence, &record)).iter().flat_map(Stored::nodes));
+        let read = record.and_then(|record| offline::read(sequence, &record));
+        nodes.extend(read.iter().flat_map(|stored| offline::nodes(&stored.record)));
         Ok(true)
     });
     let walked = walk.await;
@@ -177,7 +178,7 @@ async fn nodes_named(file: &Source, first: u64) -> BTreeSet<NodeId> {
 /// The record that a plan puts at a place.
 fn planned(plan: &Plan, sequence: u64, record: Result<Bytes, String>) -> Result<Bytes> {
     if plan.nothing.contains(&sequence) {
-        return Ok(Stored::nothing(sequence).into());
+        return Ok(offline::nothing(sequence).into());
     }
     record.map_err(|why| anyhow!("record {sequence} does not read: {why}"))
 }
@@ -210,7 +211,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
                 _ => None,
             };
             if plan.nothing.contains(&sequence) {
-                let read = record.clone().and_then(|record| Stored::read(sequence, &record));
+                let read = record.clone().and_then(|record| offline::read(sequence, &record));
                 let what = read.map_or_else(|why| why, |stored| stored.record.kind().to_owned());
                 left_out.push(LeftOut { sequence, what });
             }
@@ -294,7 +295,7 @@ impl Target {
         }
         let ended = self.ended(&outlook.replay)?;
         let lost = (plan.last + 1..).zip(&ended);
-        let lost = lost.map(|(at, (node, life))| Stored::node_lost(at, *node, *life, SystemClock.now_ms()).into());
+        let lost = lost.map(|(at, (node, life))| offline::node_lost(at, *node, *life, SystemClock.now_ms()).into());
         batch.extend(lost);
         log.append(batch).await.with_context(doing)?;
         let mut snapshots = Vec::new();

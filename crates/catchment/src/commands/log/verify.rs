@@ -165,7 +165,7 @@ async fn piece(source: &Source, run: &mut Run, (from, to): (u64, u64)) -> Result
             let applied = match (&mut run.replay, record) {
                 (_, Err(error)) => Err(error),
                 (Some(replay), Ok(record)) => replay.apply(sequence, &record),
-                (None, Ok(record)) => catchment_ledger::offline::Stored::read(sequence, &record).map(|_| true),
+                (None, Ok(record)) => catchment_ledger::offline::read(sequence, &record).map(|_| true),
             };
             match applied {
                 Ok(has_effect) => {
