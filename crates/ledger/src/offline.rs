@@ -189,8 +189,8 @@ mod tests {
 
     #[test]
     fn a_record_that_reads_is_shown_with_its_writer() {
-        let read = read(1, &stored(created("a"))).unwrap();
-        assert_eq!((read.writer, read.number, read.record), ([3; 16], 7, created("a")));
+        let stored = read(1, &stored(created("a"))).unwrap();
+        assert_eq!((stored.writer, stored.number, stored.record), ([3; 16], 7, created("a")));
         assert_eq!(read(9, &nothing(9)).unwrap().record, Record::Accepted(vec![]));
     }
 

@@ -2,13 +2,13 @@
 
 use crate::change::{self, active};
 use crate::envelope::{Guard, Stocked};
-use crate::job::{Job, Model, Verdict};
+use crate::job::{Job, Verdict};
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    Accept, ClientId, CloseReason, Digest, DurationText, EvaluationResult, Footprint, JobAction, JobSpec, JobState,
-    JobUid, LogId, ModelCommit, Name, NodeId, Place, Receipt, ReceiptId, ReceiptState, Record, SpecPatch, TimeMs,
+    Accept, ClientId, Digest, EvaluationResult, Footprint, JobAction, JobSpec, JobState, JobUid, LogId, Name, NodeId,
+    Place, Receipt, ReceiptId, ReceiptState, Record, TimeMs,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

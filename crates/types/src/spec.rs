@@ -15,7 +15,7 @@ pub use exact::Exact;
 use fields::Fields;
 pub use mode::{Buffered, Mode, Staleness};
 pub use quantity::DurationText;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
