@@ -7,6 +7,8 @@ use crate::world::{
 };
 use catchment_tests::{Api, Bus, Job, Server, run, until};
 use serde_json::{Value, json};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
 /// Half a minute after the fixtures were written, so that no deadline of theirs has passed.
@@ -44,6 +46,8 @@ fn move_all(from: &std::path::Path, to: &std::path::Path) {
     let from = format!("{}/.", from.display());
     let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
     assert!(status.success(), "what was left cannot be put where it belongs");
+    // The archive's folder let everybody look in, as a release makes none.
+    std::fs::set_permissions(to, Permissions::from_mode(0o700)).expect("keep others out");
 }
 
 /// Everything that was said is said again, with these members or more.
