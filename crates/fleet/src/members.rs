@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// After this many times the silence after which it is lost, a node is nobody's any more.
+const FORGET: u32 = 10;
+
 #[derive(Debug, Clone)]
 struct Known<T> {
     /// What it said last; `None` while it is only known by what it holds.
@@ -93,6 +96,8 @@ impl Members {
         self.nodes.values_mut().for_each(|known| grow(&mut known.silent));
         self.coordinators.values_mut().for_each(|known| grow(&mut known.silent));
         self.coordinators.retain(|_, known| known.silent < lost_after);
+        // Whoever decides forgets the lost as soon as nothing is expected of them; all others do so here.
+        self.nodes.retain(|_, known| known.silent < lost_after.saturating_mul(FORGET));
         if changed {
             self.live = None;
         }
@@ -210,6 +215,19 @@ mod tests {
         members.expect([NodeId(7)]);
         members.pass(S);
         assert_eq!(members.lost().collect::<Vec<_>>(), [NodeId(7)]);
+    }
+
+    /// A cluster that is scaled up and down for a year has thousands of nodes that never come back.
+    #[test]
+    fn who_is_lost_for_long_is_forgotten() {
+        let mut members = members();
+        members.hear(node(1));
+        members.expect([NodeId(2)]);
+        members.pass(99 * S);
+        assert_eq!((members.lost().count(), members.counts().lost), (2, 2));
+        members.pass(S);
+        assert_eq!((members.nodes.len(), members.counts()), (0, Counts::default()));
+        assert!(members.hear(node(1)), "it may come back");
     }
 
     #[test]
