@@ -75,6 +75,8 @@ pub struct NodeProcess {
     address: String,
     data: PathBuf,
     slabs: PathBuf,
+    /// What it is started with, and whether in a program that has failpoints.
+    arguments: (bool, Arguments),
 }
 
 /// A running cluster; all of it is gone when it is dropped.
@@ -83,6 +85,8 @@ pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
     /// Its coordinators.
     pub coordinators: Vec<Process>,
+    /// Processes on copies of nodes' disks.
+    pub clones: Vec<Process>,
     /// Where coordinators are, if not on loopback.
     pub coordinator_hosts: Vec<Arc<Host>>,
     nats: Nats,
@@ -217,8 +221,9 @@ impl Cluster {
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
             let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
             let arguments = arguments.and(setup.node_flags.iter().cloned());
-            let process = role("node", &name, home.path(), host.clone(), (setup.failpoints, arguments));
-            NodeProcess { process, host, address, data, slabs }
+            let arguments = (setup.failpoints, arguments);
+            let process = role("node", &name, home.path(), host.clone(), arguments.clone());
+            NodeProcess { process, host, address, data, slabs, arguments }
         });
         let coordinator_hosts: Vec<Arc<Host>> = hosts.iter().skip(setup.nodes).cloned().collect();
         let coordinators = names("coordinator", setup.coordinators).enumerate().map(|(i, name)| {
@@ -227,7 +232,9 @@ impl Cluster {
             role("coordinator", &name, home.path(), coordinator_hosts.get(i).cloned(), (setup.failpoints, arguments))
         });
         let (nodes, coordinators) = (nodes.collect(), coordinators.collect());
-        let mut cluster = Self { nodes, coordinators, coordinator_hosts, nats, home, _slabs: slabs, _network: network };
+        let clones = Vec::new();
+        let mut cluster =
+            Self { nodes, coordinators, clones, coordinator_hosts, nats, home, _slabs: slabs, _network: network };
         cluster.processes().for_each(|process| process.change_to(setup.release));
         cluster
     }
@@ -241,6 +248,34 @@ impl Cluster {
             self.ready(i).await;
         }
         self
+    }
+
+    /// Starts another process on a copy of a node's disk, as it is now, and of its memory or not: both are the same node then.
+    pub fn clone_node(&mut self, node: usize, with_memory: bool) {
+        let NodeProcess { process, host, data, slabs, arguments: (has_failpoints, arguments), .. } = &self.nodes[node];
+        let name = format!("{}-clone-{}", process.name(), self.clones.len());
+        let (copy, memory) = (self.home.path().join(format!("{name}.data")), slabs.with_file_name(&name));
+        for (from, to, is_copied) in [(data, &copy, true), (slabs, &memory, with_memory)] {
+            make(to);
+            // A file that goes while it is copied is none that the copy needs.
+            let from = format!("{}/.", from.display());
+            is_copied.then(|| Command::new("cp").arg("-a").arg(from).arg(to).output().expect("run cp"));
+        }
+        let address = match host {
+            Some(host) => format!("{}:{}", host.address(), usize::from(PORT) + 1 + self.clones.len()),
+            None => format!("127.0.0.1:{}", free_port()),
+        };
+        let own = [
+            ("--listen", address.clone()),
+            ("--advertise", format!("http://{address}")),
+            ("--name", name.clone()),
+            ("--data", copy.display().to_string()),
+            ("--slabs", memory.display().to_string()),
+        ];
+        let arguments = (*has_failpoints, arguments.clone().and(own));
+        let mut clone = role("node", &name, self.home.path(), host.clone(), arguments);
+        clone.start();
+        self.clones.push(clone);
     }
 
     /// Every node's and coordinator's process.
@@ -327,7 +362,9 @@ impl Cluster {
     /// Copies every log to `folder`.
     pub fn keep_logs(&mut self, folder: &Path) {
         std::fs::create_dir_all(folder).expect("make a folder for logs");
-        for process in self.processes() {
+        let Self { nodes, coordinators, clones, .. } = self;
+        let nodes = nodes.iter().map(|node| &node.process);
+        for process in nodes.chain(&*coordinators).chain(&*clones) {
             std::fs::write(folder.join(format!("{}.log", process.name())), process.log()).expect("keep a log");
         }
     }

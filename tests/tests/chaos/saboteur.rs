@@ -97,11 +97,14 @@ enum Blow {
     Clock,
     /// `kill -9` of a member of the old release; it comes back as this one.
     Upgrade,
+    /// Another process starts on a copy of its disk, and perhaps of its memory. The older one ends; started again as on any
+    /// platform, it takes its name back.
+    Clone,
     /// `kill -9` of everybody, the NATS server too, and start all of them again.
     Blackout,
 }
 
-const BLOWS: [Blow; 13] = [
+const BLOWS: [Blow; 14] = [
     Blow::Kill,
     Blow::Kill,
     Blow::LoseMemory,
@@ -114,6 +117,7 @@ const BLOWS: [Blow; 13] = [
     Blow::Cut,
     Blow::Spoil,
     Blow::Clock,
+    Blow::Clone,
     Blow::Blackout,
 ];
 /// What can be done to the NATS server.
@@ -172,6 +176,8 @@ impl Saboteur {
             process.kill9();
             process.start();
         }
+        // What a clone has is nobody's from now on; whoever it had replaced is started again.
+        cluster.clones.iter_mut().for_each(Process::kill9);
         // The way back is not open any more once all are new, so nobody goes it.
         for old in olds(cluster) {
             let process = member(cluster, old);
@@ -196,7 +202,7 @@ impl Saboteur {
         let range = if self.random.random_bool(0.6) { self.tempo.short } else { self.tempo.long };
         let lasts = self.between(range);
         let mut blow = BLOWS[self.random.random_range(0..BLOWS.len())];
-        let is_for_nodes = matches!(blow, Blow::LoseMemory | Blow::EndAt | Blow::KillRunners);
+        let is_for_nodes = matches!(blow, Blow::LoseMemory | Blow::EndAt | Blow::KillRunners | Blow::Clone);
         let chosen = self.random.random_range(0..if is_for_nodes { nodes } else { members + 1 });
         let target = if chosen < members { Target::Member(chosen) } else { Target::Bus };
         if target == Target::Bus {
@@ -214,8 +220,12 @@ impl Saboteur {
         if self.wounds.iter().any(|wound| wound.target == target) {
             return self.note("he would strike somebody who is down");
         }
+        // While some are old nobody says in the log which process a node is.
+        if blow == Blow::Clone && !olds.is_empty() {
+            return self.note("he would clone a node");
+        }
         self.deal(cluster, blow, target, lasts);
-        if !matches!(blow, Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Blackout) {
+        if !matches!(blow, Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Clone | Blow::Blackout) {
             self.wounds.push(Wound { target, blow, until: Instant::now() + lasts });
         }
     }
@@ -265,6 +275,11 @@ impl Saboteur {
                 Some(how) => self.note(&format!("spoil the link of {name} for {lasts:.1?} ({how})")),
                 None => self.note("he would spoil a link"),
             },
+            Blow::Clone => {
+                let with_memory = self.random.random_bool(0.5);
+                cluster.clone_node(i, with_memory);
+                self.note(&format!("clone {name}{}", if with_memory { " with its memory" } else { "" }));
+            }
             Blow::Blackout => self.black_out(cluster),
             Blow::Clock => {
                 let ms = self.random.random_range(-JUMP_MS..=JUMP_MS);
@@ -315,7 +330,7 @@ impl Saboteur {
                 Blow::Kill | Blow::LoseMemory | Blow::Upgrade => member(cluster, i).start(),
                 Blow::Freeze => member(cluster, i).thaw(),
                 Blow::Cut | Blow::Spoil => host(cluster, i).into_iter().for_each(Host::heal),
-                Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Blackout => {}
+                Blow::Clock | Blow::EndAt | Blow::KillRunners | Blow::Clone | Blow::Blackout => {}
             }
         }
     }
