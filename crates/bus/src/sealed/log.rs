@@ -157,8 +157,9 @@ mod tests {
         let refused = sealed(&bus, [8; 32]).snapshot().await;
         assert!(matches!(&refused, Err(LogError::Damaged(why)) if why.contains("another key")), "{refused:?}");
         // A stranger's own, though the last record in it is a stranger's, too.
-        bus.log.append("a stranger's".into(), 3).await.unwrap();
-        bus.log.put_snapshot(snapshot(4)).await.unwrap();
+        log.append("old".into(), 3).await.unwrap();
+        bus.log.append("a stranger's".into(), 4).await.unwrap();
+        bus.log.put_snapshot(snapshot(5)).await.unwrap();
         let refused = sealed(&bus, KEY).snapshot().await;
         assert!(matches!(&refused, Err(LogError::Damaged(why)) if why.contains("no seal")), "{refused:?}");
     }

@@ -131,12 +131,13 @@ pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<()
         (status = 410, body = Problem, description = "`round_closed`: it is over")))]
 pub async fn close(State(context): State<Arc<Context>>, at: At) -> Result<Json<RoundView>, Failure> {
     let number = at.number("round")?;
-    let (uid, newest, level) = context.ledger.read(|state| {
+    let (uid, is_over, level) = context.ledger.read(|state| {
         let job = at.find(state)?;
-        Ok::<_, Failure>((job.uid, job.round_number(), state.level()))
+        let is_over = job.round_numbered(number).is_some_and(|round| !round.is_active());
+        Ok::<_, Failure>((job.uid, is_over || number < job.round_number(), state.level()))
     })?;
-    if number < newest {
-        return Err(Problem::new(Code::RoundClosed, format!("round {number} is over; the newest is {newest}")).into());
+    if is_over {
+        return Err(Problem::new(Code::RoundClosed, format!("round {number} is over")).into());
     }
     let record = Record::RoundClosed { uid, round: number, reason: CloseReason::Asked, at_ms: context.clock.now_ms() };
     if record.level() > level {
