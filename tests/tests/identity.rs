@@ -125,7 +125,9 @@ async fn what_has_no_seal_of_the_clusters_key_counts_for_nothing() {
         let (ours, theirs) = (key(&folder, "ours"), key(&folder, "theirs"));
         let mut server = Server::start(Bus::Nats).await;
         let job = server.api().begin("kept", json!({"goal": 2, "rounds": 2}), &tensors(0.0)).await;
-        job.accepted(1, "a", "", &tensors(1.0)).await;
+        let receipt = job.accepted(1, "a", "", &tensors(1.0)).await;
+        // So that the newest record is what is said next.
+        server.api().receipt_in(&receipt, "folded").await;
         assert!(server.log().contains("no --cluster-key"), "{}", server.log());
         job.call("POST", "/pause").await.expect(200);
         let pause = newest(server.nats()).await;
