@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::sealed::offline::{SealedNew, SealedStored};
 use crate::{BusError, LogError, NatsConfig, Snapshot};
 
 /// The first and the last record of a log. Without records the last one is before the first.
@@ -102,16 +101,7 @@ impl Place<'_> {
     pub async fn open(&self) -> Result<Option<Box<dyn StoredLog>>, BusError> {
         match self {
             Self::Data(dir) => crate::embedded::offline::open(dir).await,
-            Self::Nats(config) => {
-                let opened = crate::nats::offline::open(config).await?;
-                Ok(match &config.sealing {
-                    Some(sealing) => opened.map(|inner| {
-                        let opened: Box<dyn StoredLog> = Box::new(SealedStored { inner, sealing: sealing.anew() });
-                        opened
-                    }),
-                    None => opened,
-                })
-            }
+            Self::Nats(config) => crate::nats::offline::open(config).await,
         }
     }
 
@@ -135,13 +125,7 @@ impl Place<'_> {
     pub async fn begin(&self, first: u64, replaces: bool) -> Result<Box<dyn NewLog>, BusError> {
         match self {
             Self::Data(dir) => crate::embedded::offline::begin(dir, first, replaces).await,
-            Self::Nats(config) => {
-                let inner = crate::nats::offline::begin(config, first, replaces).await?;
-                Ok(match &config.sealing {
-                    Some(sealing) => Box::new(SealedNew { inner, sealing: sealing.anew(), next: first }),
-                    None => inner,
-                })
-            }
+            Self::Nats(config) => crate::nats::offline::begin(config, first, replaces).await,
         }
     }
 }

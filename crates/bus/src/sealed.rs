@@ -13,10 +13,11 @@
 mod events;
 mod key;
 mod log;
-pub(crate) mod offline;
+mod offline;
 
 pub use key::{BadKey, ClusterKey};
 
+use crate::offline::{NewLog, StoredLog};
 use crate::{Bus, LogError};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -78,6 +79,16 @@ impl Sealing {
         }
     }
 
+    /// A stored log in which this is seen.
+    pub(crate) fn around_stored(self, inner: Box<dyn StoredLog>) -> Box<dyn StoredLog> {
+        Box::new(offline::SealedStored { inner, sealing: self })
+    }
+
+    /// A new log, whose first record is `first`, in which this is done.
+    pub(crate) fn around_new(self, inner: Box<dyn NewLog>, first: u64) -> Box<dyn NewLog> {
+        Box::new(offline::SealedNew { inner, sealing: self, next: first })
+    }
+
     /// The same for another log, of which nothing is known yet.
     pub(crate) fn anew(&self) -> Self {
         Self { begun: Arc::new(AtomicU64::new(NOT_BEGUN)), ..self.clone() }
@@ -92,9 +103,14 @@ impl Sealing {
         self.begun.load(Ordering::Acquire) != NOT_BEGUN
     }
 
-    /// Whether sealing had begun when record `sequence` was written.
+    /// Whether sealing had begun with a record before this one.
     fn had_begun(&self, sequence: u64) -> bool {
         self.begun.load(Ordering::Acquire) < sequence
+    }
+
+    /// Whether the first sealed record is in a snapshot of this one.
+    fn is_in_snapshot(&self, sequence: u64) -> bool {
+        self.begun.load(Ordering::Acquire) <= sequence
     }
 
     fn seal(&self, kind: Kind<'_>, bytes: &[u8]) -> Bytes {
@@ -130,9 +146,7 @@ impl Sealing {
     }
 
     fn snapshot(&self, sequence: u64, bytes: Bytes) -> Bytes {
-        // A snapshot of the first sealed record is sealed, too.
-        let seals = self.begun.load(Ordering::Acquire) <= sequence;
-        if seals { self.seal(Kind::Snapshot(sequence), &bytes) } else { bytes }
+        if self.is_in_snapshot(sequence) { self.seal(Kind::Snapshot(sequence), &bytes) } else { bytes }
     }
 
     fn open_snapshot(&self, sequence: u64, bytes: Bytes) -> Result<Bytes, LogError> {
@@ -141,7 +155,7 @@ impl Sealing {
                 self.note(sequence);
                 Ok(inside)
             }
-            Looked::None if self.begun.load(Ordering::Acquire) > sequence => Ok(bytes),
+            Looked::None if !self.is_in_snapshot(sequence) => Ok(bytes),
             Looked::None => Err(LogError::Damaged(format!(
                 "the snapshot of record {sequence} has no seal, though records before it have one: it is not this cluster's"
             ))),

@@ -77,7 +77,11 @@ pub(crate) async fn open(config: &NatsConfig) -> Result<Option<Box<dyn StoredLog
             _ => Some("the log's stream is not there, but that of its snapshots is".to_owned()),
         },
     };
-    Ok(Some(Box::new(Stored { _client: server.client, stream, snapshots, unsound })))
+    let stored = Box::new(Stored { _client: server.client, stream, snapshots, unsound });
+    Ok(Some(match &config.sealing {
+        Some(sealing) => sealing.anew().around_stored(stored),
+        None => stored,
+    }))
 }
 
 /// Whether anything comes on a subject.
@@ -176,7 +180,11 @@ pub(crate) async fn begin(config: &NatsConfig, first: u64, replaces: bool) -> Re
     }
     let stream = make(&server, first).await?;
     let subject = wanted.subjects[0].clone();
-    Ok(Box::new(Draft { server, stream, subject, first, next: first }))
+    let draft = Box::new(Draft { server, stream, subject, first, next: first });
+    Ok(match &config.sealing {
+        Some(sealing) => sealing.anew().around_new(draft, first),
+        None => draft,
+    })
 }
 
 fn marked(config: Config) -> Config {

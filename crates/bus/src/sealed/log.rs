@@ -37,8 +37,8 @@ impl SealedLog {
 #[async_trait]
 impl EventLog for SealedLog {
     async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
-        let (plain, record) = (record.clone(), self.sealing.record(expected_last + 1, record));
-        let is_sealed = plain.len() != record.len();
+        let (plain, record) = (record.len(), self.sealing.record(expected_last + 1, record));
+        let is_sealed = plain != record.len();
         let sequence = self.inner.append(record, expected_last).await?;
         if is_sealed {
             self.sealing.note(sequence);

@@ -6,7 +6,7 @@ use crate::{LogError, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub(crate) struct SealedStored {
+pub(super) struct SealedStored {
     pub inner: Box<dyn StoredLog>,
     pub sealing: Sealing,
 }
@@ -38,7 +38,7 @@ impl StoredLog for SealedStored {
     }
 }
 
-pub(crate) struct SealedNew {
+pub(super) struct SealedNew {
     pub inner: Box<dyn NewLog>,
     pub sealing: Sealing,
     /// The sequence of the next record.
