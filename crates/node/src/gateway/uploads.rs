@@ -127,24 +127,27 @@ fn find(
     let base = headers.get("catchment-base").map(|value| value.to_str().unwrap_or("\u{fffd}"));
     let base = parse_digest("Catchment-Base", base)?;
     let meant = Meant { uid: at.uid, task: said.task.as_deref(), base };
-    // Asked before the ledger is: nobody waits for another lock while it is read.
-    let parked = |uid| context.parking.knows(&Address { uid, round, client: client.clone() });
-    let known = context.ledger.read(|state| at.find(state).map(|job| job.uid)).map(parked).unwrap_or(false);
-    context.ledger.read(|state| {
+    let (spec, address, doubt) = context.ledger.read(|state| {
         let job = at.find(state)?;
         let address = Address { uid: job.uid, round, client: client.clone() };
         let etag = job.base_at(round).map(|model| model.commit.etag);
         let handed = Handed { task: TaskId::derive(job.uid, round, &client), etag };
         match meant.check(state, job, handed) {
-            Ok(()) => Ok((job.spec.clone(), address)),
-            // Of nothing there is no doubt whose it is; the PUT that follows says it.
+            Ok(()) => Ok((job.spec.clone(), address, None)),
             Err(problem) if problem.is(Code::UidRequired) => {
-                let is_there = job.update_at(round, &client).is_some() || known;
-                Err(if is_there { problem } else { unknown() }.into())
+                let is_there = job.update_at(round, &client).is_some();
+                Ok((job.spec.clone(), address, Some((problem, is_there))))
             }
-            Err(problem) => Err(problem.into()),
+            Err(problem) => Err(Failure::from(problem)),
         }
-    })
+    })?;
+    match doubt {
+        None => Ok((spec, address)),
+        // Of nothing there is no doubt whose it is; the PUT that follows says it. What is parked is asked for once the ledger
+        // is left: nobody waits for another lock while it is read.
+        Some((problem, is_there)) if is_there || context.parking.knows(&address) => Err(problem.into()),
+        Some(_) => Err(unknown().into()),
+    }
 }
 
 fn part(headers: &HeaderMap) -> Result<Part, Problem> {
