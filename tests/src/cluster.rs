@@ -207,19 +207,19 @@ impl Cluster {
                 Some(host) => format!("{}:{PORT}", host.address()),
                 None => format!("127.0.0.1:{}", free_port()),
             };
-            let own = [
-                ("--listen", address.clone()),
-                ("--advertise", format!("http://{address}")),
-                ("--name", name.clone()),
-                ("--data", data.display().to_string()),
-                ("--slabs", slabs.display().to_string()),
+            let of_setup = [
                 ("--slab-mib", setup.slab_mib.to_string()),
                 ("--zone", setup.zones.get(i).copied().unwrap_or_default().to_owned()),
             ];
             // Whoever runs the tests may ask for runners; here some are wanted whoever it is.
             let runners = (setup.runners > 0).then(|| ("--runners", setup.runners.to_string()));
             let arguments = Arguments::of(DEFAULTS.map(|(flag, value)| (flag, value.to_owned())));
-            let arguments = arguments.and(cluster.0.clone()).and(own).and(runners).and(functions());
+            let arguments = arguments
+                .and(cluster.0.clone())
+                .and(own(&name, &address, &data, &slabs))
+                .and(of_setup)
+                .and(runners)
+                .and(functions());
             let arguments = arguments.and(setup.node_flags.iter().cloned());
             let arguments = (setup.failpoints, arguments);
             let process = role("node", &name, home.path(), host.clone(), arguments.clone());
@@ -265,14 +265,7 @@ impl Cluster {
             Some(host) => format!("{}:{}", host.address(), usize::from(PORT) + 1 + self.clones.len()),
             None => format!("127.0.0.1:{}", free_port()),
         };
-        let own = [
-            ("--listen", address.clone()),
-            ("--advertise", format!("http://{address}")),
-            ("--name", name.clone()),
-            ("--data", copy.display().to_string()),
-            ("--slabs", memory.display().to_string()),
-        ];
-        let arguments = (*has_failpoints, arguments.clone().and(own));
+        let arguments = (*has_failpoints, arguments.clone().and(own(&name, &address, &copy, &memory)));
         let mut clone = role("node", &name, self.home.path(), host.clone(), arguments);
         clone.start();
         self.clones.push(clone);
@@ -392,6 +385,17 @@ impl Arguments {
         self.0.extend(more);
         self
     }
+}
+
+/// What no two nodes have in common.
+fn own(name: &str, address: &str, data: &Path, slabs: &Path) -> [(&'static str, String); 5] {
+    [
+        ("--listen", address.to_owned()),
+        ("--advertise", format!("http://{address}")),
+        ("--name", name.to_owned()),
+        ("--data", data.display().to_string()),
+        ("--slabs", slabs.display().to_string()),
+    ]
 }
 
 fn functions() -> Option<(&'static str, String)> {

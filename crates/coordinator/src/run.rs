@@ -67,7 +67,7 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
             let now_ms = clock.now_ms();
             let beats = fleet.live();
             let level = fleet.level().map(|level| level.min(level_max));
-            let (sequence, decision, nodes_wanted) = ledger.read(|state: &State| {
+            let (sequence, foreign, decision, nodes_wanted) = ledger.read(|state: &State| {
                 let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
                 let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
                 let mut decision = decide(state, &nodes, now_ms);
@@ -75,10 +75,10 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
                 if let Some(level) = level.filter(|level| *level > state.level()) {
                     decision.records.insert(0, Record::LevelRaised { level, log, at_ms: now_ms });
                 }
-                (state.sequence(), decision, wanted.step(state, &nodes, now_ms))
+                (state.sequence(), state.foreign(), decision, wanted.step(state, &nodes, now_ms))
             });
-            let (foreign, is_followed) = (ledger.read(State::foreign), ledger.fault().is_none());
-            metrics.see(leads, fleet.counts(), LogSeen { sequence, foreign, is_followed });
+            let log_seen = LogSeen { sequence, foreign, is_followed: ledger.fault().is_none() };
+            metrics.see(leads, fleet.counts(), log_seen);
             show_wanted(&metrics, &fleet, nodes_wanted, leads);
             // Only the first is still valid once it is appended; the state's change brings us back for the rest.
             if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
