@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// it had before.
 ///
 /// ```
-/// use catchment_codec::{Nothing, Stored, decode, encode};
+/// use catchment_codec::{Stored, decode, encode, first_version};
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Serialize, Deserialize)]
@@ -17,10 +17,7 @@ use serde::{Deserialize, Serialize};
 /// #[derive(Serialize, Deserialize)]
 /// struct Visit { place: String, minutes: Option<u32> }
 ///
-/// impl Stored for VisitV1 {
-///     const VERSION: u8 = 1;
-///     type Before = Nothing;
-/// }
+/// first_version!(VisitV1);
 ///
 /// impl Stored for Visit {
 ///     const VERSION: u8 = 2;
@@ -40,7 +37,7 @@ use serde::{Deserialize, Serialize};
 pub trait Stored: Serialize + DeserializeOwned {
     /// The version of this form, from 1: the first byte of its messages.
     const VERSION: u8;
-    /// The form before this one, of a lower version; [`Nothing`] for the first.
+    /// The form before this one, of a lower version; [`Nothing`] for the first (see [`first_version`](crate::first_version)).
     type Before: Stored + Into<Self>;
 }
 
