@@ -18,6 +18,7 @@ mod idle;
 mod kernels;
 mod lanes;
 mod large;
+mod log;
 mod many;
 mod memory;
 mod model;
@@ -66,6 +67,8 @@ enum What {
     Cluster(cluster::Arguments),
     /// Very many clients that wait: memory of each, and how soon the last knows
     Waiting(waiting::Arguments),
+    /// Accepts of many processes on one NATS server, beside the server's own pace
+    Log(log::Arguments),
     /// How long planning takes for a thousand nodes
     Plan(plan::Arguments),
     /// A model with a tensor of more than 4 GiB, there and back; takes 20 GB of memory
@@ -110,6 +113,7 @@ fn main() -> Result<()> {
         What::Many(arguments) => many::run(&arguments).map(|table| println!("{table}")),
         What::Cluster(arguments) => cluster::run(&arguments).map(|tables| println!("{tables}")),
         What::Waiting(arguments) => waiting::run(&arguments).map(|table| println!("{table}")),
+        What::Log(arguments) => log::run(&arguments).map(|tables| println!("{tables}")),
         What::Plan(arguments) => plan::run(&arguments).map(|table| println!("{table}")),
         What::Large(arguments) => large::run(&arguments).map(|table| println!("{table}")),
         What::All(arguments) => report::all(&arguments),

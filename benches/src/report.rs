@@ -2,7 +2,7 @@
 
 use crate::chart::{Bar, Bars, Chart, Panel};
 use crate::model::Model;
-use crate::{cluster, descriptors, download, fold, hop, idle, kernels, many, plan, round, start, waiting};
+use crate::{cluster, descriptors, download, fold, hop, idle, kernels, log, many, plan, round, start, waiting};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -55,6 +55,8 @@ pub fn all(arguments: &Arguments) -> Result<()> {
     println!("{}", idle::run(&idle::Arguments { jobs: 100, seconds: 30 })?);
     println!("{}", start::run(&start::Arguments { rounds: 10, idle_seconds: 65 })?);
     println!("{}", plan::run(&plan::Arguments { runs: 15 })?);
+    let writers = vec![1, 3, 8, 16];
+    println!("{}", log::run(&log::Arguments { writers, clients: 16, seconds: 2.0, rounds: 5 })?);
     println!("{}", waiting::run(&waiting::Arguments { clients: 10_000, seconds: 20, rounds: 3 })?);
     let svg = beside("cluster");
     let (repeats, jobs, rounds, clients, kib, seconds) = (3, 3, 8, 12, 4096, 7.0);

@@ -64,6 +64,11 @@ fn waiting() {
 }
 
 #[test]
+fn log() {
+    bench("log --writers 1,2 --clients 2 --seconds 0.3 --rounds 1", "| 2 | 2 | ");
+}
+
+#[test]
 fn plan() {
     bench("plan --runs 1", "| fast arrivals |");
 }

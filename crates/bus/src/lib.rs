@@ -38,7 +38,7 @@ pub use error::{BusError, LogError};
 pub use events::{Events, Headers, Message};
 pub use feed::{QUEUED_BYTES_MAX, QUEUED_MESSAGES_MAX, Subscription};
 pub use local::PAYLOAD_BYTES_MAX;
-pub use log::EventLog;
+pub use log::{EventLog, Pushed};
 pub use memory::RECORD_BYTES_MAX;
 pub use nats::NatsConfig;
 pub use sealed::{BadKey, ClusterKey, SEALED_MARK, Sealing};

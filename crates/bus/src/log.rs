@@ -1,9 +1,18 @@
 //! The contract of the event log.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 
 use crate::{LogError, Snapshot};
+
+/// How long a follower waits for records that are stored but cannot be read yet.
+const LAG: Duration = Duration::from_millis(5);
+
+/// The sequence of a record that is on its way, once the log has it.
+pub type Pushed = BoxFuture<'static, Result<u64, LogError>>;
 
 /// An ordered log of records, numbered from 1 without gaps. Every record is durable when its append
 /// has returned.
@@ -23,6 +32,17 @@ pub trait EventLog: Send + Sync + 'static {
     /// unknown, see [`EventLog::settle`].
     async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError>;
 
+    /// Sends one record to wherever the log ends by then, and returns once it is on its way: what is returned is its sequence,
+    /// once the log has it. Records that one caller sends one after the other are stored in that order while the connection
+    /// holds.
+    ///
+    /// It has no guard, so one that ended in [`LogError::Unavailable`] cannot be settled by another append: it may come later,
+    /// or never. Whoever reads the log must be able to tell one that comes too late.
+    ///
+    /// # Errors
+    /// [`LogError::Refused`]: not stored. [`LogError::Unavailable`] at once: it was not sent; of what is returned: unknown.
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError>;
+
     /// The records after `after`, in order, without gaps: all that were stored at the time of the
     /// call, but `limit` at most. Fewer than `limit` therefore means the end.
     ///
@@ -32,6 +52,25 @@ pub trait EventLog: Send + Sync + 'static {
     /// [`LogError::Unavailable`]; [`LogError::Forgotten`] when the first of them is before the log's beginning;
     /// [`LogError::Damaged`] when a record in the range is missing.
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError>;
+
+    /// Waits until there are records after `after`, whoever appended, and returns the first of them, in order, without gaps,
+    /// `limit` at most. What it does not return may be stored all the same: [`EventLog::read`] says what is.
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Those of [`EventLog::read`] and of [`EventLog::grown`].
+    async fn follow(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        loop {
+            self.grown(after).await?;
+            let records = self.read(after, limit).await?;
+            if !records.is_empty() {
+                return Ok(records);
+            }
+            // What is stored cannot be read yet, or there was nothing.
+            tokio::time::sleep(LAG).await;
+        }
+    }
 
     /// The sequence of the last record, 0 when there is none.
     ///

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::Mutex;
 
 use crate::growth::Growth;
 use crate::snapshot::KEPT;
-use crate::{EventLog, LogError, Snapshot};
+use crate::{EventLog, LogError, Pushed, Snapshot};
 
 /// The largest record of the logs that live in this process. A little less than a NATS server takes
 /// by default, so that what works here works there.
@@ -64,6 +65,15 @@ impl EventLog for MemoryLog {
         stored.records.push_back(record);
         self.growth.note(last + 1);
         Ok(last + 1)
+    }
+
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        check_size(&record, RECORD_BYTES_MAX)?;
+        let mut stored = self.stored.lock().await;
+        stored.records.push_back(record);
+        let sequence = stored.last();
+        self.growth.note(sequence);
+        Ok(std::future::ready(Ok(sequence)).boxed())
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {

@@ -5,8 +5,9 @@
 //! record, snapshot or event:   "CTK1" | BLAKE3 keyed with the key over what it is, where it stands and its bytes: 16 bytes | bytes
 //! ```
 //!
-//! Nothing is hidden: a seal says who wrote, and TLS keeps others from reading. A record's seal is for its sequence, so a copy
-//! of it elsewhere in the log is none. Which records are sealed is said by who makes the bus ([`Sealing::new`]): while a
+//! Nothing is hidden: a seal says who wrote, and TLS keeps others from reading. A copy of a record has its seal, because nobody
+//! knows beforehand where a record comes to lie; that a writer's record is there already is seen by who reads it (its writer
+//! numbers it). Which records are sealed is said by who makes the bus ([`Sealing::new`]): while a
 //! member of an older release could still read them, they are not. With the first record that is, sealing has begun, for
 //! everybody at the same place: from there on what has no good seal is nobody's, and every member passes it over.
 
@@ -36,8 +37,8 @@ const NOT_BEGUN: u64 = u64::MAX;
 /// What is sealed, where a seal is for one thing alone.
 #[derive(Clone, Copy)]
 enum Kind<'a> {
-    /// A record, by its sequence.
-    Record(u64),
+    /// A record.
+    Record,
     /// A snapshot, by the last record that is in it.
     Snapshot(u64),
     /// An event, by its subject.
@@ -125,15 +126,15 @@ impl Sealing {
         }
     }
 
-    /// A record as it is appended: as it is, or sealed.
-    fn record(&self, sequence: u64, record: Bytes) -> Bytes {
-        let seals = self.had_begun(sequence) || (self.seals_record)(&record);
-        if seals { self.seal(Kind::Record(sequence), &record) } else { record }
+    /// A record as it is stored: as it is, or sealed.
+    fn record(&self, record: Bytes) -> Bytes {
+        let seals = self.has_begun() || (self.seals_record)(&record);
+        if seals { self.seal(Kind::Record, &record) } else { record }
     }
 
     /// A record as its readers get it.
     fn open_record(&self, sequence: u64, stored: Bytes) -> Bytes {
-        match self.look(Kind::Record(sequence), &stored) {
+        match self.look(Kind::Record, &stored) {
             Looked::Good(record) => {
                 self.note(sequence);
                 record

@@ -3,13 +3,13 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use catchment_bus::{BusError, LogError, Snapshot};
+use catchment_bus::{BusError, LogError, Pushed, Snapshot};
 use common::{Fixture, append_somewhere, is_quiet, next, read_all, record, until};
 use futures::{StreamExt, stream};
 
@@ -39,6 +39,7 @@ on_every_bus![
     concurrent_writers_store_every_record_once,
     appends_in_flight_take_their_places,
     a_follower_learns_of_every_append,
+    what_is_pushed_keeps_its_order_and_comes_to_followers,
     snapshots_stand_for_records,
     an_old_snapshot_changes_nothing,
     large_snapshots_come_back,
@@ -182,6 +183,51 @@ async fn a_follower_learns_of_every_append(fixture: Fixture) {
     assert!(waits <= 60, "{waits} times for 60 records");
     // What is there already needs no wait.
     tokio::time::timeout(Duration::from_millis(100), log.grown(59)).await.unwrap().unwrap();
+}
+
+/// Records without a guard, many on their way at one time and guarded ones between them; a follower that takes its time and
+/// changes its mind in the middle of waiting.
+async fn what_is_pushed_keeps_its_order_and_comes_to_followers(fixture: Fixture) {
+    const RECORDS: u64 = 6000;
+    let log = &fixture.bus.log;
+    let nothing_yet = tokio::time::timeout(Duration::from_millis(100), log.follow(0, 9)).await;
+    assert!(nothing_yet.is_err(), "{nothing_yet:?}");
+    let follower = tokio::spawn({
+        let log = log.clone();
+        async move {
+            let mut all: Vec<(u64, Bytes)> = vec![];
+            while (all.len() as u64) < RECORDS {
+                let patience = Duration::from_micros(all.len() as u64 % 300);
+                let Ok(came) = tokio::time::timeout(patience, log.follow(all.len() as u64, 50)).await else { continue };
+                let came = came.unwrap();
+                assert!((1..=50).contains(&came.len()), "{}", came.len());
+                all.extend(came);
+            }
+            all
+        }
+    });
+    let mut on_their_way: VecDeque<(u64, Pushed)> = VecDeque::new();
+    for number in 0..RECORDS {
+        if number % 1000 == 999 {
+            // Behind those that are on their way, whatever it believes is last.
+            while let Some((sequence, pushed)) = on_their_way.pop_front() {
+                assert_eq!(pushed.await, Ok(sequence));
+            }
+            assert_eq!(log.append(record(number), number).await, Ok(number + 1));
+            continue;
+        }
+        on_their_way.push_back((number + 1, log.push(record(number)).await.unwrap()));
+        if let Some((sequence, pushed)) = on_their_way.pop_front_if(|_| number % 100 > 63) {
+            assert_eq!(pushed.await, Ok(sequence));
+        }
+    }
+    let expected: Vec<_> = (0..RECORDS).map(|number| (number + 1, record(number))).collect();
+    assert!(follower.await.unwrap() == expected);
+    assert_eq!(log.follow(RECORDS - 2, 50).await.unwrap(), expected[RECORDS as usize - 2..]);
+    // One that is ahead of another is not held up by it, and one that begins again has everything.
+    assert_eq!(log.follow(0, 3).await.unwrap(), expected[..3]);
+    let too_large = Bytes::from(vec![0; log.record_bytes_max() + 1]);
+    assert!(matches!(log.push(too_large).await.err(), Some(LogError::Refused(_))));
 }
 
 fn snapshot_at(sequence: u64) -> Snapshot {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use catchment_bus::{Bus, BusError, LogError, NatsConfig};
+use catchment_bus::{Bus, BusError, EventLog, LogError, NatsConfig, Snapshot};
 use common::nats_server::{NatsServer, free_port};
 use common::{config, next, read_all, record, until};
 use futures::StreamExt;
@@ -305,6 +305,87 @@ async fn an_append_is_noticed_without_hints() {
     let (one, two) = (Bus::nats(one).await.unwrap(), Bus::nats(two).await.unwrap());
     let median = news_takes(&one, &two, 4).await;
     assert!(median > Duration::from_millis(100) && median < 2 * SECOND, "{median:?}");
+}
+
+/// Follows until it has a record, as a writer does: asks again when the log was away.
+async fn followed(log: &dyn EventLog, after: u64) -> (u64, Bytes) {
+    let begin = Instant::now();
+    loop {
+        match log.follow(after, 1).await {
+            Ok(records) => return records.into_iter().next().expect("there is one"),
+            Err(LogError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(begin.elapsed() < 20 * SECOND);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_outlives_its_server_and_its_consumer() {
+    let mut server = NatsServer::start();
+    let (one, two) = (Bus::nats(config(&server)).await.unwrap(), Bus::nats(config(&server)).await.unwrap());
+    one.log.append(record(0), 0).await.unwrap();
+    assert_eq!(two.log.follow(0, 9).await.unwrap(), [(1, record(0))]);
+    // The server forgets its consumers, and so does an operator.
+    let begin = Instant::now();
+    server.kill();
+    let unknown = two.log.follow(1, 9).await;
+    assert!(matches!(unknown, Err(LogError::Unavailable(_))) && begin.elapsed() < 3 * SECOND, "{unknown:?}");
+    server.start_again();
+    until("the log answers again", async || one.log.last().await.is_ok()).await;
+    for last in 1..10 {
+        one.log.append(record(last), last).await.unwrap();
+        assert_eq!(followed(&*two.log, last).await, (last + 1, record(last)));
+    }
+    let stream = raw_stream(&server).await;
+    let names: Vec<String> = stream.consumer_names().map(Result::unwrap).collect().await;
+    assert_eq!(names.len(), 1, "only who follows has one");
+    stream.delete_consumer(&names[0]).await.unwrap();
+    for last in 10..20 {
+        one.log.append(record(last), last).await.unwrap();
+        assert_eq!(followed(&*two.log, last).await, (last + 1, record(last)));
+    }
+    // It is sent them again, instead of asking for each.
+    until("it has a consumer again", async || stream.consumer_names().count().await == 1).await;
+    let begin = Instant::now();
+    for last in 20..40 {
+        one.log.append(record(last), last).await.unwrap();
+        assert_eq!(two.log.follow(last, 9).await.unwrap(), [(last + 1, record(last))]);
+    }
+    assert!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_who_may_have_no_consumer_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let deaf = r#"jetstream { store_dir: $DIR/js }
+        authorization { users: [{
+            user: a, password: b, permissions: { publish: { allow: ">", deny: "$JS.API.CONSUMER.>" }, subscribe: ">" }
+        }] }"#;
+    let server = NatsServer::start_configured(dir, deaf);
+    let bus = Bus::nats(NatsConfig::new(format!("nats://a:b@127.0.0.1:{}", server.port()))).await.unwrap();
+    for last in 0..3 {
+        bus.log.append(record(last), last).await.unwrap();
+        let followed = tokio::time::timeout(4 * SECOND, bus.log.follow(last, 9)).await.expect("it comes in seconds");
+        assert_eq!(followed.unwrap(), [(last + 1, record(last))]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_of_what_is_forgotten_is_told() {
+    let server = NatsServer::start();
+    let bus = Bus::nats(config(&server)).await.unwrap();
+    for last in 0..20 {
+        bus.log.append(record(last), last).await.unwrap();
+    }
+    assert_eq!(bus.log.follow(0, 9).await.unwrap().len(), 9);
+    for sequence in [10, 15] {
+        assert!(bus.log.put_snapshot(Snapshot { sequence, bytes: record("state") }).await.unwrap());
+    }
+    // Somebody who begins now.
+    let late = Bus::nats(config(&server)).await.unwrap();
+    assert_eq!(late.log.follow(0, 9).await, Err(LogError::Forgotten { first: 10 }));
+    assert_eq!(late.log.follow(15, 9).await.unwrap()[0].0, 16);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use catchment_bus::{Bus, EventLog, LogError, Snapshot};
+use catchment_bus::{Bus, EventLog, LogError, Pushed, Snapshot};
 use catchment_ledger::Ledger;
 use catchment_types::Record;
 use std::net::SocketAddr;
@@ -43,6 +43,11 @@ impl EventLog for Mistaken {
     async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
         self.trip();
         self.log.append(record, expected_last).await
+    }
+
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        self.trip();
+        self.log.push(record).await
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {

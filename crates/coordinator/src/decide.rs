@@ -8,7 +8,7 @@ use catchment_types::{CloseReason, JobState, NodeId, OnShortfall, Record, TimeMs
 /// What to do now.
 #[derive(Debug, Clone, Default)]
 pub struct Decision {
-    /// Records to append, at most one a node or job; each is valid only at the sequence it was decided at.
+    /// Records to append, at most one a node or job.
     pub records: Vec<Record>,
     /// When the next deadline passes, if any does.
     pub look_again_ms: Option<TimeMs>,

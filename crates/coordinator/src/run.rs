@@ -4,10 +4,10 @@ use crate::decide::{Nodes, decide};
 use crate::metrics::{LogSeen, Metrics};
 use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat, Zones};
-use catchment_ledger::{Ledger, LedgerError, Outcome, State};
+use catchment_ledger::{Decided, Ledger, LedgerError, Outcome, State};
 use catchment_planner::{Explanation, Node};
 use catchment_types::{Clock, LogId, Record, TimeMs};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,11 +36,12 @@ impl Coordinator {
     /// # Errors
     /// The log cannot be written to.
     pub async fn begin(&self, ledger: &Ledger, at_ms: TimeMs) -> Result<(), LedgerError> {
-        if self.level_max < 2 || ledger.read(State::sequence) > 0 {
+        let first = Record::LevelRaised { level: self.level_max, log: self.log, at_ms };
+        let on = ledger.read(|state| state.decided(&first));
+        if self.level_max < 2 || on.sequence > 0 {
             return Ok(());
         }
-        let first = Record::LevelRaised { level: self.level_max, log: self.log, at_ms };
-        match ledger.decide(first, 0).await {
+        match ledger.decide(first, on).await {
             // Another was faster.
             Ok(_) | Err(LedgerError::Stale { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -67,7 +68,7 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
             let now_ms = clock.now_ms();
             let beats = fleet.live();
             let level = fleet.level().map(|level| level.min(level_max));
-            let (sequence, foreign, decision, nodes_wanted) = ledger.read(|state: &State| {
+            let (log_seen, decision, on, nodes_wanted) = ledger.read(|state: &State| {
                 let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
                 let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
                 let mut decision = decide(state, &nodes, now_ms);
@@ -75,27 +76,24 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
                 if let Some(level) = level.filter(|level| *level > state.level()) {
                     decision.records.insert(0, Record::LevelRaised { level, log, at_ms: now_ms });
                 }
-                (state.sequence(), state.foreign(), decision, wanted.step(state, &nodes, now_ms))
+                // At the first level the first alone is still valid once it is appended; the state's change brings us back.
+                decision.records.truncate(if state.level() < 2 { 1 } else { usize::MAX });
+                let on: Vec<Decided> = decision.records.iter().map(|record| state.decided(record)).collect();
+                let (sequence, foreign) = (state.sequence(), state.foreign());
+                let log_seen = LogSeen { sequence, foreign, is_followed: ledger.fault().is_none() };
+                (log_seen, decision, on, wanted.step(state, &nodes, now_ms))
             });
-            let log_seen = LogSeen { sequence, foreign, is_followed: ledger.fault().is_none() };
             metrics.see(leads, fleet.counts(), log_seen);
             show_wanted(&metrics, &fleet, nodes_wanted, leads);
-            // Only the first is still valid once it is appended; the state's change brings us back for the rest.
-            if let Some(record) = decision.records.into_iter().next().filter(|_| leads) {
-                tracing::info!(?record, why = explained(&decision.explanations, &record), "decide");
-                match ledger.decide(record.clone(), sequence).await {
-                    Ok(Outcome::Ignored(why)) => {
-                        // The state refuses what was decided on it: without a pause this would fill the log.
-                        tracing::error!(why, "a decision changed nothing");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                    Ok(_) => metrics.count(&record),
-                    Err(LedgerError::Stale { .. }) => {}
-                    Err(LedgerError::Stopped) => return,
-                    Err(error) => {
-                        tracing::warn!(%error, "append decision");
-                        tokio::time::sleep(RETRY).await;
-                    }
+            if leads && !decision.records.is_empty() {
+                let records = decision.records.into_iter().zip(on);
+                let each = records.map(|(record, on)| carry_out(&ledger, &metrics, &decision.explanations, record, on));
+                let ends = join_all(each).await;
+                if ends.contains(&End::Stopped) {
+                    return;
+                }
+                if ends.contains(&End::InVain) {
+                    tokio::time::sleep(RETRY).await;
                 }
                 continue;
             }
@@ -108,6 +106,44 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
             }
         }
     })
+}
+
+/// How the attempt to carry a decision out has ended.
+#[derive(PartialEq)]
+enum End {
+    /// It is carried out, or something has happened meanwhile and it is to be taken anew.
+    Over,
+    /// It would fail again at once.
+    InVain,
+    /// The ledger's writer has ended.
+    Stopped,
+}
+
+async fn carry_out(
+    ledger: &Ledger,
+    metrics: &Metrics,
+    explanations: &[Explanation],
+    record: Record,
+    on: Decided,
+) -> End {
+    tracing::info!(?record, why = explained(explanations, &record), "decide");
+    match ledger.decide(record.clone(), on).await {
+        Ok(Outcome::Ignored(why)) => {
+            // The state refuses what was decided on it: without a pause this would fill the log.
+            tracing::error!(why, "a decision changed nothing");
+            End::InVain
+        }
+        Ok(_) => {
+            metrics.count(&record);
+            End::Over
+        }
+        Err(LedgerError::Stale { .. }) => End::Over,
+        Err(LedgerError::Stopped) => End::Stopped,
+        Err(error) => {
+            tracing::warn!(%error, "append decision");
+            End::InVain
+        }
+    }
 }
 
 /// Shows how many nodes are wanted: a line and a heartbeat when that changes.

@@ -25,6 +25,9 @@ const WAY: u32 = 4;
 const WAY_MIN: Duration = Duration::from_millis(2);
 const WAY_MAX: Duration = Duration::from_millis(50);
 
+/// Why nobody can say what became of a record.
+pub(crate) const FORGOTTEN: &str = "it was away for so long that it has forgotten what became of this record";
+
 impl Driver {
     pub fn state<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
@@ -45,7 +48,8 @@ impl Driver {
     async fn settle(&mut self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
         self.number += 1;
         let number = self.number;
-        let envelope = Envelope { writer: self.writer, number, guard: None, record };
+        let seen = Some(self.state(State::sequence));
+        let envelope = Envelope { writer: self.writer, number, guard: None, seen, record };
         // While it waits for its turn the level can only rise, and what a lower one allows is read at a higher one.
         let bytes = envelope.to_bytes(self.state(State::level), self.record_bytes_max());
         let bytes = bytes.map(Bytes::from).map_err(LedgerError::Refused)?;
@@ -86,9 +90,7 @@ impl Driver {
                 return Ok(outcome);
             }
             if self.reloads != reloads && unsettled.is_some() {
-                return Err(LedgerError::Unreadable(
-                    "it was away for so long that it has forgotten what became of this record".to_owned(),
-                ));
+                return Err(LedgerError::Unreadable(FORGOTTEN.to_owned()));
             }
             // The same record is appended again. With the same guard at most one of the two is ever stored; with
             // another, the log has gone past the first, and it never will be.
@@ -114,7 +116,9 @@ impl Driver {
         self.shared.stalled.store(true, Ordering::Relaxed);
         tracing::error!(%why, "the event log is damaged or from a newer release; nothing more is accepted");
         self.shared.broken.set(why.clone()).ok();
-        LedgerError::Unreadable(why)
+        let error = LedgerError::Unreadable(why);
+        self.abandon(&error);
+        error
     }
 
     /// Reads what others, or a lost acknowledgement, have stored. Returns the outcome of record `number` if it is
@@ -147,30 +151,40 @@ impl Driver {
                 records => records?,
             };
             let is_end = records.len() < REPLAY;
-            for (sequence, bytes) in records {
-                let stocked = Envelope::read(sequence, &bytes, self.state(State::level))?;
-                let own = match &stocked {
-                    Stocked::Record(envelope) => Some(envelope.number).filter(|_| envelope.writer == self.writer),
-                    Stocked::Foreign(why) => {
-                        tracing::error!(
-                            sequence,
-                            why,
-                            "somebody else has written to the log's address; it is left out"
-                        );
-                        None
-                    }
-                };
-                self.keeper.count(bytes.len(), own.is_some());
-                let outcome = self.apply(sequence, &stocked);
-                self.contended |= own.is_none();
-                if own == Some(number) {
-                    *found = Some(outcome);
-                }
-            }
+            self.take_all(records, number, found)?;
             if is_end {
                 return Ok(());
             }
         }
+    }
+
+    /// Applies what follows on the state.
+    pub fn take_all(
+        &mut self,
+        records: Vec<(u64, Bytes)>,
+        number: u64,
+        found: &mut Option<Outcome>,
+    ) -> Result<(), LogError> {
+        for (sequence, bytes) in records {
+            let stocked = Envelope::read(sequence, &bytes, self.state(State::level))?;
+            let own = match &stocked {
+                Stocked::Record(envelope) => Some(envelope.number).filter(|_| envelope.writer == self.writer),
+                Stocked::Foreign(why) => {
+                    tracing::error!(sequence, why, "somebody else has written to the log's address; it is left out");
+                    None
+                }
+            };
+            self.keeper.count(bytes.len(), own.is_some());
+            let outcome = self.apply(sequence, &stocked);
+            self.contended |= own.is_none();
+            if let Some(own) = own {
+                self.met(own, &outcome, sequence);
+                if own == number {
+                    *found = Some(outcome);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Goes on from the newest snapshot, because the records up to `first` are forgotten.
@@ -185,10 +199,11 @@ impl Driver {
         tracing::warn!(before, sequence, "far behind the log; going on from its newest snapshot");
         self.reloads += 1;
         self.change(sequence, |state| *state = newest);
+        self.passed_over();
         Ok(())
     }
 
-    fn apply(&self, sequence: u64, stocked: &Stocked) -> Outcome {
+    pub fn apply(&self, sequence: u64, stocked: &Stocked) -> Outcome {
         let outcome = self.change(sequence, |state| state.take(sequence, stocked));
         if let Outcome::Ignored(why) = outcome {
             tracing::debug!(sequence, why, ?stocked, "record changed nothing");

@@ -6,14 +6,17 @@
 //! read what was stored, look for the own record, and if it is not there send it again. Nothing is ever answered
 //! before it is known; without that, an update could be refused to its client and yet be in the model.
 
-use crate::append::{LAG, RETRY};
+use crate::append::{REPLAY, RETRY};
 use crate::envelope::RECORD_BYTES_MAX;
+use crate::flight::{Flight, Wait};
 use crate::keeper::Keeper;
 use crate::ledger::{AcceptReply, LedgerError, Proposal, ResultReply, Shared, WaitingAccept, WaitingResult};
 use crate::outcome::Outcome;
 use crate::state::State;
+use bytes::Bytes;
 use catchment_bus::{EventLog, LogError};
 use catchment_types::{Accept, EvaluationResult, JobUid, Record};
+use futures::StreamExt as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +30,7 @@ const GROUP: usize = 512;
 /// Bytes after which a group is cut, where the log takes as much.
 const GROUP_BYTES: usize = 512 << 10;
 /// Bytes of a record around its group, at most.
-const ENVELOPE_BYTES: usize = 112;
+const ENVELOPE_BYTES: usize = 131;
 /// Bytes of one encoded accept at most, metrics left out: 129 of fixed fields, 16 of lengths, 128 of client.
 const ACCEPT_BYTES: usize = 273;
 /// The same of a client's measurement of a model: 9 of samples, 18 of lengths, 128 of client.
@@ -44,43 +47,87 @@ pub(crate) struct Driver {
     /// Times the state came from a snapshot because the records it lacked were forgotten.
     pub reloads: u64,
     pub keeper: Keeper,
+    pub flight: Flight,
+}
+
+/// Waits for records that the state has not come to; there are none when the log is worth another attempt. Never done when
+/// the writer is done for good. Dropping it loses nothing.
+async fn news(log: Arc<dyn EventLog>, shared: Arc<Shared>, sequence: u64) -> Result<Vec<(u64, Bytes)>, LogError> {
+    if shared.broken.get().is_some() {
+        return std::future::pending().await;
+    }
+    if shared.stalled.load(Ordering::Relaxed) {
+        tokio::time::sleep(RETRY).await;
+        return Ok(Vec::new());
+    }
+    log.follow(sequence, REPLAY).await
 }
 
 impl Driver {
     pub async fn run(mut self, mut queue: mpsc::Receiver<Proposal>) {
-        let mut batch = Vec::with_capacity(GROUP);
+        let (mut batch, mut is_closed) = (Vec::with_capacity(GROUP), false);
         loop {
             self.keeper.look(&self.log, self.state(State::sequence));
-            self.give_way().await;
-            tokio::select! {
-                taken = queue.recv_many(&mut batch, GROUP) => if taken == 0 { break },
-                is_news = self.news() => {
-                    if is_news {
-                        self.follow().await;
-                    }
-                    continue;
-                }
+            let is_reachable = !self.shared.stalled.load(Ordering::Relaxed);
+            if self.flight.is_due() && is_reachable {
+                self.write_anew().await;
             }
-            let (mut accepts, mut results, mut refreshes) = (Vec::new(), Vec::new(), Vec::new());
-            for proposal in batch.drain(..) {
-                match proposal {
-                    Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
-                    Proposal::Evaluate(waiting) => results.push(*waiting),
-                    Proposal::Record { record, guard, reply } => {
-                        self.flush(&mut accepts).await;
-                        self.flush_results(&mut results).await;
-                        let answer = self.append(*record, guard).await;
+            if is_closed && (self.flight.is_empty() || !is_reachable) {
+                return;
+            }
+            self.give_way().await;
+            // While the log is away nothing is taken; what was taken before waits for it.
+            let takes = !is_closed && self.flight.has_room() && (is_reachable || self.flight.is_empty());
+            let news = news(self.log.clone(), self.shared.clone(), self.state(State::sequence));
+            tokio::select! {
+                // First what was said of the own records: the news that there are some would have them read.
+                biased;
+                Some((number, said)) = self.flight.acknowledgements.next(),
+                    if !self.flight.acknowledgements.is_empty() => self.acknowledged(number, said),
+                taken = queue.recv_many(&mut batch, GROUP), if takes => match taken {
+                    0 => is_closed = true,
+                    _ => self.work(&mut batch).await,
+                },
+                known = news => match known {
+                    Ok(records) if !records.is_empty() => self.follow(records),
+                    Ok(_) | Err(LogError::Forgotten { .. }) => drop(self.refresh().await),
+                    Err(LogError::Damaged(why)) => drop(self.give_up(why)),
+                    Err(error) => self.stall(&error.to_string()),
+                },
+            }
+        }
+    }
+
+    /// Whether records go on their way several at a time: from the second feature level on the fold knows what to make of
+    /// one that comes late.
+    fn pushes(&self) -> bool {
+        self.state(State::level) >= 2
+    }
+
+    async fn work(&mut self, batch: &mut Vec<Proposal>) {
+        let (mut accepts, mut results, mut refreshes) = (Vec::new(), Vec::new(), Vec::new());
+        for proposal in batch.drain(..) {
+            match proposal {
+                Proposal::Accept(accept, reply) => accepts.push((accept, reply)),
+                Proposal::Evaluate(waiting) => results.push(*waiting),
+                Proposal::Record { record, decided, reply } => {
+                    self.flush(&mut accepts).await;
+                    self.flush_results(&mut results).await;
+                    if self.pushes() {
+                        self.push(*record, decided.and_then(|decided| decided.guard), Wait::One(reply)).await;
+                    } else {
+                        let answer = self.append(*record, decided.map(|decided| decided.sequence)).await;
                         reply.send(answer).ok();
                     }
-                    Proposal::Refresh(reply) => refreshes.push(reply),
                 }
+                Proposal::Refresh(reply) => refreshes.push(reply),
             }
-            self.flush(&mut accepts).await;
-            self.flush_results(&mut results).await;
-            if !refreshes.is_empty() {
-                let answer = self.refresh().await;
-                refreshes.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
-            }
+        }
+        self.flush(&mut accepts).await;
+        self.flush_results(&mut results).await;
+        if !refreshes.is_empty() {
+            let answer = self.refresh().await;
+            refreshes.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
         }
     }
 
@@ -92,38 +139,22 @@ impl Driver {
             return;
         };
         match tokio::time::timeout(patience, self.log.grown(self.state(State::sequence))).await {
-            Ok(Ok(())) => self.follow().await,
+            Ok(Ok(())) => drop(self.refresh().await),
             Ok(Err(error)) => self.stall(&error.to_string()),
             Err(_) => self.contended = false,
         }
     }
 
-    /// Waits until the log may hold more than the state, or is worth another attempt; false when it cannot be reached.
-    /// Never done when the writer is done for good. Dropping it loses nothing.
-    async fn news(&self) -> bool {
-        if self.shared.broken.get().is_some() {
-            return std::future::pending().await;
-        }
-        if self.shared.stalled.load(Ordering::Relaxed) {
-            tokio::time::sleep(RETRY).await;
-            return true;
-        }
-        let grown = self.log.grown(self.state(State::sequence)).await;
-        grown.inspect_err(|error| self.stall(&error.to_string())).is_ok()
-    }
-
-    /// Applies what others have appended since the log said that it had grown.
-    async fn follow(&mut self) {
-        let before = self.state(State::sequence);
-        let is_fresh = self.refresh().await.is_ok();
-        if is_fresh && self.state(State::sequence) == before {
-            // What is stored cannot be read yet, or there was nothing.
-            tokio::time::sleep(LAG).await;
+    /// Applies what the log has sent.
+    fn follow(&mut self, records: Vec<(u64, Bytes)>) {
+        match self.take_all(records, 0, &mut None) {
+            Ok(()) => self.reached(),
+            Err(error) => drop(self.give_up(error.to_string())),
         }
     }
 
     /// Applies everything that is stored now.
-    async fn refresh(&mut self) -> Result<(), LedgerError> {
+    pub async fn refresh(&mut self) -> Result<(), LedgerError> {
         if let Some(why) = self.shared.broken.get() {
             return Err(LedgerError::Unreadable(why.clone()));
         }
@@ -196,6 +227,9 @@ impl Driver {
         results: Vec<EvaluationResult>,
         replies: Vec<ResultReply>,
     ) {
+        if self.pushes() {
+            return self.push(Record::Evaluated { uid, version, results }, None, Wait::Results(replies)).await;
+        }
         match self.append(Record::Evaluated { uid, version, results }, None).await {
             Ok(Outcome::Evaluations(outcomes)) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
@@ -212,6 +246,9 @@ impl Driver {
     }
 
     async fn append_group(&mut self, group: Vec<Accept>, replies: Vec<AcceptReply>) {
+        if self.pushes() {
+            return self.push(Record::Accepted(group), None, Wait::Accepts(replies)).await;
+        }
         match self.append(Record::Accepted(group), None).await {
             Ok(Outcome::Accepts(outcomes)) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
@@ -248,8 +285,9 @@ mod tests {
     #[test]
     fn no_group_is_larger_than_its_bound() {
         let check = |record: Record, bound: usize| {
-            let guard = Some(Guard { uid: JobUid::from_bytes([255; 16]), revision: u64::MAX });
-            let envelope = Envelope { writer: [255; 16], number: u64::MAX, guard, record };
+            let guard =
+                Some(Guard { uid: JobUid::from_bytes([255; 16]), revision: u64::MAX, received: Some(u64::MAX) });
+            let envelope = Envelope { writer: [255; 16], number: u64::MAX, guard, seen: Some(u64::MAX), record };
             for level in 1..=catchment_types::LEVEL_MAX {
                 let bytes = envelope.to_bytes(level, 1 << 20).unwrap().len();
                 assert!(bytes <= bound, "{bytes} over {bound} at level {level}");

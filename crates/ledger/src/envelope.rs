@@ -37,6 +37,18 @@ pub struct Guard {
     pub uid: JobUid,
     /// Its revision.
     pub revision: u64,
+    /// How many updates its active round has, where the decision is that these are too few. Updates that come change no
+    /// revision, so that no decision waits for a pause between them.
+    pub received: Option<u64>,
+}
+
+/// What there was when something was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// The last record then.
+    pub sequence: u64,
+    /// How it stood with the job that it is about, if it is about one.
+    pub guard: Option<Guard>,
 }
 
 /// One record of the log, and what is stored with it.
@@ -48,6 +60,8 @@ pub struct Envelope {
     pub number: u64,
     /// What it was decided on; `None` where log order alone decides.
     pub guard: Option<Guard>,
+    /// The last record that its writer knew of. `None`: its form does not say.
+    pub seen: Option<u64>,
     /// What happened.
     pub record: Record,
 }
@@ -69,7 +83,7 @@ impl Stored for Envelope {
 
 impl From<EnvelopeV1> for Envelope {
     fn from(EnvelopeV1 { writer, number, record }: EnvelopeV1) -> Self {
-        Self { writer, number, guard: None, record: record.into() }
+        Self { writer, number, guard: None, seen: None, record: record.into() }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The state of every job, and the way to change it.
 
 use crate::driver::{Driver, QUEUE};
+use crate::envelope::Decided;
+use crate::flight::Flight;
 use crate::keeper::Keeper;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::snapshot::{self, SnapshotPace};
@@ -55,7 +57,7 @@ pub(crate) struct WaitingResult {
 pub(crate) enum Proposal {
     Evaluate(Box<WaitingResult>),
     Accept(Box<Accept>, AcceptReply),
-    Record { record: Box<Record>, guard: Option<u64>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
+    Record { record: Box<Record>, decided: Option<Decided>, reply: oneshot::Sender<Result<Outcome, LedgerError>> },
     Refresh(oneshot::Sender<Result<(), LedgerError>>),
 }
 
@@ -120,6 +122,7 @@ impl Ledger {
             contended: false,
             owed: None,
             reloads: 0,
+            flight: Flight::default(),
             keeper: Keeper::new(pace, *shared.sequence.borrow()),
         };
         driver.catch_up(0, &mut None).await.map_err(unreadable)?;
@@ -211,12 +214,13 @@ impl Ledger {
         self.record(record, None).await
     }
 
-    /// Appends a decision taken at `sequence`; refused as stale if anything happened since.
+    /// Appends a decision that was taken on what [`State::decided`] said of it. Refused as stale if its job has changed since;
+    /// at the first feature level, if anything has happened since.
     ///
     /// # Errors
     /// Every [`LedgerError`].
-    pub async fn decide(&self, record: Record, sequence: u64) -> Result<Outcome, LedgerError> {
-        self.record(record, Some(sequence)).await
+    pub async fn decide(&self, record: Record, decided: Decided) -> Result<Outcome, LedgerError> {
+        self.record(record, Some(decided)).await
     }
 
     /// Waits until the state holds everything that was stored when this was called, whoever stored it. For answers such
@@ -230,9 +234,9 @@ impl Ledger {
         answer.await.map_err(|_| LedgerError::Stopped)?
     }
 
-    async fn record(&self, record: Record, guard: Option<u64>) -> Result<Outcome, LedgerError> {
+    async fn record(&self, record: Record, decided: Option<Decided>) -> Result<Outcome, LedgerError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Proposal::Record { record: Box::new(record), guard, reply }).await?;
+        self.send(Proposal::Record { record: Box::new(record), decided, reply }).await?;
         answer.await.map_err(|_| LedgerError::Stopped)?
     }
 

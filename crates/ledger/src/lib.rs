@@ -12,6 +12,7 @@ mod change;
 mod driver;
 mod envelope;
 mod evaluation;
+mod flight;
 mod given_up;
 mod job;
 mod keeper;
@@ -23,8 +24,9 @@ mod outcome;
 mod round;
 mod snapshot;
 mod state;
+mod writers;
 
-pub use envelope::{Envelope, Guard, Stocked, is_newest_form};
+pub use envelope::{Decided, Envelope, Guard, Stocked, is_newest_form};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::{Job, Model};
 pub use ledger::{Ledger, LedgerError};

@@ -34,6 +34,14 @@ pub fn node_lost(sequence: u64, node: NodeId, incarnation: u64, at_ms: TimeMs) -
     written(sequence, Record::NodeLost { node, incarnation, at_ms })
 }
 
+/// The same record, to count whatever it was decided on.
+///
+/// # Errors
+/// It does not read.
+pub fn unguarded(sequence: u64, bytes: &[u8]) -> Result<Vec<u8>, String> {
+    Envelope { guard: None, ..read(sequence, bytes)? }.to_bytes(LEVEL_MAX, usize::MAX)
+}
+
 /// The nodes that a record says hold something.
 pub fn nodes(record: &Record) -> BTreeSet<NodeId> {
     match record {
@@ -47,7 +55,7 @@ pub fn nodes(record: &Record) -> BTreeSet<NodeId> {
 }
 
 fn written(sequence: u64, record: Record) -> Vec<u8> {
-    let envelope = Envelope { writer: [0; 16], number: sequence, guard: None, record };
+    let envelope = Envelope { writer: [0; 16], number: sequence, guard: None, seen: None, record };
     // In the first form, which is read whatever the log's level is there.
     envelope.to_bytes(1, 1 << 10).expect("it is short, and of the first level")
 }
@@ -103,6 +111,15 @@ impl Replay {
         }
         let stocked = Envelope::read(sequence, bytes, self.state.level()).map_err(|error| why(sequence, error))?;
         guarded(|| Ok(changes(&self.state.take(sequence, &stocked))))
+    }
+
+    /// Whether the next record is a decision that was taken on something that this history lacks: on a change of its job that is
+    /// not there, or on updates that are not. One that was overtaken by a change that is there had no effect before either.
+    pub fn lacks_what_it_was_decided_on(&self, sequence: u64, bytes: &[u8]) -> bool {
+        let Ok(Stocked::Record(envelope)) = Envelope::read(sequence, bytes, self.state.level()) else { return false };
+        envelope.guard.is_some_and(|guard| {
+            !self.state.holds(&guard) && self.state.job(guard.uid).is_some_and(|job| job.revision <= guard.revision)
+        })
     }
 
     /// Recounts everything that the state keeps counted.
@@ -164,7 +181,7 @@ mod tests {
     use catchment_types::JobUid;
 
     fn stored(record: Record) -> Vec<u8> {
-        Envelope { writer: [3; 16], number: 7, guard: None, record }.to_bytes(1, 1 << 20).unwrap()
+        Envelope { writer: [3; 16], number: 7, guard: None, seen: None, record }.to_bytes(1, 1 << 20).unwrap()
     }
 
     fn created(name: &str) -> Record {

@@ -1,14 +1,15 @@
 //! The fold over the event log.
 
 use crate::change::{self, active};
-use crate::envelope::{Guard, Stocked};
+use crate::envelope::{Decided, Envelope, Guard, Stocked};
 use crate::job::{Job, Verdict};
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
+use crate::writers::Writers;
 use catchment_types::{
-    Accept, ClientId, Digest, EvaluationResult, Footprint, JobAction, JobSpec, JobState, JobUid, LogId, Name, NodeId,
-    Place, Receipt, ReceiptId, ReceiptState, Record, TimeMs,
+    Accept, ClientId, CloseReason, Digest, EvaluationResult, Footprint, JobAction, JobSpec, JobState, JobUid, LogId,
+    Name, NodeId, Place, Receipt, ReceiptId, ReceiptState, Record, TimeMs,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,6 +17,9 @@ use std::sync::Arc;
 
 /// Why what a node's memory held is lost.
 pub(crate) const MEMORY_LOST: &str = "the memory that held it was lost; send it again";
+
+/// Why a decision has no effect when its guard does not hold.
+pub(crate) const CHANGED: &str = "the job has changed since this was decided";
 
 /// Every job, as the log up to [`State::sequence`] leaves it.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +41,8 @@ pub struct State {
     pub(crate) processes: BTreeMap<NodeId, [u8; 16]>,
     /// Names that deleted jobs had.
     pub(crate) used_names: UsedNames,
+    /// Who wrote the last records, from level 2 on.
+    pub(crate) writers: Writers,
 }
 
 impl Default for State {
@@ -53,6 +59,7 @@ impl Default for State {
             incarnations: BTreeMap::new(),
             processes: BTreeMap::new(),
             used_names: UsedNames::default(),
+            writers: Writers::default(),
         }
     }
 }
@@ -182,14 +189,46 @@ impl State {
         }
     }
 
+    /// What a decision that this record says is taken on, for [`crate::Ledger::decide`]. Ask it of the state that the decision
+    /// was taken on.
+    pub fn decided(&self, record: &Record) -> Decided {
+        let (uid, has_too_few) = match record {
+            Record::RoundOpened { uid, .. } | Record::RoundPlaced { uid, .. } | Record::JobPatched { uid, .. } => {
+                (Some(uid), false)
+            }
+            Record::RoundClosed { uid, reason, .. } => (Some(uid), *reason == CloseReason::Shortfall),
+            Record::RoundExtended { uid, .. } | Record::JobCompleted { uid, .. } | Record::JobFailed { uid, .. } => {
+                (Some(uid), true)
+            }
+            // They say themselves what they are about, or nothing that could have changed.
+            _ => (None, false),
+        };
+        let guard = uid.and_then(|uid| self.job(*uid)).map(|job| Guard {
+            uid: job.uid,
+            revision: job.revision,
+            received: has_too_few.then(|| received(job)),
+        });
+        Decided { sequence: self.sequence, guard }
+    }
+
+    /// Whether what was decided on is still so.
+    pub(crate) fn holds(&self, guard: &Guard) -> bool {
+        let Some(job) = self.job(guard.uid) else { return false };
+        job.revision == guard.revision && guard.received.is_none_or(|before| received(job) == before)
+    }
+
     /// Applies what the log holds at `sequence`, which must be the next.
     pub fn take(&mut self, sequence: u64, stocked: &Stocked) -> Outcome {
         match stocked {
             Stocked::Record(envelope) => {
-                let stale = |guard: &Guard| self.job(guard.uid).is_none_or(|job| job.revision != guard.revision);
-                if envelope.guard.as_ref().is_some_and(stale) {
+                let Envelope { writer, number, seen, .. } = **envelope;
+                if self.level >= 2 && !self.writers.take(sequence, writer, number, seen) {
                     self.step(sequence);
-                    return Outcome::Ignored("the job has changed since this was decided");
+                    return Outcome::Ignored("its writer has written it anew, or it is there already");
+                }
+                if envelope.guard.as_ref().is_some_and(|guard| !self.holds(guard)) {
+                    self.step(sequence);
+                    return Outcome::Ignored(CHANGED);
                 }
                 self.apply_of(sequence, Some(envelope.writer), &envelope.record)
             }
@@ -468,4 +507,9 @@ impl State {
         self.receipts.insert(receipt, (accept.uid, accept.round));
         AcceptOutcome::Accepted(receipt)
     }
+}
+
+/// Updates that the job's active round has.
+fn received(job: &Job) -> u64 {
+    job.active_round().map_or(0, Round::received)
 }

@@ -15,11 +15,12 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::growth::Growth;
 use crate::memory::{RECORD_BYTES_MAX, check_sequence, check_size};
-use crate::{BusError, EventLog, LogError, Snapshot};
+use crate::{BusError, EventLog, LogError, Pushed, Snapshot};
 use store::Store;
 
 pub use store::LOG_FILE;
@@ -33,7 +34,7 @@ const GROUP_MAX: usize = 64;
 type Answer<T> = oneshot::Sender<Result<T, LogError>>;
 
 enum Call {
-    Append { record: Bytes, expected_last: u64, answer: Answer<u64> },
+    Append { record: Bytes, expected_last: Option<u64>, answer: Answer<u64> },
     Read { after: u64, limit: usize, answer: Answer<Vec<(u64, Bytes)>> },
     Last { answer: Answer<u64> },
     Forget { until: u64, answer: Answer<bool> },
@@ -41,7 +42,8 @@ enum Call {
 
 struct Append {
     record: Bytes,
-    expected_last: u64,
+    /// `None`: wherever the log ends.
+    expected_last: Option<u64>,
     answer: Answer<u64>,
 }
 
@@ -81,11 +83,14 @@ impl EmbeddedLog {
     }
 
     async fn call<T>(&self, call: Call, answer: oneshot::Receiver<Result<T, LogError>>) -> Result<T, LogError> {
-        let stopped = || LogError::Unavailable("the log's thread has stopped; restart this process".to_owned());
         let calls = self.calls.as_ref().ok_or_else(stopped)?;
         calls.send(call).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
+}
+
+fn stopped() -> LogError {
+    LogError::Unavailable("the log's thread has stopped; restart this process".to_owned())
 }
 
 /// Works on files where that holds up no other task. It is done to its end also when nobody waits for it any more.
@@ -108,7 +113,15 @@ impl EventLog for EmbeddedLog {
     async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
         check_size(&record, RECORD_BYTES_MAX)?;
         let (answer, answered) = oneshot::channel();
-        self.call(Call::Append { record, expected_last, answer }, answered).await
+        self.call(Call::Append { record, expected_last: Some(expected_last), answer }, answered).await
+    }
+
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        check_size(&record, RECORD_BYTES_MAX)?;
+        let (answer, answered) = oneshot::channel();
+        let calls = self.calls.as_ref().ok_or_else(stopped)?;
+        calls.send(Call::Append { record, expected_last: None, answer }).await.map_err(|_| stopped())?;
+        Ok(answered.map(|answer| answer.unwrap_or_else(|_| Err(stopped()))).boxed())
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
@@ -212,7 +225,7 @@ fn append(store: &mut Store, group: &mut Vec<Append>, growth: &Growth) {
     let stored = store.last().and_then(|mut last| {
         let mut records = Vec::with_capacity(group.len());
         for append in &*group {
-            if append.expected_last == last {
+            if append.expected_last.is_none_or(|expected| expected == last) {
                 last += 1;
                 records.push((last, append.record.clone()));
             }
@@ -232,7 +245,8 @@ fn append(store: &mut Store, group: &mut Vec<Append>, growth: &Growth) {
     };
     for append in group.drain(..) {
         // In order: the next stored record belongs to the next append whose guard it satisfies.
-        let sequence = stored.next_if(|sequence| *sequence - 1 == append.expected_last);
+        let is_its = |sequence: &u64| append.expected_last.is_none_or(|expected| *sequence - 1 == expected);
+        let sequence = stored.next_if(is_its);
         let answer = sequence.map_or_else(|| store.last().and_then(|last| Err(LogError::Conflict { last })), Ok);
         let _ = append.answer.send(answer);
     }
@@ -253,7 +267,7 @@ mod tests {
             .map(|expected_last| {
                 let (answer, answered) = oneshot::channel();
                 let record = Bytes::from(expected_last.to_string());
-                (Append { record, expected_last, answer }, answered)
+                (Append { record, expected_last: Some(expected_last), answer }, answered)
             })
             .unzip();
         append(&mut store, &mut group, &Growth::default());

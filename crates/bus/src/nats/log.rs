@@ -5,12 +5,13 @@
 //! leader is believed that one is missing: a replica could lag behind, and a record that was stored
 //! but not found would be taken for lost.
 //!
-//! Whoever has appended says so on a plain subject beside the stream's, eight bytes of sequence, at
-//! most once. Followers read the stream then, and look at its end every second besides, because a
-//! hint may be lost or the connection be gone without a word.
+//! Followers are sent the records by the server (`tail.rs`), and look at the stream's end every second
+//! besides, because the connection may be gone without a word. Whoever has appended with a guard says
+//! so on a plain subject beside the stream's, eight bytes of sequence, at most once: that is for other
+//! writers of guarded appends, and for followers of the first release.
 
 use std::error::Error as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishError, PublishErrorKind};
@@ -19,15 +20,16 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, Subject, Subscriber, header};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use tokio::task::AbortHandle;
 
 use super::patience::Patience;
 use super::snapshots::Snapshots;
+use super::tail::Tail;
 use super::{NatsConfig, is_connected, publish, with_sources};
 use crate::growth::Growth;
 use crate::memory::{check_sequence, check_size};
-use crate::{BusError, EventLog, LogError, Snapshot};
+use crate::{BusError, EventLog, LogError, Pushed, Snapshot};
 
 /// Requests for records in flight during a read.
 pub(super) const READS_IN_FLIGHT: usize = 64;
@@ -52,6 +54,8 @@ pub(super) struct NatsLog {
     growth: Arc<Growth>,
     listening: AbortHandle,
     snapshots: Snapshots,
+    /// For whoever follows; nobody does before the first asks.
+    tail: Mutex<Option<Arc<Tail>>>,
 }
 
 impl Drop for NatsLog {
@@ -83,7 +87,8 @@ impl NatsLog {
         let listening = tokio::spawn(listen(hints, growth.clone())).abort_handle();
         let snapshots = Snapshots::new(client.clone(), context.clone(), config);
         let stream_name = wanted.name;
-        Ok(Self { client, context, stream, stream_name, subject, grown, growth, listening, snapshots })
+        let tail = Mutex::default();
+        Ok(Self { client, context, stream, stream_name, subject, grown, growth, listening, snapshots, tail })
     }
 
     fn check_connected(&self) -> Result<(), LogError> {
@@ -108,7 +113,7 @@ impl NatsLog {
         stream::iter(sequences).map(|sequence| self.get(sequence)).buffered(READS_IN_FLIGHT).collect().await
     }
 
-    /// Says to whoever follows how far the log is. A hint that is lost costs them a second.
+    /// Says to whoever waits how far the log is. A hint that is lost costs them a second.
     async fn tell(&self, sequence: u64) {
         self.growth.note(sequence);
         let payload = Bytes::copy_from_slice(&sequence.to_be_bytes());
@@ -137,10 +142,18 @@ impl NatsLog {
         }
     }
 
+    /// The tail that has the records after this one.
+    fn tail(&self, after: u64) -> Arc<Tail> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tail) = tail.as_ref().filter(|tail| tail.covers(after)) {
+            return tail.clone();
+        }
+        tail.insert(Arc::new(Tail::begin(self.stream.clone(), after))).clone()
+    }
+
     /// What a refused append means.
     async fn explain(&self, error: PublishError) -> LogError {
         let server = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
-        let code = server.map(jetstream::Error::error_code);
         match error.kind() {
             PublishErrorKind::WrongLastSequence => match server.and_then(|error| sequence_in(&error.to_string())) {
                 Some(last) => {
@@ -150,19 +163,31 @@ impl NatsLog {
                 }
                 None => self.last().await.map_or_else(|error| error, |last| LogError::Conflict { last }),
             },
-            PublishErrorKind::MaxPayloadExceeded => LogError::Refused(with_sources(&error)),
-            PublishErrorKind::StreamNotFound => LogError::Unavailable(format!(
-                "no stream answers on {}: the server has just started or has lost JetStream, or {} was deleted",
-                self.subject, self.stream_name
-            )),
-            _ if code.is_some_and(|code| NOT_STORED.contains(&code)) => LogError::Refused(format!(
-                "NATS has no room for {}: {}; give JetStream more storage",
-                self.stream_name,
-                with_sources(&error)
-            )),
-            _ => LogError::Unavailable(with_sources(&error)),
+            _ => pushed_in_vain(&error, &self.stream_name, &self.subject),
         }
     }
+}
+
+/// What it means that a record without a guard was not acknowledged.
+fn pushed_in_vain(error: &PublishError, stream: &str, subject: &str) -> LogError {
+    let server = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    let code = server.map(jetstream::Error::error_code);
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => LogError::Refused(with_sources(error)),
+        PublishErrorKind::StreamNotFound => LogError::Unavailable(no_stream(stream, subject)),
+        _ if code.is_some_and(|code| NOT_STORED.contains(&code)) => LogError::Refused(no_room(stream, error)),
+        _ => LogError::Unavailable(with_sources(error)),
+    }
+}
+
+fn no_stream(stream: &str, subject: &str) -> String {
+    format!(
+        "no stream answers on {subject}: the server has just started or has lost JetStream, or {stream} was deleted"
+    )
+}
+
+fn no_room(stream: &str, error: &PublishError) -> String {
+    format!("NATS has no room for {stream}: {}; give JetStream more storage", with_sources(error))
 }
 
 /// Answers that are given before anything is written. A failed write ("stream store failed") is not
@@ -319,6 +344,26 @@ impl EventLog for NatsLog {
         )))
     }
 
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        check_size(&record, self.record_bytes_max())?;
+        self.check_connected()?;
+        let published = self.context.publish(self.subject.clone(), record).await;
+        let on_its_way = published.map_err(|error| LogError::Unavailable(with_sources(&error)))?;
+        let (growth, name, subject) = (self.growth.clone(), self.stream_name.clone(), self.subject.clone());
+        Ok(async move {
+            let acknowledged = on_its_way.await.map_err(|error| pushed_in_vain(&error, &name, &subject))?;
+            if acknowledged.stream != name {
+                let other = acknowledged.stream;
+                return Err(LogError::Damaged(format!(
+                    "what is said on {subject} is stored in {other} instead of {name}"
+                )));
+            }
+            growth.note(acknowledged.sequence);
+            Ok(acknowledged.sequence)
+        }
+        .boxed())
+    }
+
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
         self.check_connected()?;
         // What is hinted at is asked for along with the bounds: a follower then has it after one round trip, not two.
@@ -345,6 +390,24 @@ impl EventLog for NatsLog {
                 _ => Err(LogError::Damaged(why)),
             },
             found => found,
+        }
+    }
+
+    async fn follow(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let mut overdue = 0;
+        loop {
+            let tail = self.tail(after);
+            if let Ok(records) = tokio::time::timeout(LOOK_INTERVAL, tail.past(after, limit)).await {
+                // By the numbers: what does not follow is asked for.
+                let follows = records.first().is_some_and(|(sequence, _)| *sequence == after + 1);
+                return if follows { Ok(records) } else { self.read(after, limit).await };
+            }
+            if overdue > after {
+                // It was there a second ago, and was not sent.
+                drop(self.tail.lock().unwrap_or_else(PoisonError::into_inner).take());
+                return self.read(after, limit).await;
+            }
+            overdue = self.last().await?;
         }
     }
 

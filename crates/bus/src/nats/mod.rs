@@ -15,6 +15,7 @@ pub(crate) mod offline;
 mod patience;
 mod security;
 mod snapshots;
+mod tail;
 
 use std::path::PathBuf;
 use std::sync::Arc;

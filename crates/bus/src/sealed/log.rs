@@ -1,9 +1,10 @@
 //! A log whose records and snapshots are sealed.
 
 use super::{HEAD_BYTES, SEALED_MARK, Sealing};
-use crate::{EventLog, LogError, Snapshot};
+use crate::{EventLog, LogError, Pushed, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use std::sync::Arc;
 
 /// Records read at one time while it is looked for where sealing has begun.
@@ -15,6 +16,12 @@ pub(super) struct SealedLog {
 }
 
 impl SealedLog {
+    /// In their order: the first sealed one decides over those after it.
+    fn open(&self, stored: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
+        let open = |(sequence, record)| (sequence, self.sealing.open_record(sequence, record));
+        stored.into_iter().map(open).collect()
+    }
+
     /// Finds out whether sealing had begun by this record, from the records that are still there.
     async fn look_back(&self, sequence: u64) -> Result<(), LogError> {
         let mut after = 0;
@@ -37,7 +44,7 @@ impl SealedLog {
 #[async_trait]
 impl EventLog for SealedLog {
     async fn append(&self, record: Bytes, expected_last: u64) -> Result<u64, LogError> {
-        let (plain, record) = (record.len(), self.sealing.record(expected_last + 1, record));
+        let (plain, record) = (record.len(), self.sealing.record(record));
         let is_sealed = plain != record.len();
         let sequence = self.inner.append(record, expected_last).await?;
         if is_sealed {
@@ -46,13 +53,26 @@ impl EventLog for SealedLog {
         Ok(sequence)
     }
 
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        let (plain, record) = (record.len(), self.sealing.record(record));
+        let (is_sealed, sealing) = (plain != record.len(), self.sealing.clone());
+        let on_its_way = self.inner.push(record).await?;
+        let note = move |sequence: Result<u64, LogError>| {
+            sequence.inspect(|at| {
+                if is_sealed {
+                    sealing.note(*at);
+                }
+            })
+        };
+        Ok(on_its_way.map(note).boxed())
+    }
+
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
-        let stored = self.inner.read(after, limit).await?;
-        // In their order: the first sealed one decides over those after it.
-        Ok(stored
-            .into_iter()
-            .map(|(sequence, record)| (sequence, self.sealing.open_record(sequence, record)))
-            .collect())
+        Ok(self.open(self.inner.read(after, limit).await?))
+    }
+
+    async fn follow(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        Ok(self.open(self.inner.follow(after, limit).await?))
     }
 
     async fn last(&self) -> Result<u64, LogError> {
@@ -112,12 +132,11 @@ mod tests {
         log.append("new".into(), 2).await.unwrap();
         bus.log.append("a stranger's".into(), 3).await.unwrap();
         log.append("old again".into(), 4).await.unwrap();
-        // A copy of what is there, somebody else's seal, and a part of one.
-        let copy = bus.log.read(2, 1).await.unwrap().remove(0).1;
-        bus.log.append(copy, 5).await.unwrap();
-        sealed(&bus, [8; 32]).append("new".into(), 6).await.unwrap();
-        bus.log.append(Bytes::from_static(&SEALED_MARK), 7).await.unwrap();
-        let expected = ["old", "a stranger's", "new", "-", "old again", "-", "-", "-"];
+        // Somebody else's seal, and a part of one.
+        sealed(&bus, [8; 32]).append("new".into(), 5).await.unwrap();
+        bus.log.append(Bytes::from_static(&SEALED_MARK), 6).await.unwrap();
+        log.push("pushed".into()).await.unwrap().await.unwrap();
+        let expected = ["old", "a stranger's", "new", "-", "old again", "-", "-", "pushed"];
         let expected: Vec<Bytes> =
             expected.into_iter().map(|text| if text == "-" { NOBODYS.into() } else { text.into() }).collect();
         // For whoever was there all the time, and for whoever comes now.

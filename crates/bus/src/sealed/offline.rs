@@ -55,7 +55,7 @@ impl NewLog for SealedNew {
         let mut sealed = Vec::with_capacity(records.len());
         for record in records {
             let plain = record.len();
-            let record = self.sealing.record(self.next, record);
+            let record = self.sealing.record(record);
             if record.len() != plain {
                 self.sealing.note(self.next);
             }

@@ -3,7 +3,7 @@
 use crate::node::LOST_AFTER_MS;
 use crate::world::{Event, World, blake3_of};
 use catchment_coordinator::{Nodes, decide};
-use catchment_ledger::{AcceptOutcome, Outcome, Phase};
+use catchment_ledger::{AcceptOutcome, Decided, Outcome, Phase};
 use catchment_planner::Node as Planned;
 use catchment_types::{
     Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, Mode, ModelCommit, NodeId, Record, SlabId,
@@ -13,8 +13,8 @@ use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use std::collections::BTreeMap;
 
-/// One coordinator, as `run` is: it looks, appends the first of its decisions with a guard, looks again, and sleeps
-/// when there is nothing to decide.
+/// One coordinator, as `run` is: it looks, appends its decisions (at the first level the first one), each with a guard,
+/// looks again, and sleeps when there is nothing to decide.
 pub struct Coordinator {
     /// Its clock is off by this.
     skew_ms: i64,
@@ -65,10 +65,12 @@ impl World {
         let given_up = decision.records.iter().filter(|record| matches!(record, Record::NodeLost { .. })).count();
         subjects.dedup();
         assert_eq!(subjects.len() + given_up, decision.records.len(), "at most one decision a job");
-        if let Some(record) = decision.records.into_iter().next() {
+        if !decision.records.is_empty() {
             coordinator.sleeps = false;
-            let sequence = self.state.sequence();
-            self.after(0..=30, Event::Decide { who, record, sequence });
+            let most = if self.state.level() < 2 { 1 } else { usize::MAX };
+            let records = decision.records.into_iter().take(most);
+            let decisions = records.map(|record| (record.clone(), self.state.decided(&record))).collect();
+            self.after(0..=30, Event::Decide { who, decisions });
         } else if let Some(look_again_ms) = decision.look_again_ms {
             assert!(look_again_ms > now_ms, "it looks again in the future");
             let at_ms = self.now_ms + (look_again_ms - now_ms);
@@ -93,24 +95,36 @@ impl World {
         nodes
     }
 
-    pub fn decide(&mut self, who: usize, record: Record, sequence: u64) {
+    pub fn decide(&mut self, who: usize, decisions: Vec<(Record, Decided)>) {
         let crashes = self.troubled() && self.chance(5);
-        if self.state.sequence() != sequence {
-            self.checks.reached.count("decision stale");
-        } else if !crashes || self.chance(50) {
-            if let Record::NodeLost { node, .. } = record
-                && self.nodes.iter().any(|other| other.id == node && !other.dead)
-            {
-                self.checks.reached.count("node given up alive");
+        for (record, on) in decisions {
+            if self.state.level() < 2 && self.state.sequence() != on.sequence {
+                self.checks.reached.count("decision stale");
+            } else if !crashes || self.chance(50) {
+                self.carry_out(who, record, on);
             }
-            let outcome = self.append(record.clone());
-            assert_eq!(outcome, Outcome::Done, "{record:?} was decided on this very state");
         }
         let coordinator = &mut self.coordinators[who];
         coordinator.sleeps = true;
         coordinator.sleep += 1;
         let sleep = coordinator.sleep;
         self.after(if crashes { 0..=5_000 } else { 0..=0 }, Event::Look { who, sleep });
+    }
+
+    fn carry_out(&mut self, who: usize, record: Record, on: Decided) {
+        if let Record::NodeLost { node, .. } = record
+            && self.nodes.iter().any(|other| other.id == node && !other.dead)
+        {
+            self.checks.reached.count("node given up alive");
+        }
+        let is_fresh = self.state.sequence() == on.sequence;
+        let envelope = self.written_by(50 + who as u8, record.clone(), on.guard);
+        match self.take(envelope) {
+            Outcome::Done if is_fresh => {}
+            Outcome::Done => self.checks.reached.count("decision not quite fresh"),
+            Outcome::Ignored(_) if !is_fresh => self.checks.reached.count("decision too late"),
+            other => panic!("{record:?} was decided on this very state: {other:?}"),
+        }
     }
 
     /// Some client sends an update: mostly the right one for the right round.
@@ -187,7 +201,8 @@ impl World {
         if group.is_empty() {
             return;
         }
-        let Outcome::Accepts(outcomes) = self.append(Record::Accepted(group.clone())) else {
+        let envelope = self.written_by(node as u8, Record::Accepted(group.clone()), None);
+        let Outcome::Accepts(outcomes) = self.take(envelope) else {
             panic!("a group has an outcome for each");
         };
         for (accept, outcome) in group.iter().zip(&outcomes) {

@@ -5,7 +5,7 @@ use catchment_types::{Accept, CloseReason, Digest, JobState, JobUid, ReceiptId, 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the runs together must come to see: a simulation that simulates nothing proves nothing.
-const EVERYTHING: [&str; 33] = [
+const EVERYTHING: [&str; 36] = [
     "round committed",
     "round skipped",
     "round extended",
@@ -23,11 +23,14 @@ const EVERYTHING: [&str; 33] = [
     "discarded",
     "discarded after the close",
     "lost",
+    "sum lost",
     "commit ignored",
     "job completed",
     "job failed",
     "job stopped",
     "decision stale",
+    "decision not quite fresh",
+    "decision too late",
     "moved to the next buffer",
     "stale but counted",
     "node given up",
@@ -128,7 +131,7 @@ impl Checks {
                 assert!(!matches!(before.phase, Some(Phase::Open | Phase::Aggregating)), "two rounds are open");
                 assert_eq!(*round, before.round + 1);
             }
-            (Record::Lost { uid, .. }, Outcome::Done) => {
+            (Record::Lost { uid, .. } | Record::SumLost { uid, .. }, Outcome::Done) => {
                 let round = state.job(*uid).and_then(|job| job.active_round()).expect("only an active round loses");
                 assert_eq!(round.phase, Phase::Open, "what was lost may be sent again");
             }
@@ -220,6 +223,7 @@ impl Checks {
             Record::Discarded { .. } if done && closed => "discarded after the close",
             Record::Discarded { .. } if done => "discarded",
             Record::Lost { .. } if done => "lost",
+            Record::SumLost { .. } if done => "sum lost",
             Record::NodeLost { .. } if done => "node given up",
             Record::RoundGivenUp { .. } if done => "round given up",
             Record::RoundGivenUp { .. } => "give-up ignored",
@@ -259,7 +263,8 @@ fn may_become(was: ReceiptState, is: ReceiptState, record: &Record) -> bool {
     match (was, is) {
         (Accepted, Folded) => matches!(record, Record::Folded { .. }),
         (Folded, Committed) => matches!(record, Record::Committed { .. }),
-        (Accepted | Folded, Lost) => matches!(record, Record::Lost { .. }),
+        (Accepted | Folded, Lost) if matches!(record, Record::Lost { .. }) => true,
+        (Folded, Lost) => matches!(record, Record::SumLost { .. }),
         (Accepted | Folded, Discarded) => matches!(
             record,
             Record::Discarded { .. }

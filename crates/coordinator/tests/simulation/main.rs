@@ -27,8 +27,8 @@ fn run(seed: u64, verbose: bool) -> World {
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let skip = if verbose { 0 } else { world.log.len().saturating_sub(PRINTED) };
     if verbose || result.is_err() {
-        for (sequence, (at_ms, record, outcome)) in world.log.iter().enumerate().skip(skip) {
-            eprintln!("{:>5} {at_ms:>8} ms  {record:?} -> {outcome:?}", sequence + 1);
+        for (sequence, (at_ms, envelope, outcome)) in world.log.iter().enumerate().skip(skip) {
+            eprintln!("{:>5} {at_ms:>8} ms  {:?} -> {outcome:?}", sequence + 1, envelope.record);
         }
     }
     if let Err(panic) = result {

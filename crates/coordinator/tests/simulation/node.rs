@@ -38,8 +38,12 @@ pub struct Node {
 /// What the node finds out about one round.
 struct Findings {
     lost: Vec<ReceiptId>,
+    /// Leaves of which the accumulator lacks what the log says that is in it: from level 2 on their sums are lost whole.
+    sums: BTreeSet<u32>,
     /// In an accumulator, but not yet so in the log.
     unsaid: Vec<ReceiptId>,
+    /// On which the function trapped, but not yet so in the log.
+    trapped: Vec<ReceiptId>,
     /// Still to be folded, in order of acceptance.
     waiting: Vec<(ReceiptId, SlabId)>,
     commit: Option<ModelCommit>,
@@ -88,7 +92,7 @@ impl Node {
         assert!(self.is_empty(), "left behind: slabs {:?}, accumulators {:?}", self.slabs, self.accumulators);
     }
 
-    fn inspect(&self, job: &Job, round: &Round, incarnation: u64) -> Findings {
+    fn inspect(&self, job: &Job, round: &Round, incarnation: u64, level: u32) -> Findings {
         let nothing = BTreeSet::new();
         let folded = self.accumulators.get(&(job.uid, round.number, incarnation)).unwrap_or(&nothing);
         let of = |state, in_accumulator: bool| {
@@ -97,12 +101,21 @@ impl Node {
             updates.filter(move |update| folded.contains(&update.receipt) == in_accumulator)
         };
         let gone = of(ReceiptState::Accepted, false).filter(|update| !self.slabs.contains_key(&update.accept.slab));
-        let lost: Vec<_> = gone.chain(of(ReceiptState::Folded, false)).map(|update| update.receipt).collect();
+        let mut lost: Vec<_> = gone.map(|update| update.receipt).collect();
+        let mut sums = BTreeSet::new();
+        let of_a_sum = of(ReceiptState::Folded, false);
+        if level >= 2 {
+            sums.extend(of_a_sum.map(|update| update.leaf));
+        } else {
+            lost.extend(of_a_sum.map(|update| update.receipt));
+        }
         let waiting = round.pending_on(self.id).filter(|update| {
             let is_done = folded.contains(&update.receipt) || self.trapped.contains(&update.receipt);
-            !is_done && self.slabs.contains_key(&update.accept.slab)
+            // A sum begins anew once the log has it that the old one is lost.
+            !is_done && self.slabs.contains_key(&update.accept.slab) && !sums.contains(&update.leaf)
         });
-        let commit = (round.is_ready() && lost.is_empty() && round.top() == Some(self.id)).then(|| ModelCommit {
+        let is_whole = lost.is_empty() && sums.is_empty();
+        let commit = (round.is_ready() && is_whole && round.top() == Some(self.id)).then(|| ModelCommit {
             version: job.models.len() as u64,
             etag: round.contribution(),
             bytes: 64,
@@ -116,7 +129,13 @@ impl Node {
         Findings {
             lost,
             unsaid: of(ReceiptState::Accepted, true).map(|update| update.receipt).collect(),
+            trapped: round
+                .pending_on(self.id)
+                .map(|update| update.receipt)
+                .filter(|r| self.trapped.contains(r))
+                .collect(),
             waiting: waiting.map(|update| (update.receipt, update.accept.slab)).collect(),
+            sums,
             commit,
         }
     }
@@ -147,7 +166,14 @@ impl World {
         node.slabs.retain(|_, key| alive(key));
         for (uid, round) in rounds {
             let job = self.state.job(uid).expect("listed just now");
-            let findings = self.nodes[number].inspect(job, job.active_round().expect("listed just now"), incarnation);
+            let active = job.active_round().expect("listed just now");
+            let findings = self.nodes[number].inspect(job, active, incarnation, self.state.level());
+            let in_lost_sum = |receipt: &ReceiptId| {
+                active.update(*receipt).is_some_and(|update| findings.sums.contains(&update.leaf))
+            };
+            if let Some(accumulator) = self.nodes[number].accumulators.get_mut(&(uid, round, incarnation)) {
+                accumulator.retain(|receipt| !in_lost_sum(receipt));
+            }
             self.act_on(number, uid, round, findings);
         }
     }
@@ -190,10 +216,17 @@ impl World {
 
     fn act_on(&mut self, number: usize, uid: JobUid, round: u64, findings: Findings) {
         if !findings.lost.is_empty() {
-            self.say(Record::Lost { uid, round, receipts: findings.lost, at_ms: self.now_ms });
+            self.say(number, Record::Lost { uid, round, receipts: findings.lost, at_ms: self.now_ms });
+        }
+        for leaf in findings.sums {
+            let node = self.nodes[number].id;
+            self.say(number, Record::SumLost { uid, round, node, leaf, at_ms: self.now_ms });
         }
         if !findings.unsaid.is_empty() {
-            self.say(Record::Folded { uid, round, receipts: findings.unsaid });
+            self.say(number, Record::Folded { uid, round, receipts: findings.unsaid });
+        }
+        for receipt in findings.trapped {
+            self.discard(number, uid, round, receipt);
         }
         if let Some(mut model) = findings.commit
             && self.gather(number, uid).is_some()
@@ -204,12 +237,13 @@ impl World {
             }
             let contribution = model.contribution.expect("it is of these updates");
             let (is_spoilt, at_ms) = (self.chance(SPOILT_PERCENT), self.now_ms);
-            self.say(if is_spoilt {
+            let record = if is_spoilt {
                 let reason = "element 0 is infinite".to_owned();
                 Record::RoundGivenUp { uid, round, contribution, reason, at_ms }
             } else {
                 Record::Committed { uid, round, model, at_ms }
-            });
+            };
+            self.say(number, record);
         }
         let incarnation = self.state.incarnation(self.nodes[number].id);
         let most = self.rng.random_range(1..=16);
@@ -218,8 +252,7 @@ impl World {
             if self.chance(self.nodes[number].trap_percent) {
                 // Its slab stays until the log has it, or else it would be taken for lost.
                 self.nodes[number].trapped.insert(receipt);
-                let reason = "unreachable executed".to_owned();
-                self.say(Record::Discarded { uid, round, receipt, code: Code::FunctionTrap, reason });
+                self.discard(number, uid, round, receipt);
             } else {
                 let accumulator = self.nodes[number].accumulators.entry((uid, round, incarnation)).or_default();
                 assert!(accumulator.insert(receipt), "{receipt} is folded twice");
@@ -228,15 +261,21 @@ impl World {
             }
         }
         if !batch.is_empty() && !self.chance(10) {
-            self.say(Record::Folded { uid, round, receipts: batch });
+            self.say(number, Record::Folded { uid, round, receipts: batch });
         }
     }
 
+    fn discard(&mut self, number: usize, uid: JobUid, round: u64, receipt: ReceiptId) {
+        let reason = "unreachable executed".to_owned();
+        self.say(number, Record::Discarded { uid, round, receipt, code: Code::FunctionTrap, reason });
+    }
+
     /// Sends a record on its way, now and then twice; it may arrive when it is long untrue.
-    fn say(&mut self, record: Record) {
+    fn say(&mut self, number: usize, record: Record) {
+        let envelope = Box::new(self.written_by(number as u8, record, None));
         if self.chance(5) {
-            self.after(0..=3_000, Event::Append(record.clone()));
+            self.after(0..=3_000, Event::Append(envelope.clone()));
         }
-        self.after(0..=60, Event::Append(record));
+        self.after(0..=60, Event::Append(envelope));
     }
 }

@@ -3,8 +3,8 @@
 use crate::actors::{Clients, Coordinator};
 use crate::checks::Checks;
 use crate::node::Node;
-use catchment_ledger::{Outcome, State};
-use catchment_types::{Accept, JobAction, JobState, JobUid, ModelCommit, Record, TimeMs};
+use catchment_ledger::{Decided, Envelope, Guard, Outcome, State, Stocked};
+use catchment_types::{Accept, JobAction, JobState, JobUid, LogId, ModelCommit, Record, TimeMs};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
@@ -17,14 +17,16 @@ pub const TROUBLE_MS: TimeMs = 60_000;
 
 /// Nodes of a run, at most.
 const NODES_MAX: usize = 4;
+/// Through which process owners write. Nodes are the processes from 0, coordinators those from 50.
+const OWNERS: u8 = 100;
 
 /// Something that happens at a time.
 #[derive(Debug)]
 pub enum Event {
     /// A coordinator wakes, if it still sleeps as deeply as when this was planned.
     Look { who: usize, sleep: u64 },
-    /// A coordinator's decision arrives at the log.
-    Decide { who: usize, record: Record, sequence: u64 },
+    /// A coordinator's decisions arrive at the log.
+    Decide { who: usize, decisions: Vec<(Record, Decided)> },
     /// Some client begins to send something.
     Client,
     /// An upload is complete.
@@ -33,8 +35,8 @@ pub enum Event {
     Flush(usize),
     /// A node looks after its rounds.
     Sweep(usize),
-    /// A record of a node arrives at the log.
-    Append(Record),
+    /// A record arrives at the log.
+    Append(Box<Envelope>),
     /// A node loses its memory.
     Forget(usize),
     /// A node is heard no more; it may be dead, or only cut off from the others.
@@ -54,12 +56,13 @@ pub struct World {
     pub rng: ChaCha8Rng,
     pub now_ms: TimeMs,
     pub state: State,
-    pub log: Vec<(TimeMs, Record, Outcome)>,
+    pub log: Vec<(TimeMs, Envelope, Outcome)>,
     pub coordinators: Vec<Coordinator>,
     pub clients: Clients,
     pub nodes: Vec<Node>,
     pub checks: Checks,
     pub jobs_created: u8,
+    numbers: BTreeMap<u8, u64>,
     queue: BTreeMap<(TimeMs, u64), Event>,
     events: u64,
 }
@@ -78,9 +81,14 @@ impl World {
             coordinators,
             checks: Checks::default(),
             jobs_created: 0,
+            numbers: BTreeMap::new(),
             queue: BTreeMap::new(),
             events: 0,
         };
+        if seed.is_multiple_of(2) {
+            let at_ms = world.now_ms;
+            world.append(Record::LevelRaised { level: 2, log: LogId::from_bytes([1; 16]), at_ms });
+        }
         for _ in 0..world.rng.random_range(1..=3) {
             world.create_job();
         }
@@ -141,8 +149,9 @@ impl World {
         self.nodes.iter().for_each(Node::assert_empty);
         self.checks.at_the_end(&self.state);
         let mut replayed = State::default();
-        for ((_, record, outcome), sequence) in self.log.iter().zip(1..) {
-            assert_eq!(replayed.apply(sequence, record), *outcome, "record {sequence} in the replay");
+        for ((_, envelope, outcome), sequence) in self.log.iter().zip(1..) {
+            let stocked = Stocked::Record(Box::new(envelope.clone()));
+            assert_eq!(replayed.take(sequence, &stocked), *outcome, "record {sequence} in the replay");
         }
         assert!(replayed == self.state, "the replay is not the live state");
     }
@@ -150,7 +159,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Look { who, sleep } => self.look(who, sleep),
-            Event::Decide { who, record, sequence } => self.decide(who, record, sequence),
+            Event::Decide { who, decisions } => self.decide(who, decisions),
             Event::Client => {
                 self.client();
                 if !self.is_over() {
@@ -166,7 +175,7 @@ impl World {
                     self.after(1..=200, Event::Sweep(node));
                 }
             }
-            Event::Append(record) => drop(self.append(record)),
+            Event::Append(envelope) => drop(self.take(*envelope)),
             Event::Forget(node) => self.nodes[node].forget(),
             Event::Silence { node, dead } => self.silence(node, dead),
             Event::Back(node) => self.nodes[node].back(),
@@ -185,10 +194,23 @@ impl World {
 
     /// Stores a record, applies it, checks everything and wakes the coordinators.
     pub fn append(&mut self, record: Record) -> Outcome {
-        let sequence = self.log.len() as u64 + 1;
+        let envelope = self.written_by(OWNERS, record, None);
+        self.take(envelope)
+    }
+
+    /// What a process sends to the log. Processes number what they send.
+    pub fn written_by(&mut self, writer: u8, record: Record, guard: Option<Guard>) -> Envelope {
+        let number = self.numbers.entry(writer).or_default();
+        *number += 1;
+        Envelope { writer: [writer; 16], number: *number, guard, seen: Some(self.log.len() as u64), record }
+    }
+
+    /// The same of what was sent before.
+    pub fn take(&mut self, envelope: Envelope) -> Outcome {
+        let (sequence, record) = (self.log.len() as u64 + 1, envelope.record.clone());
         let before = self.checks.before(&self.state, &record);
-        let outcome = self.state.apply(sequence, &record);
-        self.log.push((self.now_ms - 1_000_000, record.clone(), outcome.clone()));
+        let outcome = self.state.take(sequence, &Stocked::Record(Box::new(envelope.clone())));
+        self.log.push((self.now_ms - 1_000_000, envelope, outcome.clone()));
         if let Err(why) = self.state.audit() {
             panic!("record {sequence}: {why}");
         }
@@ -225,10 +247,10 @@ impl World {
         let outcome = self.append(Record::JobCreated { uid, spec, at_ms: self.now_ms });
         if outcome == Outcome::Done {
             let model = ModelCommit::initial(blake3_of(number), 64, self.nodes[0].id);
-            self.after(
-                0..=500,
-                Event::Append(Record::ModelPut { uid, model, needs: Default::default(), at_ms: self.now_ms }),
-            );
+            let put = Record::ModelPut { uid, model, needs: Default::default(), at_ms: self.now_ms };
+            // Each by a process of its own: what one of them sends overtakes what another has sent.
+            let put = self.written_by(OWNERS + number, put, None);
+            self.after(0..=500, Event::Append(Box::new(put)));
         }
     }
 

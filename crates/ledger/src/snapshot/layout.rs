@@ -15,6 +15,7 @@ use crate::mean::Mean;
 use crate::names::UsedNames;
 use crate::round::{Phase, Round, RoundHead, Update};
 use crate::state::State;
+use crate::writers::Writers;
 use catchment_types::{
     Accept, ClientId, Code, Digest, Footprint, JobState, JobUid, LogId, ModelCommit, NodeId, Place, ReceiptId,
     ReceiptState, SlabId, TimeMs,
@@ -37,6 +38,7 @@ struct Head {
     processes: BTreeMap<NodeId, [u8; 16]>,
     names: BTreeSet<u64>,
     names_full: bool,
+    writers: Writers,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,6 +141,7 @@ pub(super) fn write(state: &State) -> Result<Vec<u8>, String> {
         processes: state.processes.clone(),
         names: state.used_names.hashes.clone(),
         names_full: state.used_names.is_full,
+        writers: state.writers.clone(),
     };
     part(&mut out, &head)?;
     for job in state.jobs.values() {
@@ -172,6 +175,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
         incarnations: head.incarnations,
         processes: head.processes,
         used_names: UsedNames { hashes: head.names, is_full: head.names_full },
+        writers: head.writers,
         ..State::default()
     };
     for _ in 0..head.jobs {

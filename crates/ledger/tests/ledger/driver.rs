@@ -4,7 +4,7 @@ use crate::common::*;
 use crate::faulty::{Faulty, account, stored};
 use catchment_bus::{Bus, BusError, EventLog};
 use catchment_ledger::{AcceptOutcome, Ledger, LedgerError, Outcome, State};
-use catchment_types::{Accept, JobAction, JobUid, Record, SlabId};
+use catchment_types::{Accept, CloseReason, JobAction, JobUid, LogId, Record, SlabId, SpecPatch};
 use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,16 @@ use std::time::Duration;
 
 /// Opens a ledger and, in it, job `JOB` with its first round open.
 pub async fn running(log: Arc<dyn EventLog>, writer: u8, fields: &str) -> Ledger {
+    running_at(1, log, writer, fields).await
+}
+
+/// The same at this feature level.
+pub async fn running_at(level: u32, log: Arc<dyn EventLog>, writer: u8, fields: &str) -> Ledger {
     let ledger = Ledger::open(log, [writer; 16]).await.unwrap();
+    if level > 1 {
+        let raised = Record::LevelRaised { level, log: LogId::from_bytes([1; 16]), at_ms: 0 };
+        assert_eq!(ledger.propose(raised).await.unwrap(), Outcome::Done);
+    }
     for record in [
         created(JOB, spec("a", fields)),
         Record::ModelPut { uid: JOB, model: initial_model(), needs: Default::default(), at_ms: 0 },
@@ -87,13 +96,45 @@ async fn accepts_and_records_keep_their_order() {
 async fn a_stale_decision_is_not_stored() {
     let log = Bus::in_memory().log;
     let ledger = running(log.clone(), 1, r#","goal":9,"deadline":null"#).await;
-    let sequence = ledger.read(State::sequence);
-    let stop = || Record::JobActed { uid: JOB, action: JobAction::Stop, at_ms: 1 };
+    let stop = Record::JobActed { uid: JOB, action: JobAction::Stop, at_ms: 1 };
+    let on = || ledger.read(|state| state.decided(&stop));
+    let before = on();
     ledger.accept(accept(JOB, 1, 1, 0)).await.unwrap();
-    let error = ledger.decide(stop(), sequence).await.unwrap_err();
-    assert!(matches!(error, LedgerError::Stale { sequence: now } if now == sequence + 1), "{error}");
-    assert_eq!(log.last().await.unwrap(), sequence + 1);
-    assert_eq!(ledger.decide(stop(), sequence + 1).await.unwrap(), Outcome::Done);
+    let error = ledger.decide(stop.clone(), before).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Stale { sequence } if sequence == before.sequence + 1), "{error}");
+    assert_eq!(log.last().await.unwrap(), before.sequence + 1);
+    assert_eq!(ledger.decide(stop.clone(), on()).await.unwrap(), Outcome::Done);
+}
+
+#[tokio::test]
+async fn from_level_2_a_decision_is_stale_when_what_it_was_taken_on_has_changed() {
+    let close = |reason| Record::RoundClosed { uid: JOB, round: 1, reason, at_ms: 1 };
+    let patch = Record::JobPatched { uid: JOB, patch: SpecPatch::default(), at_ms: 1 };
+    let another = created(JobUid::from_bytes([9; 16]), spec("another", ""));
+    let update = Record::Accepted(vec![accept(JOB, 1, 1, 0)]);
+    let complete = Record::JobCompleted { uid: JOB, reason: "it gets no better".to_owned(), at_ms: 1 };
+    let extend = Record::RoundExtended { uid: JOB, round: 1, deadline_ms: None };
+    for (decision, meanwhile, is_stale) in [
+        (close(CloseReason::Deadline), &another, false),
+        (close(CloseReason::Deadline), &update, false),
+        (close(CloseReason::Deadline), &patch, true),
+        // They say that there are too few updates.
+        (close(CloseReason::Shortfall), &update, true),
+        (extend, &update, true),
+        (complete.clone(), &update, true),
+        (complete, &another, false),
+    ] {
+        let ledger = running_at(2, Bus::in_memory().log, 1, r#","goal":9,"deadline":null"#).await;
+        let on = ledger.read(|state| state.decided(&decision));
+        ledger.propose(meanwhile.clone()).await.unwrap();
+        match ledger.decide(decision.clone(), on).await {
+            Ok(Outcome::Done) if !is_stale => {}
+            Err(LedgerError::Stale { .. }) if is_stale => {}
+            other => panic!("{decision:?} after {meanwhile:?}: {other:?}"),
+        }
+        let again = ledger.decide(decision.clone(), ledger.read(|state| state.decided(&decision))).await;
+        assert!(!is_stale || matches!(again, Ok(Outcome::Done)), "taken anew it counts: {again:?}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 use crate::common::accept;
 use async_trait::async_trait;
 use bytes::Bytes;
-use catchment_bus::{EventLog, LogError, Snapshot};
+use catchment_bus::{EventLog, LogError, Pushed, Snapshot};
 use catchment_ledger::{AcceptOutcome, Envelope, Outcome, State, Stocked};
 use catchment_types::{JobUid, LEVEL_MAX, Record, SlabId};
 use rand::rngs::ChaCha8Rng;
@@ -47,6 +47,7 @@ pub async fn stored(log: &Arc<dyn EventLog>) -> Vec<Envelope> {
 pub struct Account {
     pub state: State,
     pub records: Vec<(Record, Outcome)>,
+    pub envelopes: Vec<Envelope>,
     pub slabs: BTreeMap<SlabId, Vec<AcceptOutcome>>,
 }
 
@@ -55,14 +56,15 @@ pub async fn account(log: &Arc<dyn EventLog>) -> Account {
     let mut seen = std::collections::HashSet::new();
     for (envelope, sequence) in stored(log).await.into_iter().zip(1..) {
         assert!(seen.insert((envelope.writer, envelope.number)), "record {} is stored twice", envelope.number);
-        let outcome = account.state.apply(sequence, &envelope.record);
+        let outcome = account.state.take(sequence, &Stocked::Record(Box::new(envelope.clone())));
         account.state.audit().unwrap();
         if let (Record::Accepted(group), Outcome::Accepts(outcomes)) = (&envelope.record, &outcome) {
             for (accept, outcome) in group.iter().zip(outcomes) {
                 account.slabs.entry(accept.slab).or_default().push(*outcome);
             }
         }
-        account.records.push((envelope.record, outcome));
+        account.records.push((envelope.record.clone(), outcome));
+        account.envelopes.push(envelope);
     }
     account
 }
@@ -98,6 +100,14 @@ impl EventLog for Hoard {
         records.push(record);
         assert_eq!(records.len() as u64, sequence);
         Ok(sequence)
+    }
+
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        let pushed = self.log.push(record.clone()).await?.await?;
+        let mut records = self.records.lock().unwrap();
+        records.push(record);
+        assert_eq!(records.len() as u64, pushed);
+        Ok(Box::pin(std::future::ready(Ok(pushed))))
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
@@ -256,8 +266,13 @@ impl Faulty {
                 }
                 _ => Vec::new(),
             };
-            let record =
-                encode(&Envelope { writer: self.intruder, number, guard: None, record: Record::Accepted(group) });
+            let record = encode(&Envelope {
+                writer: self.intruder,
+                number,
+                guard: None,
+                seen: None,
+                record: Record::Accepted(group),
+            });
             loop {
                 let last = self.inner.last().await.unwrap();
                 if self.inner.append(record.clone(), last).await.is_ok() {
@@ -302,6 +317,39 @@ impl EventLog for Faulty {
         }
         tokio::task::yield_now().await;
         self.inner.append(record, expected_last).await
+    }
+
+    async fn push(&self, record: Bytes) -> Result<Pushed, LogError> {
+        let said = |said| -> Result<Pushed, LogError> { Ok(Box::pin(std::future::ready(said))) };
+        let fault = self.fault();
+        match fault {
+            Fault::None => {}
+            Fault::Lost => return said(Err(unavailable())),
+            Fault::Unacknowledged | Fault::Buried(_) => {
+                self.inner.push(record).await?.await?;
+                if let Fault::Buried(records) = fault {
+                    self.intrude(records).await;
+                }
+                return said(Err(unavailable()));
+            }
+            Fault::Late(after_ms) => {
+                let inner = self.inner.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                    inner.push(record).await.unwrap().await.unwrap();
+                });
+                return said(Err(unavailable()));
+            }
+            Fault::Overtaken(records) => self.intrude(records).await,
+            Fault::Refused => return said(Err(LogError::Refused("as the test wants it".to_owned()))),
+            Fault::Damaged | Fault::EndsAt(_) => {
+                return said(Err(LogError::Damaged("as the test wants it".to_owned())));
+            }
+            Fault::Panics => panic!("a mistake in the log"),
+        }
+        tokio::task::yield_now().await;
+        let sequence = self.inner.push(record).await?.await;
+        said(sequence)
     }
 
     async fn read(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {

@@ -1,7 +1,7 @@
 //! Replay equals live, whatever the records.
 
 use crate::common::*;
-use catchment_ledger::{Envelope, Job, State};
+use catchment_ledger::{Envelope, Job, State, Stocked};
 use catchment_types::{
     CloseReason, Code, Digest, DurationText, EvaluationResult, JobAction, JobUid, LEVEL_MAX, LogId, ModelCommit,
     NodeId, ReceiptId, Record, SpecPatch, TimeMs,
@@ -254,10 +254,12 @@ proptest! {
         let (mut live, mut log) = (State::default(), Vec::new());
         for step in steps {
             let record = step.record(&live);
-            let outcome = live.apply(live.sequence() + 1, &record);
-            check(&live, &record)?;
-            let envelope = Envelope { writer: [1; 16], number: live.sequence(), guard: None, record };
-            log.push((envelope.to_bytes(LEVEL_MAX, usize::MAX).unwrap(), outcome));
+            let sequence = live.sequence() + 1;
+            let envelope = Envelope { writer: [1; 16], number: sequence, guard: None, seen: None, record };
+            let bytes = envelope.to_bytes(LEVEL_MAX, usize::MAX).unwrap();
+            let stocked = Stocked::Record(Box::new(envelope));
+            log.push((bytes, live.take(sequence, &stocked)));
+            check(&live, &stocked)?;
         }
         let mut replayed = State::default();
         for (bytes, outcome) in &log {

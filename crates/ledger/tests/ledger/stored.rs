@@ -217,8 +217,10 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn every_variant_has_the_bytes_that_it_has_always_had() {
     let number = 0x0102_0304;
-    let guard = |level| (level > 1).then_some(Guard { uid: JOB, revision: 7 });
-    let envelope = |level, record| Envelope { writer: [0xaa; 16], number, guard: guard(level), record };
+    let guard = |level| (level > 1).then_some(Guard { uid: JOB, revision: 7, received: Some(5) });
+    let seen = |level| (level > 1).then_some(6);
+    let envelope =
+        |level, record| Envelope { writer: [0xaa; 16], number, guard: guard(level), seen: seen(level), record };
     for (level, file) in [(1, include_str!("records-1.hex")), (2, include_str!("records-2.hex"))] {
         let records = one_of_each().into_iter().filter(|record| record.level() <= level);
         let envelopes: Vec<Envelope> = records.map(|record| envelope(level, record)).collect();

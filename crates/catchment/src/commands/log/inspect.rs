@@ -178,9 +178,9 @@ fn line(sequence: u64, record: Result<Bytes, String>) -> serde_json::Value {
         Err(error) => return json!({"sequence": sequence, "error": error}),
     };
     match offline::read(sequence, &bytes) {
-        Ok(Envelope { writer, number, guard, record }) => json!({
+        Ok(Envelope { writer, number, guard, seen, record }) => json!({
             "sequence": sequence, "bytes": bytes.len(), "kind": record.kind(), "writer": hex(&writer), "number": number,
-            "guard": guard, "record": record,
+            "guard": guard, "seen": seen, "record": record,
         }),
         Err(error) => json!({"sequence": sequence, "bytes": bytes.len(), "error": error, "hex": hex(&bytes)}),
     }

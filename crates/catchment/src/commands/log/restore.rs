@@ -175,10 +175,17 @@ async fn nodes_named(file: &Source, first: u64) -> BTreeSet<NodeId> {
     nodes
 }
 
-/// The record that a plan puts at a place.
-fn planned(plan: &Plan, sequence: u64, record: Result<Bytes, String>) -> Result<Bytes> {
+/// The record that a plan puts at a place. `unguarded`: records that were decided on what is left out.
+fn planned(plan: &Plan, unguarded: &BTreeSet<u64>, sequence: u64, record: Result<Bytes, String>) -> Result<Bytes> {
     if plan.nothing.contains(&sequence) {
         return Ok(offline::nothing(sequence).into());
+    }
+    if let Ok(record) = &record
+        && unguarded.contains(&sequence)
+    {
+        return offline::unguarded(sequence, record)
+            .map(Bytes::from)
+            .map_err(|why| anyhow!("record {sequence}: {why}"));
     }
     record.map_err(|why| anyhow!("record {sequence} does not read: {why}"))
 }
@@ -187,6 +194,9 @@ fn planned(plan: &Plan, sequence: u64, record: Result<Bytes, String>) -> Result<
 struct Outlook {
     replay: Replay,
     left_out: Vec<LeftOut>,
+    /// Decisions that were taken on what is left out. They count all the same: each says itself what it is about, and without
+    /// it everything after it would be without effect.
+    unguarded: BTreeSet<u64>,
     without_effect: u64,
     jobs_lost: Vec<JobShown>,
 }
@@ -202,7 +212,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
         }
     };
     let (mut replay, mut whole) = (begin.clone(), Some(begin));
-    let (mut left_out, mut without_effect) = (Vec::new(), 0);
+    let (mut left_out, mut unguarded, mut without_effect) = (Vec::new(), BTreeSet::new(), 0);
     let range = (replay.state().sequence() + 1, plan.last);
     if range.0 <= range.1 {
         file.walk(range, "records replayed", async |sequence, record| {
@@ -215,7 +225,13 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
                 let what = read.map_or_else(|why| why, |stored| stored.record.kind().to_owned());
                 left_out.push(LeftOut { sequence, what });
             }
-            let record = planned(plan, sequence, record)?;
+            if !left_out.is_empty()
+                && let Ok(record) = &record
+                && replay.lacks_what_it_was_decided_on(sequence, record)
+            {
+                unguarded.insert(sequence);
+            }
+            let record = planned(plan, &unguarded, sequence, record)?;
             let does = replay.apply(sequence, &record);
             let does = does.map_err(|why| {
                 anyhow!(
@@ -248,7 +264,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
     let jobs = JobShown::of(replay.state());
     let lost = |job: &JobShown| !jobs.iter().any(|kept| kept.uid == job.uid);
     let jobs_lost = whole.map_or_else(Vec::new, |whole| JobShown::of(whole.state()).into_iter().filter(lost).collect());
-    Ok(Outlook { replay, left_out, without_effect, jobs_lost })
+    Ok(Outlook { replay, left_out, unguarded, without_effect, jobs_lost })
 }
 
 /// Where a log is to be, and what may happen to the one there.
@@ -277,7 +293,7 @@ impl Target {
         let mut next = plan.first;
         if file.bounds.first <= plan.last && file.bounds.last >= plan.first {
             file.walk((plan.first, plan.last), "records restored", async |sequence, record| {
-                let record = planned(plan, sequence, record)?;
+                let record = planned(plan, &outlook.unguarded, sequence, record)?;
                 next = sequence + 1;
                 batch_bytes += record.len();
                 batch.push(record);
@@ -291,7 +307,7 @@ impl Target {
         }
         // Of a snapshot by itself the file has no record.
         for sequence in next..=plan.last {
-            batch.push(planned(plan, sequence, Err("it is not in the file".to_owned()))?);
+            batch.push(planned(plan, &outlook.unguarded, sequence, Err("it is not in the file".to_owned()))?);
         }
         let ended = self.ended(&outlook.replay)?;
         let lost = (plan.last + 1..).zip(&ended);
@@ -304,7 +320,7 @@ impl Target {
             snapshots.push(Snapshot { sequence: *sequence, bytes });
         }
         log.finish(snapshots).await.with_context(doing)?;
-        let Outlook { replay, left_out, without_effect, jobs_lost } = outlook;
+        let Outlook { replay, left_out, without_effect, jobs_lost, .. } = outlook;
         let restored = Restored {
             log: self.place.shown(),
             first: plan.first,

@@ -7,8 +7,10 @@ use super::verify::Verify;
 use crate::output::{Format, Output};
 use anyhow::Result;
 use catchment_bus::{Bus, BusError, Snapshot};
-use catchment_ledger::{Ledger, State};
-use catchment_types::{JobAction, JobUid, Record};
+use catchment_ledger::{Ledger, Phase, State};
+use catchment_types::{
+    CloseReason, Digest, Footprint, JobAction, JobUid, LogId, ModelCommit, NodeId, Record, SpecPatch,
+};
 use clap::Parser;
 use std::path::Path;
 use tempfile::TempDir;
@@ -135,6 +137,40 @@ async fn a_record_is_left_out() {
     assert_eq!(state.sequence(), 8);
     let jobs: Vec<_> = state.jobs().map(|job| (job.uid, job.revision)).collect();
     assert_eq!(jobs, [(uid(0), 2), (uid(1), 4), (uid(3), 8)]);
+}
+
+/// Decisions that were taken on a record that is left out count all the same: else the job would stand still from there on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_outlive_what_they_were_taken_on() {
+    let folders = Folders(TempDir::new().unwrap());
+    let (log, file, new) = (folders.path("log"), folders.path("a.catchlog"), folders.path("new"));
+    let model = ModelCommit::initial(Digest::from_bytes([7; 32]), 64, NodeId(1));
+    {
+        let bus = Bus::embedded(log.as_ref()).await.unwrap();
+        let ledger = Ledger::open(bus.log.clone(), [1; 16]).await.unwrap();
+        let patch = Record::JobPatched { uid: uid(0), patch: SpecPatch::default(), at_ms: 2 };
+        let put = Record::ModelPut { uid: uid(0), model, needs: Footprint::default(), at_ms: 1 };
+        let raised = Record::LevelRaised { level: 2, log: LogId::from_bytes([4; 16]), at_ms: 0 };
+        for record in [raised, created(0), put, patch] {
+            ledger.propose(record).await.unwrap();
+        }
+        let open = Record::RoundOpened { uid: uid(0), round: 1, deadline_ms: None, places: Vec::new(), at_ms: 3 };
+        let close = Record::RoundClosed { uid: uid(0), round: 1, reason: CloseReason::Deadline, at_ms: 4 };
+        let before = ledger.read(|state| state.decided(&open));
+        for (decision, on) in [(&open, Some(before)), (&open, Some(before)), (&close, None)] {
+            let on = on.unwrap_or_else(|| ledger.read(|state| state.decided(decision)));
+            // The second one is stale.
+            ledger.decide(decision.clone(), on).await.ok();
+        }
+        assert_eq!(ledger.read(State::sequence), 7);
+    }
+    released(log.as_ref()).await;
+    run(&format!("export --data {log} --out {file}")).await.unwrap();
+    run(&format!("restore --data {new} --from {file} --skip 4")).await.unwrap();
+    let state = opened(new.as_ref()).await;
+    let round = state.job(uid(0)).unwrap().round.clone().unwrap();
+    assert_eq!((round.number, round.phase), (1, Phase::Aggregating));
+    assert_eq!(state.job(uid(0)).unwrap().revision, 7);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
