@@ -251,7 +251,10 @@ async fn decide(ledger: &Ledger, updates: u64) -> Result<()> {
         }
         match ledger.decide(record, on).await {
             Err(LedgerError::Stale { .. }) => {}
-            decided => return Ok(ensure!(decided? == Outcome::Done)),
+            decided => {
+                ensure!(decided? == Outcome::Done);
+                return Ok(());
+            }
         }
     }
 }

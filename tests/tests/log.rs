@@ -255,6 +255,37 @@ async fn a_log_that_forgot_its_beginning_is_repaired() {
     .await;
 }
 
+/// The same of a log that is sealed with a cluster's key: a message is deleted from it, and what is made anew is sealed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_log_is_repaired_with_its_key() {
+    run(async {
+        let operator = Operator::new(&[]);
+        let key = operator.path("cluster.key");
+        operator.does(&format!("catchment key new --out {key}"));
+        let mut server = Server::not_started(Bus::Nats, &[("--cluster-key", &key)]);
+        server.start_again().await;
+        let sent = sent();
+        let job = begun(&server, &sent).await;
+        server.kill9();
+        let url = server.nats().url();
+        let context = async_nats::jetstream::new(async_nats::connect(&url).await.expect("connect to NATS"));
+        let stream = context.get_stream("CATCHMENT_LOG").await.expect("the log");
+        let last = stream.get_info().await.expect("what it says").state.last_sequence;
+        stream.delete_message(last).await.expect("delete a message");
+        server.fails_to_start("is missing").await;
+        let log = log_of(&mut server, Bus::Nats);
+        let said = operator.follows(&format!("catchment log verify {log}"));
+        assert!(said.code == Some(1) && said.err.contains("--cluster-key"), "{}", said.err);
+        let bad = Operator::new(&[]).repairs(&format!("{log} --cluster-key {key}"));
+        assert_eq!(bad, last);
+        let mut other = Server::not_started(Bus::Nats, &[("--nats", &url)]);
+        other.fails_to_start("--cluster-key").await;
+        server.start_again().await;
+        assert_eq!(goes_on(&server, &job, &sent, &[7, 8, 9]).await, 1);
+    })
+    .await;
+}
+
 /// Garbage in the middle, and more of it: each record is named, one after the other. Then the same log cut before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_is_cut_before_its_first_wrong_record() {

@@ -5,7 +5,7 @@ use crate::envelope::{Envelope, Stocked};
 use crate::ledger::{GONE, LedgerError};
 use crate::outcome::Outcome;
 use crate::snapshot;
-use crate::state::State;
+use crate::state::{DIFFERS, State};
 use bytes::Bytes;
 use catchment_bus::LogError;
 use catchment_types::Record;
@@ -176,6 +176,9 @@ impl Driver {
             };
             self.keeper.count(bytes.len(), own.is_some());
             let outcome = self.apply(sequence, &stocked);
+            if let Outcome::Ignored(DIFFERS) = outcome {
+                return Err(LogError::Damaged(format!("record {sequence}: {DIFFERS}")));
+            }
             self.contended |= own.is_none();
             if let Some(own) = own {
                 self.met(own, &outcome, sequence);

@@ -72,6 +72,9 @@ impl Driver {
             if self.flight.is_due() && is_reachable {
                 self.write_anew().await;
             }
+            if is_reachable && self.pushes() {
+                self.write_hash().await;
+            }
             if is_closed && (self.flight.is_empty() || !is_reachable) {
                 return;
             }

@@ -8,6 +8,7 @@
 
 use crate::driver::Driver;
 use crate::envelope::{Envelope, Guard, Stocked};
+use crate::hashes::EVERY;
 use crate::ledger::{AcceptReply, LedgerError, ResultReply};
 use crate::outcome::Outcome;
 use crate::state::{CHANGED, State};
@@ -60,6 +61,8 @@ pub(crate) struct Flight {
     pub acknowledgements: FuturesUnordered<BoxFuture<'static, Acknowledged>>,
     /// Records that never came to count, to be written anew: what they say, and who waits.
     again: Vec<(Box<Envelope>, Wait)>,
+    /// Whether this process wrote the record after which the state is hashed, and has not said what it came to.
+    owes_hash: bool,
 }
 
 impl Flight {
@@ -180,6 +183,16 @@ impl Driver {
             let outcome = self.apply(next, &sent.stocked);
             sent.wait.answer(outcome, next);
             self.settle_before(number);
+            self.flight.owes_hash |= next.is_multiple_of(EVERY);
+        }
+    }
+
+    /// Writes down what the state has come to, when this process wrote the record after which that is done.
+    pub async fn write_hash(&mut self) {
+        let sequence = self.state(State::sequence) / EVERY * EVERY;
+        let hash = self.state(|state| state.hashes.at(sequence));
+        if let Some(hash) = hash.filter(|_| std::mem::take(&mut self.flight.owes_hash)) {
+            self.push(Record::StateHashed { sequence, hash }, None, Wait::Nobody).await;
         }
     }
 
@@ -189,6 +202,7 @@ impl Driver {
             sent.wait.answer(outcome.clone(), sequence);
         }
         self.settle_before(number);
+        self.flight.owes_hash |= sequence.is_multiple_of(EVERY);
     }
 
     /// The state has gone over records that the log has forgotten. Those of this process that may be among them are known by

@@ -14,6 +14,7 @@ mod envelope;
 mod evaluation;
 mod flight;
 mod given_up;
+mod hashes;
 mod job;
 mod keeper;
 mod ledger;

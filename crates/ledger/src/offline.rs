@@ -6,7 +6,7 @@
 
 use crate::envelope::{Envelope, Stocked};
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
-use crate::state::State;
+use crate::state::{DIFFERS, State};
 use catchment_bus::LogError;
 use catchment_types::{LEVEL_MAX, NodeId, Record, TimeMs};
 use std::collections::BTreeSet;
@@ -32,6 +32,11 @@ pub fn nothing(sequence: u64) -> Vec<u8> {
 /// accepts does not know them, but their sums are there: folded again, they would count twice.
 pub fn node_lost(sequence: u64, node: NodeId, incarnation: u64, at_ms: TimeMs) -> Vec<u8> {
     written(sequence, Record::NodeLost { node, incarnation, at_ms })
+}
+
+/// Whether a record says what the state came to: after one is left out that is not so any more.
+pub fn is_of_a_state(sequence: u64, bytes: &[u8]) -> bool {
+    read(sequence, bytes).is_ok_and(|envelope| matches!(envelope.record, Record::StateHashed { .. }))
 }
 
 /// The same record, to count whatever it was decided on.
@@ -110,7 +115,10 @@ impl Replay {
             return Err(format!("record {sequence} does not follow on record {}", self.state.sequence()));
         }
         let stocked = Envelope::read(sequence, bytes, self.state.level()).map_err(|error| why(sequence, error))?;
-        guarded(|| Ok(changes(&self.state.take(sequence, &stocked))))
+        guarded(|| match self.state.take(sequence, &stocked) {
+            Outcome::Ignored(DIFFERS) => Err(DIFFERS.to_owned()),
+            outcome => Ok(changes(&outcome)),
+        })
     }
 
     /// Whether the next record is a decision that was taken on something that this history lacks: on a change of its job that is

@@ -10,7 +10,8 @@ mod v1;
 
 use crate::append::REPLAY;
 use crate::envelope::{Envelope, SEALED};
-use crate::state::State;
+use crate::outcome::Outcome;
+use crate::state::{DIFFERS, State};
 use catchment_bus::{EventLog, LogError, SEALED_MARK, Snapshot};
 use std::sync::Arc;
 
@@ -138,7 +139,9 @@ pub(crate) async fn take(log: Arc<dyn EventLog>, known: u64) -> Result<Option<u6
         state = work(move || {
             for (sequence, bytes) in records {
                 let stocked = Envelope::read(sequence, &bytes, state.level())?;
-                state.take(sequence, &stocked);
+                if let Outcome::Ignored(DIFFERS) = state.take(sequence, &stocked) {
+                    return Err(LogError::Damaged(format!("record {sequence}: {DIFFERS}")));
+                }
             }
             Ok(state)
         })

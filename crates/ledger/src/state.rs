@@ -2,6 +2,7 @@
 
 use crate::change::{self, active};
 use crate::envelope::{Decided, Envelope, Guard, Stocked};
+use crate::hashes::Hashes;
 use crate::job::{Job, Verdict};
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
@@ -17,6 +18,10 @@ use std::sync::Arc;
 
 /// Why what a node's memory held is lost.
 pub(crate) const MEMORY_LOST: &str = "the memory that held it was lost; send it again";
+
+/// What a process finds that has come to another state than the one that wrote this.
+pub(crate) const DIFFERS: &str = "the process that wrote it had come to another state than this one, from the same records: one \
+                                  of the two has a mistake, or broken memory";
 
 /// Why a decision has no effect when its guard does not hold.
 pub(crate) const CHANGED: &str = "the job has changed since this was decided";
@@ -43,6 +48,8 @@ pub struct State {
     pub(crate) used_names: UsedNames,
     /// Who wrote the last records, from level 2 on.
     pub(crate) writers: Writers,
+    /// What was made of the records, from level 2 on.
+    pub(crate) hashes: Hashes,
 }
 
 impl Default for State {
@@ -60,6 +67,7 @@ impl Default for State {
             processes: BTreeMap::new(),
             used_names: UsedNames::default(),
             writers: Writers::default(),
+            hashes: Hashes::default(),
         }
     }
 }
@@ -219,6 +227,12 @@ impl State {
 
     /// Applies what the log holds at `sequence`, which must be the next.
     pub fn take(&mut self, sequence: u64, stocked: &Stocked) -> Outcome {
+        let outcome = self.judge_and_apply(sequence, stocked);
+        self.hash_outcome(&outcome);
+        outcome
+    }
+
+    fn judge_and_apply(&mut self, sequence: u64, stocked: &Stocked) -> Outcome {
         match stocked {
             Stocked::Record(envelope) => {
                 let Envelope { writer, number, seen, .. } = **envelope;
@@ -242,7 +256,9 @@ impl State {
 
     /// Applies the record at `sequence`, which must be the next one, whoever wrote it.
     pub fn apply(&mut self, sequence: u64, record: &Record) -> Outcome {
-        self.apply_of(sequence, None, record)
+        let outcome = self.apply_of(sequence, None, record);
+        self.hash_outcome(&outcome);
+        outcome
     }
 
     fn step(&mut self, sequence: u64) {
@@ -320,6 +336,11 @@ impl State {
             }
             Record::LevelRaised { level, log, .. } => self.raise(*level, *log),
             Record::NodeStarted { node, .. } => self.start(*node, writer),
+            Record::StateHashed { sequence, hash } => match self.hashes.at(*sequence) {
+                Some(own) if own != *hash => Outcome::Ignored(DIFFERS),
+                Some(_) => Outcome::Done,
+                None => Outcome::Ignored("the state has no hash of that record any more"),
+            },
         }
     }
 

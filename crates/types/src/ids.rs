@@ -177,6 +177,10 @@ binary_id!(
     ReceiptId, "receipt id"
 );
 binary_id!(
+    /// A hash of all that the state has made of the log up to a record.
+    StateHash, "hash of a state"
+);
+binary_id!(
     /// The name of one task handed to one client for one round.
     TaskId, "task id"
 );
@@ -285,6 +289,13 @@ pub enum Role {
     Owner,
     /// Everything, in every namespace.
     Admin,
+}
+
+impl Default for StateHash {
+    /// That of a state that nothing has been made of yet.
+    fn default() -> Self {
+        Self([0; 16])
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod views;
 pub use descriptor::{Descriptor, DescriptorError, FunctionId, Kind};
 pub use dtype::Dtype;
 pub use env::{Clock, Entropy, TimeMs, rfc3339};
-pub use ids::{BadId, ClientId, Digest, JobUid, LogId, Name, NodeId, ReceiptId, Role, TaskId};
+pub use ids::{BadId, ClientId, Digest, JobUid, LogId, Name, NodeId, ReceiptId, Role, StateHash, TaskId};
 pub use json::{read_object, read_value};
 pub use printable::{OneLine, printable};
 pub use problem::{Code, FieldError, Problem};

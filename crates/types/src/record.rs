@@ -10,7 +10,7 @@ mod v1;
 
 pub use v1::RecordV1;
 
-use crate::{ClientId, Code, Digest, JobUid, LogId, NodeId, ReceiptId, SlabId, SpecPatch, TimeMs};
+use crate::{ClientId, Code, Digest, JobUid, LogId, NodeId, ReceiptId, SlabId, SpecPatch, StateHash, TimeMs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -377,6 +377,13 @@ pub enum Record {
         /// When.
         at_ms: TimeMs,
     },
+    /// What the state of the process that wrote this was after an earlier record. Whoever has come to another goes no further.
+    StateHashed {
+        /// The record.
+        sequence: u64,
+        /// The hash of the state after it.
+        hash: StateHash,
+    },
 }
 
 /// The newest feature level: what this build writes when every member of its cluster reads it.
@@ -407,6 +414,7 @@ impl Record {
             Self::LevelRaised { .. } => "level_raised",
             Self::NodeStarted { .. } => "node_started",
             Self::SumLost { .. } => "sum_lost",
+            Self::StateHashed { .. } => "state_hashed",
         }
     }
 
@@ -417,7 +425,7 @@ impl Record {
         match self {
             // Builds between the first release and the second feature level knew it, but no release did.
             Self::RoundGivenUp { .. } => 2,
-            Self::LevelRaised { .. } | Self::NodeStarted { .. } | Self::SumLost { .. } => 2,
+            Self::LevelRaised { .. } | Self::NodeStarted { .. } | Self::SumLost { .. } | Self::StateHashed { .. } => 2,
             Self::RoundClosed { reason: CloseReason::Asked, .. } => 2,
             _ => 1,
         }

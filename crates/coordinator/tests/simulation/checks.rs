@@ -84,7 +84,11 @@ pub fn subject(record: &Record) -> Option<JobUid> {
         | Record::JobCompleted { uid, .. }
         | Record::RoundGivenUp { uid, .. }
         | Record::Committed { uid, .. } => Some(*uid),
-        Record::Accepted(_) | Record::NodeLost { .. } | Record::NodeStarted { .. } | Record::LevelRaised { .. } => None,
+        Record::Accepted(_)
+        | Record::NodeLost { .. }
+        | Record::NodeStarted { .. }
+        | Record::LevelRaised { .. }
+        | Record::StateHashed { .. } => None,
     }
 }
 

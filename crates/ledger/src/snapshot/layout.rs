@@ -10,6 +10,7 @@
 
 use super::changes::Changes;
 use crate::evaluation::Evaluation;
+use crate::hashes::Hashes;
 use crate::job::{Job, Model};
 use crate::mean::Mean;
 use crate::names::UsedNames;
@@ -39,6 +40,7 @@ struct Head {
     names: BTreeSet<u64>,
     names_full: bool,
     writers: Writers,
+    hashes: Hashes,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,6 +144,7 @@ pub(super) fn write(state: &State) -> Result<Vec<u8>, String> {
         names: state.used_names.hashes.clone(),
         names_full: state.used_names.is_full,
         writers: state.writers.clone(),
+        hashes: state.hashes.clone(),
     };
     part(&mut out, &head)?;
     for job in state.jobs.values() {
@@ -176,6 +179,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
         processes: head.processes,
         used_names: UsedNames { hashes: head.names, is_full: head.names_full },
         writers: head.writers,
+        hashes: head.hashes,
         ..State::default()
     };
     for _ in 0..head.jobs {

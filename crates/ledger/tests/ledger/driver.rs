@@ -3,8 +3,8 @@
 use crate::common::*;
 use crate::faulty::{Faulty, account, stored};
 use catchment_bus::{Bus, BusError, EventLog};
-use catchment_ledger::{AcceptOutcome, Ledger, LedgerError, Outcome, State};
-use catchment_types::{Accept, CloseReason, JobAction, JobUid, LogId, Record, SlabId, SpecPatch};
+use catchment_ledger::{AcceptOutcome, Envelope, Ledger, LedgerError, Outcome, State};
+use catchment_types::{Accept, CloseReason, JobAction, JobUid, LogId, Record, SlabId, SpecPatch, StateHash};
 use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -135,6 +135,56 @@ async fn from_level_2_a_decision_is_stale_when_what_it_was_taken_on_has_changed(
         let again = ledger.decide(decision.clone(), ledger.read(|state| state.decided(&decision))).await;
         assert!(!is_stale || matches!(again, Ok(Outcome::Done)), "taken anew it counts: {again:?}");
     }
+}
+
+/// Every process says now and then what it has come to, and whoever has come to something else stops there.
+#[tokio::test]
+async fn processes_that_come_to_different_states_find_out() {
+    let log = Bus::in_memory().log;
+    let ledger = running_at(2, log.clone(), 1, r#","goal":9,"deadline":null"#).await;
+    let other = Ledger::open(log.clone(), [2; 16]).await.unwrap();
+    for number in 0..4_200 {
+        ledger.propose(Record::Accepted(Vec::new())).await.unwrap();
+        if number % 1_000 == 0 {
+            other.accept(accept(JOB, 1, number / 1_000, 0)).await.unwrap();
+        }
+    }
+    let hashes = |envelopes: Vec<Envelope>| {
+        let said = |envelope: Envelope| match envelope.record {
+            Record::StateHashed { sequence, hash } => Some((sequence, hash)),
+            _ => None,
+        };
+        envelopes.into_iter().filter_map(said).collect::<Vec<_>>()
+    };
+    let said = hashes(stored(&log).await);
+    assert_eq!(said.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), [4096]);
+    other.refresh().await.unwrap();
+    assert!(other.fault().is_none());
+    // Whoever opens the log comes to the same.
+    let third = Ledger::open(log.clone(), [3; 16]).await.unwrap();
+    assert!(third.fault().is_none() && third.read(State::clone) == ledger.read(State::clone));
+    let right = Record::StateHashed { sequence: 4096, hash: said[0].1 };
+    assert_eq!(third.propose(right).await.unwrap(), Outcome::Done);
+    let forgotten = Record::StateHashed { sequence: 4095, hash: said[0].1 };
+    assert!(matches!(third.propose(forgotten).await.unwrap(), Outcome::Ignored(_)));
+    // One that has folded otherwise: all the others stop, and nobody makes a snapshot of what is doubtful.
+    let wrong = Record::StateHashed { sequence: 4096, hash: StateHash::from_bytes([7; 16]) };
+    let last = log.last().await.unwrap();
+    let envelope = Envelope { writer: [9; 16], number: 1, guard: None, seen: Some(last), record: wrong };
+    log.append(envelope.to_bytes(2, 1 << 20).unwrap().into(), last).await.unwrap();
+    for ledger in [&ledger, &other, &third] {
+        let stopped = async {
+            while ledger.fault().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), stopped).await.expect("it stops");
+        let why = ledger.fault().unwrap();
+        assert!(why.contains(&format!("record {}", last + 1)) && why.contains("another state"), "{why}");
+        assert!(ledger.accept(accept(JOB, 1, 77, 0)).await.is_err());
+    }
+    let refused = Ledger::open(log, [4; 16]).await.err().expect("it cannot be followed").to_string();
+    assert!(refused.contains("another state"), "{refused}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use catchment_bus::{Bus, EventLog, LogError};
 use catchment_ledger::{AcceptOutcome, Envelope, Guard, Ledger, LedgerError, Outcome, State, Stocked};
 use catchment_types::{
     CloseReason, Code, JobAction, JobState, JobUid, LEVEL_MAX, LogId, NodeId, ReceiptId, ReceiptState, Record,
-    SpecPatch,
+    SpecPatch, StateHash,
 };
 use std::sync::Arc;
 
@@ -45,6 +45,7 @@ fn records() -> Vec<Record> {
         raised(2),
         Record::NodeStarted { node: NodeId(1), at_ms },
         Record::SumLost { uid, round, node: NodeId(1), leaf: 0, at_ms },
+        Record::StateHashed { sequence: 4096, hash: StateHash::from_bytes([5; 16]) },
     ]
 }
 

@@ -10,7 +10,7 @@ use catchment_bus::Bus;
 use catchment_ledger::{Envelope, Guard, Ledger, State, Stocked};
 use catchment_types::{
     CloseReason, Code, EvaluationResult, Footprint, FunctionClass, JobAction, JobState, LEVEL_MAX, LogId, ModelCommit,
-    NodeId, Place, ReceiptId, ReceiptState, Record, SpecPatch,
+    NodeId, Place, ReceiptId, ReceiptState, Record, SpecPatch, StateHash,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -205,6 +205,7 @@ fn one_of_each() -> Vec<Record> {
         Record::LevelRaised { level: 2, log: LogId::from_bytes([6; 16]), at_ms },
         Record::NodeStarted { node: NodeId(3), at_ms },
         Record::SumLost { uid, round, node: NodeId(3), leaf: 1, at_ms },
+        Record::StateHashed { sequence: 8192, hash: StateHash::from_bytes([5; 16]) },
     ]
 }
 

@@ -175,13 +175,13 @@ async fn nodes_named(file: &Source, first: u64) -> BTreeSet<NodeId> {
     nodes
 }
 
-/// The record that a plan puts at a place. `unguarded`: records that were decided on what is left out.
-fn planned(plan: &Plan, unguarded: &BTreeSet<u64>, sequence: u64, record: Result<Bytes, String>) -> Result<Bytes> {
-    if plan.nothing.contains(&sequence) {
+/// The record that a plan puts at a place.
+fn planned(plan: &Plan, touched: &Touched, sequence: u64, record: Result<Bytes, String>) -> Result<Bytes> {
+    if plan.nothing.contains(&sequence) || touched.hashes.contains(&sequence) {
         return Ok(offline::nothing(sequence).into());
     }
     if let Ok(record) = &record
-        && unguarded.contains(&sequence)
+        && touched.decisions.contains(&sequence)
     {
         return offline::unguarded(sequence, record)
             .map(Bytes::from)
@@ -190,13 +190,21 @@ fn planned(plan: &Plan, unguarded: &BTreeSet<u64>, sequence: u64, record: Result
     record.map_err(|why| anyhow!("record {sequence} does not read: {why}"))
 }
 
+/// Records that say something of one that is left out.
+#[derive(Default)]
+struct Touched {
+    /// Decisions that were taken on it. They count all the same: each says itself what it is about, and without it everything
+    /// after it would be without effect.
+    decisions: BTreeSet<u64>,
+    /// Hashes of states that are not come to any more. They go, too.
+    hashes: BTreeSet<u64>,
+}
+
 /// What a plan comes to.
 struct Outlook {
     replay: Replay,
     left_out: Vec<LeftOut>,
-    /// Decisions that were taken on what is left out. They count all the same: each says itself what it is about, and without
-    /// it everything after it would be without effect.
-    unguarded: BTreeSet<u64>,
+    touched: Touched,
     without_effect: u64,
     jobs_lost: Vec<JobShown>,
 }
@@ -212,7 +220,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
         }
     };
     let (mut replay, mut whole) = (begin.clone(), Some(begin));
-    let (mut left_out, mut unguarded, mut without_effect) = (Vec::new(), BTreeSet::new(), 0);
+    let (mut left_out, mut touched, mut without_effect) = (Vec::new(), Touched::default(), 0);
     let range = (replay.state().sequence() + 1, plan.last);
     if range.0 <= range.1 {
         file.walk(range, "records replayed", async |sequence, record| {
@@ -225,13 +233,16 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
                 let what = read.map_or_else(|why| why, |stored| stored.record.kind().to_owned());
                 left_out.push(LeftOut { sequence, what });
             }
-            if !left_out.is_empty()
-                && let Ok(record) = &record
-                && replay.lacks_what_it_was_decided_on(sequence, record)
+            if let Ok(record) = &record
+                && !left_out.is_empty()
             {
-                unguarded.insert(sequence);
+                if replay.lacks_what_it_was_decided_on(sequence, record) {
+                    touched.decisions.insert(sequence);
+                } else if offline::is_of_a_state(sequence, record) {
+                    touched.hashes.insert(sequence);
+                }
             }
-            let record = planned(plan, &unguarded, sequence, record)?;
+            let record = planned(plan, &touched, sequence, record)?;
             let does = replay.apply(sequence, &record);
             let does = does.map_err(|why| {
                 anyhow!(
@@ -264,7 +275,7 @@ async fn look_ahead(file: &Source, plan: &Plan, bad: &BTreeMap<u64, String>) -> 
     let jobs = JobShown::of(replay.state());
     let lost = |job: &JobShown| !jobs.iter().any(|kept| kept.uid == job.uid);
     let jobs_lost = whole.map_or_else(Vec::new, |whole| JobShown::of(whole.state()).into_iter().filter(lost).collect());
-    Ok(Outlook { replay, left_out, unguarded, without_effect, jobs_lost })
+    Ok(Outlook { replay, left_out, touched, without_effect, jobs_lost })
 }
 
 /// Where a log is to be, and what may happen to the one there.
@@ -293,7 +304,7 @@ impl Target {
         let mut next = plan.first;
         if file.bounds.first <= plan.last && file.bounds.last >= plan.first {
             file.walk((plan.first, plan.last), "records restored", async |sequence, record| {
-                let record = planned(plan, &outlook.unguarded, sequence, record)?;
+                let record = planned(plan, &outlook.touched, sequence, record)?;
                 next = sequence + 1;
                 batch_bytes += record.len();
                 batch.push(record);
@@ -307,7 +318,7 @@ impl Target {
         }
         // Of a snapshot by itself the file has no record.
         for sequence in next..=plan.last {
-            batch.push(planned(plan, &outlook.unguarded, sequence, Err("it is not in the file".to_owned()))?);
+            batch.push(planned(plan, &outlook.touched, sequence, Err("it is not in the file".to_owned()))?);
         }
         let ended = self.ended(&outlook.replay)?;
         let lost = (plan.last + 1..).zip(&ended);
