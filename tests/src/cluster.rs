@@ -37,6 +37,8 @@ pub struct Setup {
     pub slab_mib: u32,
     /// Where each node stands; nowhere in particular beyond the last.
     pub zones: &'static [&'static str],
+    /// A folder of further functions of each node; none beyond the last.
+    pub functions: Vec<PathBuf>,
     /// Further flags of nodes, and their values.
     pub node_flags: Vec<(&'static str, String)>,
     /// Further flags of coordinators.
@@ -59,6 +61,7 @@ impl Default for Setup {
             runners: 0,
             slab_mib: 256,
             zones: &[],
+            functions: Vec::new(),
             node_flags: Vec::new(),
             coordinator_flags: Vec::new(),
             failpoints: true,
@@ -111,6 +114,11 @@ impl NodeProcess {
     /// `host:port` of its gateway.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// Its link, cut or spoiled; only on hosts.
@@ -219,7 +227,7 @@ impl Cluster {
                 .and(own(&name, &address, &data, &slabs))
                 .and(of_setup)
                 .and(runners)
-                .and(functions());
+                .and(functions(setup.functions.get(i)));
             let arguments = arguments.and(setup.node_flags.iter().cloned());
             let arguments = (setup.failpoints, arguments);
             let process = role("node", &name, home.path(), host.clone(), arguments.clone());
@@ -398,8 +406,10 @@ fn own(name: &str, address: &str, data: &Path, slabs: &Path) -> [(&'static str, 
     ]
 }
 
-fn functions() -> Option<(&'static str, String)> {
-    functions_dir().map(|folder| ("--functions", folder.display().to_string()))
+/// What is built, and a folder beside it.
+fn functions(own: Option<&PathBuf>) -> Option<(&'static str, String)> {
+    let folders: Vec<String> = functions_dir().iter().chain(own).map(|folder| folder.display().to_string()).collect();
+    (!folders.is_empty()).then(|| ("--functions", folders.join(":")))
 }
 
 fn role(

@@ -68,6 +68,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         "catchment-benches",
         &[
             "catchment-types",
+            "catchment-bus",
+            "catchment-ledger",
             "catchment-slab",
             "catchment-runtime",
             "catchment-proxy",

@@ -140,7 +140,8 @@ impl NodeArgs {
     pub fn functions(&self) -> Result<Functions> {
         let runtime = Runtime::new(runtime_config()).context("start the wasm runtime")?;
         let dirs: Vec<&std::path::Path> = self.functions.iter().map(PathBuf::as_path).collect();
-        let functions = Functions::load(runtime, EMBEDDED, &dirs).context("read --functions")?;
+        let functions =
+            Functions::load(runtime, EMBEDDED, &dirs, &self.data).context("read functions (--functions, --data)")?;
         if EMBEDDED.is_empty() && dirs.is_empty() {
             tracing::warn!("this binary carries no functions: build it with `make build`, or pass --functions DIR");
         }

@@ -20,9 +20,12 @@ pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
+/// Characters of a digest that are shown.
+const SHORT: usize = 12;
+
 /// The begin of a digest: enough to tell files apart by eye.
 pub fn short(digest: Digest) -> String {
-    digest.to_string().chars().take(12).collect()
+    digest.to_string().chars().take(SHORT).collect()
 }
 
 /// A length of time with about two digits that mean something: `85 ms`, `4.2 s`, `3 m 20 s`.
@@ -83,6 +86,15 @@ pub fn spec_text<'a>(job: &'a JobInfo, field: &str) -> &'a str {
     job.spec.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// The job's function, of a pinned one the begin of its digest.
+pub fn function(job: &JobInfo) -> String {
+    let function = spec_text(job, "function");
+    match function.split_once('@') {
+        Some((name, digest)) => format!("{name}@{}", digest.chars().take(SHORT).collect::<String>()),
+        None => function.to_owned(),
+    }
+}
+
 /// `3 of 20`: the newest round and the last.
 pub fn round_of(job: &JobInfo) -> String {
     match spec_count(job, "rounds") {
@@ -102,7 +114,7 @@ pub fn job(job: &JobInfo, now_ms: TimeMs) -> String {
         ("job", spec_text(job, "name").to_owned()),
         ("namespace", spec_text(job, "namespace").to_owned()),
         ("uid", job.uid.to_string()),
-        ("function", spec_text(job, "function").to_owned()),
+        ("function", function(job)),
         ("state", word(job.state)),
     ];
     shown.extend(job.reason.clone().map(|reason| ("reason", reason)));
@@ -153,6 +165,13 @@ model      2
 deadline   2026-01-01T00:10:00.000Z (in 30.0 s)
 created    2026-01-01T00:00:00.000Z";
         assert_eq!(job(&example(), now_ms), expected);
+    }
+
+    #[test]
+    fn a_pinned_function_is_shown_with_the_begin_of_its_digest() {
+        let mut pinned = example();
+        pinned.spec.insert("function".to_owned(), format!("fedavg@{}", "0123456789abcdef".repeat(4)).into());
+        assert_eq!((function(&pinned).as_str(), function(&example()).as_str()), ("fedavg@0123456789ab", "fedavg"));
     }
 
     #[test]

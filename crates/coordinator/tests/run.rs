@@ -135,7 +135,7 @@ async fn commit(ledger: &Ledger, job: u8, round: u64) -> Outcome {
         let job = state.job(uid(job)).unwrap();
         let round = job.active_round().unwrap();
         let contribution = Some(round.contribution());
-        ModelCommit { version: job.models.len() as u64, contributors: round.received(), contribution, ..INITIAL }
+        ModelCommit { version: job.models.next(), contributors: round.received(), contribution, ..INITIAL }
     });
     ledger.propose(Record::Committed { uid: uid(job), round, model, at_ms: 0 }).await.unwrap()
 }
@@ -233,7 +233,7 @@ async fn a_job_that_gets_no_better_ends_early() {
             assert_eq!(commit(&ledger, 0, 2).await, Outcome::Done);
         }
         until(&ledger, |state| state.job(uid(0)).is_some_and(|job| job.state == JobState::Completed)).await;
-        let (view, models) = ledger.read(|state| state.job(uid(0)).map(|job| (job.view(), job.models.len())).unwrap());
+        let (view, models) = ledger.read(|state| state.job(uid(0)).map(|job| (job.view(), job.models.next())).unwrap());
         assert!(view.reason.is_some_and(|reason| reason.contains("no better than version 0")));
         assert_eq!((view.best_version, view.round.round, models), (Some(0), 2, if is_idle { 2 } else { 3 }));
     }

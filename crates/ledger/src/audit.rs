@@ -6,6 +6,7 @@
 
 use crate::evaluation::MEASURED_MAX;
 use crate::job::Job;
+use crate::models::LISTED_MAX;
 use crate::round::{Phase, Round};
 use crate::state::State;
 use catchment_types::{Code, JobState, ReceiptState};
@@ -47,11 +48,13 @@ impl State {
 }
 
 fn audit_job(job: &Job) -> Result<(), String> {
-    let versions = job.models.iter().map(|model| model.commit.version);
-    ensure!(versions.eq(0..job.models.len() as u64), "versions have gaps");
+    let listed = job.models.next().saturating_sub(LISTED_MAX);
+    let versions = job.models.iter().map(|model| model.commit.version).filter(|version| *version >= listed);
+    ensure!(versions.eq(listed..job.models.next()), "versions have gaps");
+    ensure!(job.models.is_empty() || job.model(0).is_some(), "the initial model is forgotten");
     ensure!(job.round.is_none() || !job.models.is_empty(), "a round without a model");
     let waits = job.state == JobState::WaitingForModel;
-    ensure!(job.state.is_over() || waits == job.models.is_empty(), "{:?} with {} models", job.state, job.models.len());
+    ensure!(job.state.is_over() || waits == job.models.is_empty(), "{:?} with {} models", job.state, job.models.next());
     ensure!(!job.state.is_over() || job.active_round().is_none(), "{:?} with an active round", job.state);
     let is_early = job.round_number() < job.spec.rounds;
     ensure!(job.state != JobState::Completed || !is_early || job.reason.is_some(), "completed too early");
@@ -76,7 +79,7 @@ fn audit_job(job: &Job) -> Result<(), String> {
 }
 
 fn audit_evaluations(job: &Job) -> Result<(), String> {
-    let next = job.models.len() as u64;
+    let next = job.models.next();
     for (version, evaluation) in &job.evaluations {
         ensure!(*version < next, "version {version} was measured before it was made");
         ensure!(evaluation.audit(version + MEASURED_MAX >= next), "results of version {version} are counted wrongly");
@@ -116,8 +119,7 @@ fn audit_round(job: &Job, round: &Round) -> Result<(), String> {
     let shared: u64 = round.shares().map(|(_, share)| share.updates).sum();
     ensure!(shared == round.received(), "shares are not all of the round");
     audit_clients(round)?;
-    let version = job.models.get(round.model_version as usize).map(|model| model.commit.version);
-    ensure!(version == Some(round.model_version), "it trains from a model that does not exist");
+    ensure!(round.model_version < job.models.next(), "it trains from a model that does not exist");
     ensure!(round.is_active() == round.ended_ms.is_none(), "it ended without an end");
     match round.phase {
         Phase::Open => ensure!(round.received() < round.goal && committed == 0, "open beyond its goal"),

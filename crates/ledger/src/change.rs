@@ -1,6 +1,7 @@
 //! What a record does to one job. Every function says why it changes nothing where that is so, and then nothing is changed.
 
-use crate::job::{Job, Model};
+use crate::job::Job;
+use crate::models::Model;
 use crate::round::{Phase, Round};
 use catchment_types::{
     CloseReason, DurationText, Footprint, JobAction, JobState, ModelCommit, Place, SpecPatch, TimeMs,
@@ -148,7 +149,7 @@ pub(crate) fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: Time
 }
 
 pub(crate) fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'static str> {
-    let version = job.models.len() as u64;
+    let version = job.models.next();
     let round = active(job, number)?;
     let ready = if model.gathered { round.is_complete() } else { round.is_ready() };
     if !ready || model.version != version || model.contribution != Some(round.contribution()) {

@@ -99,7 +99,7 @@ impl Job {
 
     /// Whether results for this version count: its file is kept, and it is one of the newest [`MEASURED_MAX`].
     pub fn takes_results(&self, version: u64) -> bool {
-        let next = self.models.len() as u64;
+        let next = self.models.next();
         version < next && version + MEASURED_MAX >= next && self.keeps(version)
     }
 
@@ -127,7 +127,7 @@ impl Job {
 
     /// Forgets who reported on versions that take no results any more.
     pub(crate) fn retire_evaluations(&mut self) {
-        let next = self.models.len() as u64;
+        let next = self.models.next();
         let retired = next.saturating_sub(MEASURED_MAX);
         self.evaluations.range_mut(..retired).for_each(|(_, evaluation)| evaluation.clients = HashMap::new());
         while self.evaluations.len() > VERSIONS_MAX {

@@ -66,7 +66,7 @@ impl State {
             let round = job.round.as_ref();
             let numbers = [
                 job.revision,
-                job.models.len() as u64,
+                job.models.next(),
                 job.state as u64,
                 round.map_or(0, |round| round.number),
                 round.map_or(0, |round| round.received()),

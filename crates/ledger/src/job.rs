@@ -1,10 +1,11 @@
 //! One job: its spec, its models, its current round and the receipts of ended ones.
 
 use crate::evaluation::Evaluation;
+use crate::models::{LISTED_MAX, Model, Models};
 use crate::round::{Phase, Round, Update};
 use catchment_types::{
-    ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelCommit, ModelView, Receipt,
-    ReceiptId, ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
+    ClientId, Code, Digest, Footprint, JobSpec, JobState, JobUid, JobView, Mode, ModelView, Receipt, ReceiptId,
+    ReceiptState, RoundState, RoundView, TimeMs, rfc3339,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,17 +15,6 @@ use std::sync::Arc;
 const HISTORY_UPDATES_MAX: u64 = 200_000;
 /// The same for rounds, which may be empty.
 const HISTORY_ROUNDS_MAX: usize = 100_000;
-
-/// A model version of a job.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Model {
-    /// What was committed.
-    pub commit: ModelCommit,
-    /// The round that made it; `None` for the initial model.
-    pub round: Option<u64>,
-    /// When.
-    pub at_ms: TimeMs,
-}
 
 /// One job.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +34,7 @@ pub struct Job {
     /// Sequence of the last record that changed what long-pollers wait for.
     pub revision: u64,
     /// Its models, oldest first, from version 0.
-    pub models: Vec<Model>,
+    pub models: Models,
     /// What its rounds take of a node; nothing before the initial model.
     pub needs: Footprint,
     /// Its newest round.
@@ -66,7 +56,7 @@ pub struct Job {
 impl Job {
     /// The newest model.
     pub fn newest_model(&self) -> Option<&Model> {
-        self.models.last()
+        self.models.newest()
     }
 
     /// When a round last made a model.
@@ -76,15 +66,23 @@ impl Job {
 
     /// The model of this version.
     pub fn model(&self, version: u64) -> Option<&Model> {
-        self.models.get(usize::try_from(version).ok()?)
+        self.models.version(version)
     }
 
     /// Whether the file of this version is kept: the initial one, the best one and the `keep_last` newest.
     pub fn keeps(&self, version: u64) -> bool {
-        let next = self.models.len() as u64;
-        version == 0
-            || Some(version) == self.best
-            || version.saturating_add(u64::from(self.spec.checkpoints.keep_last.max(1))) >= next
+        version == 0 || Some(version) == self.best || version.saturating_add(self.keep_last()) >= self.models.next()
+    }
+
+    fn keep_last(&self) -> u64 {
+        self.spec.checkpoints.keep_last.max(1).into()
+    }
+
+    /// Forgets versions whose files are long gone.
+    pub(crate) fn retire_models(&mut self) {
+        let before = self.models.next().saturating_sub(LISTED_MAX.max(self.keep_last()));
+        let best = self.best;
+        self.models.forget(before, |version| version == 0 || Some(version) == best);
     }
 
     /// The round that takes updates or is being aggregated.

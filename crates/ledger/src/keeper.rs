@@ -2,6 +2,7 @@
 
 use crate::snapshot::{self, SnapshotPace};
 use catchment_bus::EventLog;
+use futures::FutureExt;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -15,7 +16,8 @@ pub(crate) struct Keeper {
     bytes: u64,
     /// Whether the last of those was this process's own.
     is_own: bool,
-    taking: Option<JoinHandle<()>>,
+    /// Gives the sequence of the snapshot that this process took.
+    taking: Option<JoinHandle<Option<u64>>>,
 }
 
 impl Keeper {
@@ -38,15 +40,22 @@ impl Keeper {
         if !is_due || self.taking.as_ref().is_some_and(|taking| !taking.is_finished()) {
             return;
         }
+        // It may be of a later record than the one at which it was due, and is not another process's.
+        let taken = self.taking.take().and_then(|taking| taking.now_or_never()?.ok()?);
+        let known = self.known.max(taken.unwrap_or(0));
         (self.records, self.bytes) = (0, 0);
-        let known = std::mem::replace(&mut self.known, sequence);
+        self.known = sequence;
         let log = log.clone();
         self.taking = Some(tokio::spawn(async move {
             match snapshot::take(log, known).await {
-                Ok(Some(sequence)) => tracing::info!(sequence, "took a snapshot of the log"),
+                Ok(Some(sequence)) => {
+                    tracing::info!(sequence, "took a snapshot of the log");
+                    return Some(sequence);
+                }
                 Ok(None) => tracing::debug!("another process took a snapshot of the log"),
                 Err(error) => tracing::warn!(%error, "took no snapshot of the log; the next one may work"),
             }
+            None
         }));
     }
 }

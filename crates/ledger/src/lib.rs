@@ -19,6 +19,7 @@ mod job;
 mod keeper;
 mod ledger;
 mod mean;
+mod models;
 mod names;
 pub mod offline;
 mod outcome;
@@ -29,8 +30,9 @@ mod writers;
 
 pub use envelope::{Decided, Envelope, Guard, Stocked, is_newest_form};
 pub use evaluation::{Evaluation, MEASURED_MAX};
-pub use job::{Job, Model};
+pub use job::Job;
 pub use ledger::{Ledger, LedgerError};
+pub use models::{LISTED_MAX, Model, Models};
 pub use outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 pub use round::{Phase, Round, Share, Update};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotPace};

@@ -102,7 +102,7 @@ impl Replay {
 
     /// The nodes that hold something of an open round, or have made a model.
     pub fn nodes(&self) -> BTreeSet<NodeId> {
-        let models = self.state.jobs().flat_map(|job| &job.models).map(|model| model.commit.node);
+        let models = self.state.jobs().flat_map(|job| job.models.iter()).map(|model| model.commit.node);
         models.chain(self.state.holders()).collect()
     }
 

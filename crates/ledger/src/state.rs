@@ -4,6 +4,7 @@ use crate::change::{self, active};
 use crate::envelope::{Decided, Envelope, Guard, Stocked};
 use crate::hashes::Hashes;
 use crate::job::{Job, Verdict};
+use crate::models::Models;
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
@@ -329,7 +330,15 @@ impl State {
                 self.change(*uid, |job| change::complete(job, reason, *at_ms))
             }
             Record::Committed { uid, round, model, at_ms } => {
-                self.change(*uid, |job| change::commit(job, *round, model, *at_ms))
+                // Members of the first release know them all, and number them by that.
+                let forgets = self.level >= 2;
+                self.change(*uid, |job| {
+                    change::commit(job, *round, model, *at_ms)?;
+                    if forgets {
+                        job.retire_models();
+                    }
+                    Ok(())
+                })
             }
             Record::RoundGivenUp { uid, round, contribution, reason, at_ms } => {
                 self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms))
@@ -415,7 +424,7 @@ impl State {
             reason: None,
             created_ms: at_ms,
             revision: self.sequence,
-            models: Vec::new(),
+            models: Models::default(),
             needs: Footprint::default(),
             round: None,
             paused_ms: None,

@@ -73,9 +73,10 @@ pub async fn prepare(
     }
     let OfRound { uid, round, incarnation } = of;
     let (owner, elements, ranges) = (owner(spec, uid), model.layout.elements(), ranges::cut(&model.layout).len());
+    let maker = model.takes.maker;
     for leaf in 0..spec.topology.leaves() {
         let key = leaf::LeafKey { uid, round, leaf, incarnation };
-        if let Err(error) = fresh::leaf(context, leaf::Shape { key, owner, elements, ranges }).await? {
+        if let Err(error) = fresh::leaf(context, leaf::Shape { key, owner, elements, ranges, maker }).await? {
             return Ok(Err(error));
         }
     }
@@ -261,8 +262,8 @@ impl Dispatcher {
 
     fn has_work(&self, uid: JobUid) -> bool {
         let node = self.context.node;
-        let gathers = |spec: &JobSpec| self.context.functions.gathers(&spec.function);
-        let of_round = |state: &State| !matches!(job::next_work(state, uid, node, gathers), job::Work::Nothing);
+        let functions = &self.context.functions;
+        let of_round = |state: &State| !matches!(job::next_work(state, uid, node, functions), job::Work::Nothing);
         self.context.ledger.read(of_round) || self.context.pieces.waits_for(uid)
     }
 
@@ -286,7 +287,7 @@ fn is_ready_on(job: &Job, node: NodeId) -> bool {
 /// up counts it.)
 fn look(seen: &mut HashMap<JobUid, Seen>, metrics: &Metrics, job: &Job) -> bool {
     let ended = job.round_number() - u64::from(job.active_round().is_some());
-    let without = ended.saturating_sub((job.models.len() as u64).saturating_sub(1));
+    let without = ended.saturating_sub(job.models.next().saturating_sub(1));
     let (namespace, name) = (job.spec.namespace.clone(), job.spec.name.clone());
     let now = Seen { revision: job.revision, ended, without, namespace, name };
     let labels = [job.spec.namespace.as_str(), job.spec.name.as_str(), "skipped"];

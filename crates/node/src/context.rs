@@ -6,7 +6,7 @@ use crate::bases::Bases;
 use crate::buffers::Buffers;
 use crate::desk::Desk;
 use crate::drafts::Drafts;
-use crate::functions::Functions;
+use crate::functions::{Functions, lacking};
 use crate::holders::Holders;
 use crate::identity::Identity;
 use crate::layouts::Layouts;
@@ -21,7 +21,8 @@ use catchment_ledger::Ledger;
 use catchment_proxy::{Link, Report};
 use catchment_runner::{Runners, Setup};
 use catchment_slab::SlabStore;
-use catchment_types::{Clock, Entropy, JobUid, NodeId, Step, Steps};
+use catchment_types::{Clock, Entropy, JobSpec, JobUid, NodeId, Problem, Step, Steps};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -206,6 +207,9 @@ pub struct Context {
 /// How long a request may wait for something once the node ends: what is about to come still comes.
 const LAST_WAIT: Duration = Duration::from_millis(250);
 
+/// How long a request waits for a function's module that this node is fetching.
+const FUNCTION_WAIT: Duration = Duration::from_secs(3);
+
 /// A wait that ended in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Late {
@@ -232,6 +236,14 @@ impl Context {
             () = tokio::time::sleep(limit) => Err(Late::Time),
             () = ends => Err(Late::Ends),
         }
+    }
+
+    /// Waits a while for the module that a job is pinned to.
+    ///
+    /// # Errors
+    /// `not_ready`: this node lacks it.
+    pub async fn function_ready(&self, spec: &JobSpec) -> Result<(), Problem> {
+        self.within(FUNCTION_WAIT, self.functions.ready(spec)).await.map_err(|_| lacking(spec))
     }
 
     /// Reads on in the log, before something is called unknown that another node may have written. Alone, nobody has.
@@ -262,14 +274,15 @@ impl Context {
     pub async fn prune_models(&self, uid: JobUid) {
         let keeps = self.ledger.read(|state| {
             let job = state.job(uid)?;
-            let kept = job.models.iter().map(|model| (job.keeps(model.commit.version), model.commit.etag));
-            Some(kept.collect::<Vec<_>>())
+            let kept = job.models.iter().filter(|model| job.keeps(model.commit.version));
+            let kept = kept.map(|model| (model.commit.version, model.commit.etag));
+            Some((job.models.next(), kept.collect::<BTreeMap<_, _>>()))
         });
         let models = self.models.clone();
         let prune = move || {
-            let keeps = keeps.unwrap_or_default();
+            let (next, keeps) = keeps.unwrap_or_default();
             // What the log does not know may be about to be proposed.
-            let kept = |version: u64, etag| keeps.get(version as usize).is_none_or(|(keeps, of)| *keeps && *of == etag);
+            let kept = |version: u64, etag| version >= next || keeps.get(&version) == Some(&etag);
             models.prune(uid, kept)
         };
         if let Ok(Err(error)) = tokio::task::spawn_blocking(prune).await {

@@ -85,7 +85,7 @@ impl Layouts {
             return Ok(known.clone());
         }
         let (head, header) = models.head(uid, 0, etag)?;
-        let takes = functions.takes(&spec.function).map_err(io::Error::other)?;
+        let takes = functions.takes(spec).map_err(io::Error::other)?;
         let layout = ModelLayout::new(head, header, spec, takes).map_err(io::Error::other)?;
         Ok(self.lock().entry(uid).or_insert_with(|| Arc::new(layout)).clone())
     }

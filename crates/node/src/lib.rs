@@ -22,6 +22,7 @@ mod layouts;
 mod meant;
 mod metrics;
 mod models;
+mod modules;
 mod node;
 mod orphans;
 mod owner;

@@ -22,7 +22,7 @@ use catchment_fleet::{Beat, Fleet, NodeBeat, Speak};
 use catchment_ledger::Ledger;
 use catchment_runner::{InProcess, Processes, ProcessesConfig, Runners};
 use catchment_slab::{Recovered, SlabError, SlabStore, StoreConfig};
-use catchment_types::{JobUid, LEVEL_MAX, LogId, NodeId};
+use catchment_types::{JobSpec, JobUid, LEVEL_MAX, LogId, NodeId};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +112,11 @@ impl Node {
                 ledger.read(|state| state.job(uid).is_some())
             })
             .map_err(data)?;
+            let needing: Vec<Arc<JobSpec>> = ledger.read(|state| {
+                let jobs = state.jobs().filter(|job| !job.state.is_over());
+                jobs.map(|job| job.spec.clone()).collect()
+            });
+            functions.sweep(clock.now_ms(), needing.iter().map(Arc::as_ref)).map_err(data)?;
             // Before anything is said of what this node has: from here on no other process speaks for it.
             identity.take_over(&ledger, clock.now_ms()).await?;
             let runners = start_runners(runners, &store).await?;

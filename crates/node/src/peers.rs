@@ -1,15 +1,17 @@
 //! The other nodes of the cluster: who they are, and how bytes come from them.
 //!
-//! Between nodes move partials, updates of functions that need them all, and models; always by one stream each, asked for
-//! by the node that needs it. What is asked for is named by what the event log says it must be, so a node that has
+//! Between nodes move partials, updates of functions that need them all, models, and modules of functions; always by one
+//! stream each, asked for by the node that needs it. What is asked for is named by what the event log says it must be, so a node that has
 //! something else, because it is ahead, behind or came back from the dead, cannot give it.
 
 mod fetch;
+pub mod functions;
 pub mod models;
 
 pub use fetch::{FetchError, Head, Sink, hex};
 
 use crate::aggregate::Range;
+use crate::functions::Maker;
 use catchment_fleet::{Fleet, NodeBeat, beat_of};
 use catchment_ledger::Round;
 use catchment_types::{ClientId, Digest, JobUid, NodeId, Place, ReceiptId};
@@ -46,7 +48,11 @@ pub enum Wanted {
         leaf: u32,
         /// What must be in it.
         contribution: Digest,
+        /// Who must have made it. The first release's nodes do not know.
+        maker: Option<Maker>,
     },
+    /// A function's module.
+    Function(Digest),
     /// An update as it lies in its slab.
     Update(ReceiptId),
     /// Some elements of it.
@@ -90,9 +96,11 @@ impl Wanted {
     pub fn path(&self) -> String {
         match self {
             Self::Model { uid, version, etag } => format!("/v1/peer/models/{uid}/{version}/{etag}"),
-            Self::Partial { uid, round, leaf, contribution } => {
-                format!("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}")
+            Self::Partial { uid, round, leaf, contribution, maker } => {
+                let maker = maker.map(|Maker { function, abi }| format!("?function={function}&abi={abi}"));
+                format!("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}{}", maker.unwrap_or_default())
             }
+            Self::Function(digest) => format!("/v1/peer/functions/{digest}"),
             Self::Update(receipt) => format!("/v1/peer/updates/{receipt}"),
             Self::Excerpt { receipt, excerpt } => format!("/v1/peer/updates/{receipt}/{excerpt}"),
             Self::Piece(name) => format!("/v1/peer/pieces/{name}"),

@@ -389,7 +389,7 @@ enum Unaccepted {
 }
 
 fn descriptor(context: &Context, accept: &Accept, slab_bytes: u64, spec: &JobSpec) -> Descriptor {
-    let function = context.functions.digest(&spec.function).map_or(FunctionId(0), |digest| FunctionId::of(&digest));
+    let function = context.functions.digest(spec).map_or(FunctionId(0), |digest| FunctionId::of(&digest));
     Descriptor {
         function,
         job: accept.uid,

@@ -18,6 +18,8 @@ pub struct Description {
     pub name: String,
     /// Its own version.
     pub version: String,
+    /// The version of the contract between host and function that it was built for.
+    pub abi: u32,
     /// How its work may be cut.
     #[serde(serialize_with = "class_name")]
     pub class: Class,

@@ -188,10 +188,10 @@ fn describe(runtime: &Runtime, pre: &InstancePre<Host>) -> Result<Description, L
     let entry = exports.get(&mut sandbox, name::DESCRIBE).ok_or_else(missing)?;
     let packed = guarded(runtime, &mut sandbox, "describe", &entry, ()).map_err(LoadError::Describe)?;
     let text = packed_text(sandbox.memory(), packed).map_err(|e| LoadError::Describe(e.into()))?;
-    read_description(&text).map_err(LoadError::Description)
+    read_description(&text, found).map_err(LoadError::Description)
 }
 
-fn read_description(text: &str) -> Result<Description, String> {
+fn read_description(text: &str, abi: u32) -> Result<Description, String> {
     let raw: RawDescription = serde_json::from_str(text).map_err(|e| e.to_string())?;
     if !is_label(&raw.name) {
         return Err(format!("its name {:?} is no DNS label (a-z, 0-9, inner hyphens, at most 63)", raw.name));
@@ -209,7 +209,7 @@ fn read_description(text: &str) -> Result<Description, String> {
     }
     let class = Class::from_name(&raw.class).ok_or_else(|| format!("its class {:?} is unknown", raw.class))?;
     let RawDescription { name, version, summary, config, needs_previous, exact, update_layout, .. } = raw;
-    Ok(Description { name, version, class, summary, config, needs_previous, exact, update_layout })
+    Ok(Description { name, version, abi, class, summary, config, needs_previous, exact, update_layout })
 }
 
 fn is_label(name: &str) -> bool {

@@ -142,7 +142,7 @@ impl Control {
                 "job {job} round {round}: made of {made} updates ({twice} twice), the log has {wanted}"
             ));
         }
-        let version = state.models.len() as u64;
+        let version = state.models.next();
         let model = model(version, 64, made_of.len() as u64, Some(active.contribution()), gathered);
         let outcome = self.append(&Record::Committed { uid: uid(job), round, model, at_ms: now_ms });
         if outcome == Outcome::Done { Ok(true) } else { Err(format!("job {job} round {round}: {outcome:?}")) }

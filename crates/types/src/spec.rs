@@ -9,7 +9,7 @@ mod mode;
 mod quantity;
 mod stored;
 
-use crate::{Dtype, FieldError, Name, TensorRule};
+use crate::{Digest, Dtype, FieldError, Name, TensorRule};
 pub use clients::{Better, Evaluate, Policy, Selection};
 pub use exact::Exact;
 use fields::Fields;
@@ -112,7 +112,8 @@ pub struct JobSpec {
     /// Its namespace; `default` when absent.
     #[schema(value_type = String)]
     pub namespace: Name,
-    /// The function: a name, or `name@digest` to pin its bytes.
+    /// The function: a name, or `name@digest` to pin its bytes. A name alone is pinned when the job is created, to the
+    /// bytes that it stands for at that node then.
     pub function: String,
     /// The function's own configuration, checked by it. Default `{}`.
     #[schema(value_type = Object)]
@@ -269,6 +270,16 @@ impl JobSpec {
         }
     }
 
+    /// The function's name, without the digest.
+    pub fn function_name(&self) -> &str {
+        self.function.split_once('@').map_or(&self.function, |(name, _)| name)
+    }
+
+    /// The digest of the function's bytes, when they are pinned.
+    pub fn function_digest(&self) -> Option<Digest> {
+        self.function.split_once('@').and_then(|(_, digest)| digest.parse().ok())
+    }
+
     /// The spec with `patch` applied, if it would be a good one.
     ///
     /// # Errors
@@ -376,7 +387,7 @@ fn checkpoints(f: &mut Fields) -> Checkpoints {
 fn is_function_reference(text: &str) -> bool {
     match text.split_once('@') {
         None => text.parse::<Name>().is_ok(),
-        Some((name, digest)) => name.parse::<Name>().is_ok() && digest.parse::<crate::Digest>().is_ok(),
+        Some((name, digest)) => name.parse::<Name>().is_ok() && digest.parse::<Digest>().is_ok(),
     }
 }
 
@@ -399,6 +410,15 @@ pub struct SpecPatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_function_is_a_name_and_perhaps_a_digest() {
+        let digest = Digest::from_bytes([7; 32]);
+        for (function, said) in [("mean".to_owned(), None), (format!("mean@{digest}"), Some(digest))] {
+            let spec = read(&format!(r#"{{"name":"a","function":"{function}"}}"#)).unwrap();
+            assert_eq!((spec.function_name(), spec.function_digest()), ("mean", said));
+        }
+    }
 
     fn read(text: &str) -> Result<JobSpec, Vec<FieldError>> {
         JobSpec::from_json(text.as_bytes())

@@ -119,7 +119,7 @@ async fn list(session: &Session) -> Result<()> {
             text::round_of(job),
             format!("{} of {}", job.round.received, job.round.goal),
             text::or_dash(job.model_version),
-            text::spec_text(job, "function").to_owned(),
+            text::function(job),
             job.created_at.clone(),
         ]
     };

@@ -97,7 +97,7 @@ pub fn subject(record: &Record) -> Option<JobUid> {
 pub struct Before {
     round: u64,
     phase: Option<Phase>,
-    models: usize,
+    models: u64,
     contribution: Option<Digest>,
     updates: BTreeMap<ReceiptId, ReceiptState>,
 }
@@ -118,7 +118,7 @@ impl Checks {
         Before {
             round: job.round_number(),
             phase: job.round.as_ref().map(|round| round.phase),
-            models: job.models.len(),
+            models: job.models.next(),
             contribution: job.active_round().map(|round| round.contribution()),
             updates: updates.map(|update| (update.receipt, update.state)).collect(),
         }
@@ -141,7 +141,7 @@ impl Checks {
             }
             (Record::Committed { uid, round, model, .. }, Outcome::Done) => {
                 let job = state.job(*uid).expect("its round was committed");
-                assert_eq!((model.version, job.models.len()), (before.models as u64, before.models + 1));
+                assert_eq!((model.version, job.models.next()), (before.models, before.models + 1));
                 let round = job.round_numbered(*round).expect("it was committed");
                 let contributors: Vec<_> = round.contributors().map(|update| update.receipt).collect();
                 let folded = before.updates.iter().filter(|(_, state)| **state == ReceiptState::Folded);
@@ -154,7 +154,7 @@ impl Checks {
             (Record::RoundGivenUp { uid, round, contribution, .. }, Outcome::Done) => {
                 let job = state.job(*uid).expect("its round was given up");
                 let ended = job.round_numbered(*round).expect("it was given up just now");
-                assert_eq!((ended.phase, job.models.len()), (Phase::Skipped, before.models), "the model stands");
+                assert_eq!((ended.phase, job.models.next()), (Phase::Skipped, before.models), "the model stands");
                 assert!(ended.given_up().is_some_and(|reason| !reason.is_empty()));
                 assert!(job.spec.rounds > *round && !job.state.is_over(), "it is asked again");
                 assert_eq!(before.contribution, Some(*contribution), "it is what was to be given up");

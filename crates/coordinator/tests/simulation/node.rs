@@ -116,7 +116,7 @@ impl Node {
         });
         let is_whole = lost.is_empty() && sums.is_empty();
         let commit = (round.is_ready() && is_whole && round.top() == Some(self.id)).then(|| ModelCommit {
-            version: job.models.len() as u64,
+            version: job.models.next(),
             etag: round.contribution(),
             bytes: 64,
             function: None,

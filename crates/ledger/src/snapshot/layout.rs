@@ -11,8 +11,9 @@
 use super::changes::Changes;
 use crate::evaluation::Evaluation;
 use crate::hashes::Hashes;
-use crate::job::{Job, Model};
+use crate::job::Job;
 use crate::mean::Mean;
+use crate::models::Model;
 use crate::names::UsedNames;
 use crate::round::{Phase, Round, RoundHead, Update};
 use crate::state::State;

@@ -5,8 +5,9 @@
 
 use super::changes::Changes;
 use crate::evaluation::Evaluation;
-use crate::job::{Job, Model};
+use crate::job::Job;
 use crate::mean::Mean;
+use crate::models::Model;
 use crate::names::UsedNames;
 use crate::round::{Phase, Round, RoundHead, Update};
 use crate::state::State;

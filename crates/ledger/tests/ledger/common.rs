@@ -55,7 +55,7 @@ pub fn initial_model() -> ModelCommit {
 /// The commit that the node would propose for `round` now.
 pub fn commit_of(job: &Job, round: &Round) -> ModelCommit {
     ModelCommit {
-        version: job.models.len() as u64,
+        version: job.models.next(),
         etag: digest(201),
         bytes: 64,
         node: NodeId(1),

@@ -43,7 +43,7 @@ fn means_are_weighted_by_samples() {
     assert_eq!(fixture.evaluate(0, vec![result(1, 30, 1.0)]), [EvaluateOutcome::Counted]);
     assert_eq!(fixture.job().best_version(), None, "one result is too few");
     assert_eq!(fixture.evaluate(0, vec![result(2, 10, 5.0)]), [EvaluateOutcome::Counted]);
-    let view = fixture.job().model_view(&fixture.job().models[0]);
+    let view = fixture.job().model_view(fixture.job().model(0).unwrap());
     let evaluation = view.evaluation.unwrap();
     assert_eq!((evaluation.results, evaluation.num_samples, evaluation.metrics["loss"]), (2, 40, 2.0));
     assert!(view.best);

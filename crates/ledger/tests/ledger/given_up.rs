@@ -39,7 +39,7 @@ fn every_receipt_says_why_and_the_round_is_asked_again() {
     assert_eq!((fixture.job().view().reason, fixture.job().round_view().reason), (None, None));
     fixture.run_round(3, [1, 2]);
     assert_eq!(
-        (fixture.job().state, fixture.job().models.len()),
+        (fixture.job().state, fixture.job().models.next()),
         (JobState::Completed, 3),
         "as many as there were to be"
     );
@@ -119,7 +119,7 @@ fn three_in_a_row_pause_the_job_and_resuming_counts_anew() {
     assert_eq!(fixture.job().state, JobState::Running, "a model came between");
     fixture.run_round(10, [1, 2]);
     assert_eq!(fixture.job().state, JobState::Completed);
-    assert_eq!(fixture.job().models.len(), 3);
+    assert_eq!(fixture.job().models.next(), 3);
 }
 
 /// A round that had too few updates is no sign of a client that spoils them; one whose receipts are kept no longer may be.

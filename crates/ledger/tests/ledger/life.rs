@@ -1,9 +1,9 @@
 //! The life of jobs, rounds and receipts.
 
 use crate::common::*;
-use catchment_ledger::{AcceptOutcome, Outcome, Phase};
+use catchment_ledger::{AcceptOutcome, LISTED_MAX, Outcome, Phase, State};
 use catchment_types::{
-    CloseReason, DurationText, JobAction, JobState, JobUid, ReceiptId, ReceiptState, Record, SpecPatch,
+    CloseReason, DurationText, JobAction, JobState, JobUid, LogId, ReceiptId, ReceiptState, Record, SpecPatch,
 };
 
 const GOAL_3: &str = r#","goal":3,"min_updates":2,"rounds":3,"deadline":null"#;
@@ -64,7 +64,7 @@ fn a_commit_of_something_else_is_ignored() {
     }
     assert_eq!(fixture.commit_as(right.clone()), Outcome::Done);
     assert!(is_ignored(&fixture.commit_as(right)), "a second time");
-    assert_eq!(fixture.job().models.len(), 2);
+    assert_eq!(fixture.job().models.next(), 2);
 }
 
 /// A model made from the slabs needs no fold, only a closed round.
@@ -332,7 +332,7 @@ fn stopping_discards_the_round_in_progress() {
     fixture.act(JobAction::Stop);
     assert_eq!(states(&fixture, &receipts), [ReceiptState::Discarded; 3]);
     assert!(is_ignored(&fixture.commit_as(model)), "too late");
-    assert_eq!(fixture.job().models.len(), 1);
+    assert_eq!(fixture.job().models.next(), 1);
 }
 
 #[test]
@@ -394,6 +394,42 @@ fn checkpoints_keep_the_first_and_the_newest() {
     }
     let kept: Vec<_> = (0..=4).map(|version| fixture.job().keeps(version)).collect();
     assert_eq!(kept, [true, false, false, true, true]);
+}
+
+/// A job that makes models for years: what is known of old ones goes, and everything that is still asked for stays.
+#[test]
+fn old_versions_are_forgotten_from_level_2_on() {
+    let more = LISTED_MAX + 20;
+    for level in [1, 2] {
+        let mut fixture = Fixture::waiting(r#","goal":1,"rounds":20000,"deadline":null,"receipts":"0s""#);
+        if level > 1 {
+            fixture.apply(Record::LevelRaised { level, log: LogId::from_bytes([1; 16]), at_ms: 0 });
+        }
+        fixture.put_model();
+        for round in 1..=more {
+            // Without an audit of thousands of models after each record.
+            let mut apply = |record| {
+                let outcome = fixture.state.apply(fixture.state.sequence() + 1, &record);
+                assert!(!is_ignored(&outcome), "{record:?}");
+                outcome
+            };
+            apply(Record::RoundOpened { uid: JOB, round, deadline_ms: None, places: Vec::new(), at_ms: round });
+            let Outcome::Accepts(each) = apply(Record::Accepted(vec![accept(JOB, round, 1, 0)])) else { panic!() };
+            let AcceptOutcome::Accepted(receipt) = each[0] else { panic!("{each:?}") };
+            apply(Record::Folded { uid: JOB, round, receipts: vec![receipt] });
+            let model = commit_of(fixture.job(), fixture.round());
+            let committed = Record::Committed { uid: JOB, round, model, at_ms: round };
+            assert_eq!(fixture.state.apply(fixture.state.sequence() + 1, &committed), Outcome::Done);
+        }
+        fixture.state.audit().unwrap();
+        let job = fixture.job();
+        let known: Vec<u64> = job.models.iter().map(|model| model.commit.version).collect();
+        let oldest = if level == 1 { 1 } else { more + 1 - LISTED_MAX };
+        assert!(known.iter().copied().eq([0].into_iter().chain(oldest..=more)), "{:?}", &known[..30]);
+        assert_eq!((job.models.next(), job.newest_model().unwrap().commit.version), (more + 1, more));
+        assert_eq!((job.model(0).is_some(), job.model(3).is_some()), (true, level == 1));
+        assert!(State::from_snapshot(&fixture.state.to_snapshot().unwrap()).unwrap() == fixture.state);
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn the_mean_of_finite_numbers_is_finite() {
             metrics: BTreeMap::from([("m".to_owned(), *value)]),
         });
         fixture.apply(Record::Evaluated { uid: JOB, version: 0, results: results.collect() });
-        let view = fixture.job().model_view(&fixture.job().models[0]);
+        let view = fixture.job().model_view(fixture.job().model(0).unwrap());
         let measured = view.evaluation.as_ref().unwrap().metrics["m"];
         assert_eq!(measured.to_bits(), mean.to_bits(), "{what}: the same numbers in the same order");
         assert!(is_number(&view), "{what}");
@@ -80,7 +80,7 @@ fn a_sum_that_overflowed_in_an_older_release_is_not_shown() {
         .map(|(name, value)| (name.to_owned(), value))
         .into();
     assert_eq!(fixture.commit_as(model), Outcome::Done);
-    let view = fixture.job().model_view(&fixture.job().models[1]);
+    let view = fixture.job().model_view(fixture.job().model(1).unwrap());
     assert_eq!(view.metrics, BTreeMap::from([("d".to_owned(), 0.5)]));
     assert!(is_number(&view));
 }

@@ -171,7 +171,7 @@ impl Facts {
                 total_weight: exact_sum(round.contributors().map(|update| update.accept.weight)),
                 updates: round.received(),
                 previous: found.model(round.model_version)?.commit.clone(),
-                version: found.models.len() as u64,
+                version: found.models.next(),
                 contribution: round.contribution(),
                 metrics: round.metrics(),
                 opened_ms: round.opened_ms,
@@ -216,7 +216,7 @@ impl Worker {
         self.context.done(Step::Finalized);
         let (etag, bytes) = self.write(out, facts)?;
         self.context.done(Step::Kept);
-        let function = self.context.functions.digest(&self.spec.function);
+        let function = self.context.functions.digest(&self.spec);
         let commit = ModelCommit {
             version: facts.version,
             etag,

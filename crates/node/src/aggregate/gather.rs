@@ -66,7 +66,7 @@ impl Gather<'_> {
     /// What was made cannot be read.
     pub fn culprits(&self, inputs: &[Input]) -> Result<Vec<(usize, String)>, StepError> {
         let ranges = &self.worker.every_range();
-        let function = &self.worker.spec.function;
+        let function = self.worker.spec.function_name();
         let mut culprits = Vec::new();
         for (i, input) in inputs.iter().enumerate() {
             let one = std::slice::from_ref(input);

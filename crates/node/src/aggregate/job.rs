@@ -4,7 +4,7 @@ use super::finish;
 use super::fresh;
 use super::input::Input;
 use super::lanes::{Lanes, Level};
-use super::leaf::{BATCH_MAX, BadWords, Leaf, LeafKey, Plan, Shape};
+use super::leaf::{BATCH_MAX, Leaf, LeafKey, Plan, Shape, Unusable};
 use super::pieces::Taken;
 use super::ranges::{Range, cut};
 use super::recover::LOST_MAX;
@@ -12,6 +12,8 @@ use super::sizing::Sizing;
 use super::trouble::said;
 use super::worker::Worker;
 use crate::context::Context;
+use crate::functions::{Functions, lacking};
+use crate::peers::functions::fetch;
 use crate::peers::models::ensure;
 use catchment_ledger::{LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
@@ -34,6 +36,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What a job's task should do now.
 #[derive(Debug)]
 pub enum Work {
+    /// Keep the module that the job is pinned to.
+    Keep(Arc<JobSpec>),
     /// Fold these updates, which all belong to one leaf.
     Fold(LeafKey, Vec<Update>),
     /// Make this round's model.
@@ -44,14 +48,16 @@ pub enum Work {
     Nothing,
 }
 
-/// Looks for work that this node can do.
-///
-/// `gathers` says whether a spec's function takes a round's updates all at once: then there is nothing to do before the
-/// round is closed.
-pub fn next_work(state: &State, uid: JobUid, node: NodeId, gathers: impl Fn(&JobSpec) -> bool) -> Work {
+/// Looks for work that this node can do. Where a job's function takes a round's updates all at once, there is nothing to do
+/// before the round is closed.
+pub fn next_work(state: &State, uid: JobUid, node: NodeId, functions: &Functions) -> Work {
     let Some(job) = state.job(uid) else { return Work::Nothing };
+    // Before there is anything to fold: other nodes may have it for no longer than the next build is on its way.
+    if !job.state.is_over() && !functions.keeps(&job.spec) {
+        return Work::Keep(job.spec.clone());
+    }
     let Some(round) = job.active_round() else { return Work::Nothing };
-    if gathers(&job.spec) {
+    if functions.gathers(&job.spec) {
         let is_ours = round.is_complete() && round.top() == Some(node);
         return if is_ours { Work::Finish(round.number) } else { Work::Nothing };
     }
@@ -87,9 +93,9 @@ pub enum StepError {
     /// The same: the data directory refused a write.
     #[error("{0}")]
     Disk(String),
-    /// Nobody knows what is in an accumulator.
-    #[error("leaf {leaf}: {bad}", leaf = .0.leaf, bad = .1)]
-    BadLeaf(LeafKey, BadWords),
+    /// The job cannot go on with an accumulator.
+    #[error("leaf {leaf}: {why}", leaf = .0.leaf, why = .1)]
+    BadLeaf(LeafKey, Unusable),
     /// An accepted update is not in shared memory any more.
     #[error("the slab of {receipt} is missing")]
     Missing {
@@ -126,8 +132,7 @@ pub struct JobAggregation {
 pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
     let mut aggregation = None;
     loop {
-        let gathers = |spec: &JobSpec| context.functions.gathers(&spec.function);
-        let mut work = context.ledger.read(|state| next_work(state, uid, context.node, gathers));
+        let mut work = context.ledger.read(|state| next_work(state, uid, context.node, &context.functions));
         if context.pieces.waits_for(uid) {
             work = Work::Pieces;
         }
@@ -144,6 +149,9 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
         // Who only helps does not fail the job.
         let is_help = matches!(work, Work::Pieces);
         let step = AssertUnwindSafe(async {
+            if let Work::Keep(spec) = &work {
+                return keep_function(&context, spec).await;
+            }
             if aggregation.is_none() {
                 // The function is compiled now, and its class known: look again.
                 aggregation = Some(JobAggregation::begin(&context, uid).await.inspect_err(|error| {
@@ -172,7 +180,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            Err(StepError::BadLeaf(key, _)) => lose_leaf(&context, key).await,
+            Err(StepError::BadLeaf(key, why)) => lose_leaf(&context, key, why).await,
             Err(error) => {
                 if matches!(error, StepError::Panicked(_)) {
                     // Nobody knows what it left behind; what counts lies in shared memory.
@@ -195,11 +203,26 @@ async fn fail(context: &Context, uid: JobUid, reason: String) {
     }
 }
 
-/// Lets go of an accumulator of which nobody knows what is in it, and says that what was folded into it is lost. What was
+/// Writes down the module that a job is pinned to; another node may have it.
+async fn keep_function(context: &Arc<Context>, spec: &Arc<JobSpec>) -> Result<(), StepError> {
+    let Some(digest) = spec.function_digest() else { return Ok(()) };
+    let (of, job) = (context.clone(), spec.clone());
+    if !blocking(move || Ok(of.functions.has(&job))).await? {
+        let came = fetch(context, digest).await;
+        let came =
+            came.map_err(|last| StepError::Again(format!("{}; asked the others: {last}", lacking(spec).detail)))?;
+        context.functions.came(came);
+    }
+    let of = context.clone();
+    let disk = move |error: std::io::Error| StepError::Disk(format!("write a function's module: {error}"));
+    blocking(move || of.functions.keep(digest).map_err(disk)).await
+}
+
+/// Lets go of an accumulator that the job cannot go on with, and says that what was folded into it is lost. What was
 /// not is folded again, into a new one.
-async fn lose_leaf(context: &Context, key: LeafKey) {
+async fn lose_leaf(context: &Context, key: LeafKey, why: Unusable) {
     let LeafKey { uid, round, leaf, .. } = key;
-    tracing::error!(job = %uid, round, leaf, "an accumulator's control words contradict each other: it begins anew");
+    tracing::error!(job = %uid, round, leaf, %why, "an accumulator begins anew");
     // First the memory: a life that begins before the log is told finds none, and says the same.
     context.release(context.holdings.take_leaf(key));
     let is_in_it = |update: &&Update| {
@@ -259,7 +282,7 @@ impl JobAggregation {
                 .layouts
                 .get(&context.models, &context.functions, uid, &spec, etag)
                 .map_err(|e| StepError::Again(e.to_string()))?;
-            let lanes = Lanes::new(&context, uid, &spec).map_err(|problem| StepError::Job(problem.detail))?;
+            let lanes = Lanes::new(&context, uid, &spec).map_err(|problem| StepError::Again(problem.detail))?;
             let ranges = cut(&model.layout).into();
             let sizing = Sizing::new(model.own.slab_bytes);
             let worker = Worker { context, uid, spec, model, ranges, lanes: Arc::new(lanes) };
@@ -271,7 +294,8 @@ impl JobAggregation {
     async fn step(&self, work: Work) -> Result<(), StepError> {
         let labels = [self.worker.spec.namespace.as_str(), self.worker.spec.name.as_str()];
         match work {
-            Work::Nothing => Ok(()),
+            // It is kept before there is an aggregation.
+            Work::Keep(_) | Work::Nothing => Ok(()),
             Work::Pieces => {
                 while let Some(taken) = Taken::next(&self.worker.context, self.worker.uid) {
                     let span = tracing::info_span!("piece", job = %self.worker.spec.name);
@@ -331,14 +355,15 @@ impl JobAggregation {
     pub async fn leaf(&self, key: LeafKey) -> Result<Leaf, StepError> {
         let Worker { context, model, ranges, .. } = &*self.worker;
         let (elements, ranges) = (model.layout.elements(), ranges.len());
-        let shape = Shape { key, owner: self.worker.owner(), elements, ranges };
+        let maker = model.takes.maker;
+        let shape = Shape { key, owner: self.worker.owner(), elements, ranges, maker };
         let leaf = loop {
             match fresh::leaf(context, shape).await.map_err(|error| StepError::Again(error.to_string()))? {
                 Err(SlabError::NoRoom { .. }) if self.worker.gets_room() => {}
                 other => break other.map_err(StepError::from)?,
             }
         };
-        if leaf.is_for(elements, ranges) { Ok(leaf) } else { Err(StepError::BadLeaf(key, BadWords)) }
+        self.worker.check(key, &leaf).map(|()| leaf)
     }
 
     /// Completes what a crash interrupted: redoes ranges that lag behind the newest plan, and records its updates as
@@ -374,7 +399,7 @@ impl JobAggregation {
         updates: &[Update],
     ) -> Result<Option<FunctionError>, StepError> {
         let slabs: Vec<SlabId> = updates.iter().map(|update| update.accept.slab).collect();
-        let plan = leaf.begin(&slabs).map_err(|bad| StepError::BadLeaf(key, bad))?;
+        let plan = leaf.begin(&slabs).map_err(|bad| StepError::BadLeaf(key, bad.into()))?;
         self.fold_plan(key, leaf, plan, updates).await
     }
 
@@ -396,7 +421,7 @@ impl JobAggregation {
         blocking(move || {
             let inputs =
                 updates.iter().map(|update| Input::find(&context, update, mode)).collect::<Result<Vec<_>, _>>();
-            let undone = || leaf.undo(&plan).map_err(|bad| StepError::BadLeaf(key, bad));
+            let undone = || leaf.undo(&plan).map_err(|bad| StepError::BadLeaf(key, bad.into()));
             let inputs = match inputs {
                 Ok(inputs) => inputs,
                 Err(error) => return undone().and(Err(error)),
@@ -453,7 +478,7 @@ impl JobAggregation {
 
     /// Records that the function fails on an update, and lets go of it.
     async fn failed_on(&self, round: u64, update: &Update, error: &FunctionError) -> Result<(), StepError> {
-        let reason = format!("function `{}` failed on this update: {error}", self.worker.spec.function);
+        let reason = format!("function `{}` failed on this update: {error}", self.worker.spec.function_name());
         self.discard(round, update, reason).await
     }
 

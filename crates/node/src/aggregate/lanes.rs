@@ -60,13 +60,13 @@ impl Lanes {
     /// No instance yet.
     ///
     /// # Errors
-    /// The function is not there any more.
+    /// The function is not at hand.
     pub fn new(context: &Arc<Context>, uid: JobUid, spec: &Arc<JobSpec>) -> Result<Self, Problem> {
-        let function = context.functions.get(&spec.function)?;
+        let function = context.functions.get(spec)?;
         let lanes = context.config.lanes.min(spec.limits.instances as usize).max(1);
         let blueprint = Blueprint {
             job: uid,
-            function: context.functions.digest(&spec.function).expect("it was just found"),
+            function: context.functions.digest(spec).expect("it was just found"),
             config: Value::Object(spec.config.clone()).to_string(),
             exact: crate::functions::exact(spec).map(|exact| (exact.exponent, exact.weight_max)),
             limits: crate::functions::limits(spec),

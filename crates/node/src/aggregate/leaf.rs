@@ -20,6 +20,7 @@
 
 use super::holdings::OfRound;
 use super::ranges::Range;
+use crate::functions::Maker;
 use catchment_runtime::Window;
 use catchment_slab::{Accumulator, HUGE_BYTES, Owner, PAGE_BYTES, SlabError, SlabStore};
 use catchment_types::{JobUid, SlabId};
@@ -73,6 +74,8 @@ pub struct Shape {
     pub elements: u64,
     /// How many ranges they are cut into.
     pub ranges: usize,
+    /// Who folds into it.
+    pub maker: Maker,
 }
 
 /// What an earlier release noted of a file with words and data.
@@ -83,13 +86,14 @@ struct WholeMeta {
     ranges: u64,
 }
 
-/// What is noted of a file with words: the same, and where the data is.
+/// What is noted of a file with words: the same, where the data is, and who folds into it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct WordsMeta {
     key: LeafKey,
     elements: u64,
     ranges: u64,
     data: u64,
+    maker: Maker,
 }
 
 catchment_codec::first_version!(WholeMeta);
@@ -100,6 +104,22 @@ catchment_codec::first_version!(WordsMeta = 2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the control words of an accumulator contradict each other")]
 pub struct BadWords;
+
+/// Why a job cannot go on with an accumulator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Nobody knows what is in it.
+    #[error(transparent)]
+    Words(#[from] BadWords),
+    /// Another function's sum is in it, which this one would misread. (Of jobs that are not pinned.)
+    #[error("an accumulator was made by {made}, and is wanted by {wanted}")]
+    Maker {
+        /// Who made it.
+        made: Maker,
+        /// Who would go on with it.
+        wanted: Maker,
+    },
+}
 
 /// The batch that is being folded, or was last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +138,8 @@ pub struct Leaf {
     data: Accumulator,
     elements: u64,
     ranges: usize,
+    /// Who folds into it. An earlier release did not note it.
+    maker: Option<Maker>,
 }
 
 impl Leaf {
@@ -129,20 +151,20 @@ impl Leaf {
     /// A new, empty accumulator, in the form that every member of a cluster at this feature level reads: while some are of
     /// the first release, their node may be one of it again, and finds nothing in the newer form.
     pub fn create(store: &SlabStore, shape: Shape, level: u32) -> Result<Self, SlabError> {
-        let Shape { key, owner, elements, ranges } = shape;
+        let Shape { key, owner, elements, ranges, maker } = shape;
         let (words, bytes) = (FIRST_RANGE + ranges, 2 * block_bytes(elements));
         if level < 2 {
             let noted = WholeMeta { key, elements, ranges: ranges as u64 };
             let noted = catchment_codec::encode(&noted, catchment_slab::META_BYTES_MAX).expect("a few numbers fit");
             let whole = store.grant_accumulator(owner, words, bytes, &noted)?;
-            return Ok(Self { words: whole.clone(), data: whole, elements, ranges });
+            return Ok(Self { words: whole.clone(), data: whole, elements, ranges, maker: Some(maker) });
         }
         // The data first: words that name it exist only if it does.
         let data = store.grant_accumulator(owner, 1, bytes, DATA_META)?;
-        let noted = WordsMeta { key, elements, ranges: ranges as u64, data: data.id().get() };
+        let noted = WordsMeta { key, elements, ranges: ranges as u64, data: data.id().get(), maker };
         let noted = catchment_codec::encode(&noted, catchment_slab::META_BYTES_MAX).expect("a few numbers fit");
         match store.grant_accumulator(owner, words, 1, &noted) {
-            Ok(words) => Ok(Self { words, data, elements, ranges }),
+            Ok(words) => Ok(Self { words, data, elements, ranges, maker: Some(maker) }),
             Err(error) => {
                 let unused = data.id();
                 drop(data);
@@ -155,11 +177,13 @@ impl Leaf {
     /// An accumulator found after a restart among `all`; `None` when these are no words of ours, or lack their data.
     pub fn found(words: &Accumulator, all: &HashMap<SlabId, Accumulator>) -> Option<(LeafKey, Self)> {
         let (meta, limit) = (words.meta(), catchment_slab::META_BYTES_MAX);
-        let (key, elements, ranges, data) = match catchment_codec::decode::<WordsMeta>(meta, limit) {
-            Ok(meta) => (meta.key, meta.elements, meta.ranges, all.get(&SlabId::from_u64(meta.data))?),
+        let (key, elements, ranges, data, maker) = match catchment_codec::decode::<WordsMeta>(meta, limit) {
+            Ok(meta) => {
+                (meta.key, meta.elements, meta.ranges, all.get(&SlabId::from_u64(meta.data))?, Some(meta.maker))
+            }
             Err(_) => {
                 let meta: WholeMeta = catchment_codec::decode(meta, limit).ok()?;
-                (meta.key, meta.elements, meta.ranges, words)
+                (meta.key, meta.elements, meta.ranges, words, None)
             }
         };
         let ranges = usize::try_from(ranges).ok()?;
@@ -167,12 +191,23 @@ impl Leaf {
         let has_room =
             elements <= data.data_len() / (2 * PARTIAL_BYTES) && data.data_len() >= 2 * block_bytes(elements);
         let fits = has_room && words.control().len().checked_sub(FIRST_RANGE) == Some(ranges);
-        fits.then(|| (key, Self { words: words.clone(), data: data.clone(), elements, ranges }))
+        fits.then(|| (key, Self { words: words.clone(), data: data.clone(), elements, ranges, maker }))
     }
 
     /// Whether it is one for a layout of so many coordinates, cut into so many ranges.
     pub fn is_for(&self, elements: u64, ranges: usize) -> bool {
         (self.elements, self.ranges) == (elements, ranges)
+    }
+
+    /// Whether this one may go on with it.
+    ///
+    /// # Errors
+    /// Another has made it.
+    pub fn check_maker(&self, wanted: Maker) -> Result<(), Unusable> {
+        match self.maker {
+            Some(made) if made != wanted => Err(Unusable::Maker { made, wanted }),
+            _ => Ok(()),
+        }
     }
 
     /// Its names in the store. The words' first: data that no words name is found by nobody.
@@ -313,7 +348,9 @@ mod tests {
     const RANGES: usize = 3;
     const ELEMENTS: u64 = 3000;
     const KEY: LeafKey = LeafKey { uid: JobUid::from_bytes([7; 16]), round: 2, leaf: 1, incarnation: 5 };
-    const SHAPE: Shape = Shape { key: KEY, owner: Owner::new([3; 32]), elements: ELEMENTS, ranges: RANGES };
+    const MAKER: Maker = Maker { function: catchment_types::Digest::from_bytes([8; 32]), abi: 4 };
+    const SHAPE: Shape =
+        Shape { key: KEY, owner: Owner::new([3; 32]), elements: ELEMENTS, ranges: RANGES, maker: MAKER };
 
     /// A directory as a store wants it: for nobody else.
     fn shared_memory() -> TempDir {
@@ -383,6 +420,11 @@ mod tests {
             assert_eq!((leaf.plan(), leaf.lagging(&next)), (Some(next), vec![0, 2]));
             assert_eq!(leaf.spare(0, &range(0)).offset_bytes, spare);
             assert!(leaf.is_for(ELEMENTS, RANGES) && !leaf.is_for(ELEMENTS, RANGES + 1));
+            // Noted from the second level on.
+            assert_eq!(leaf.check_maker(MAKER), Ok(()));
+            let wanted = Maker { abi: 5, ..MAKER };
+            let refused = Unusable::Maker { made: MAKER, wanted };
+            assert_eq!(leaf.check_maker(wanted), if level < 2 { Ok(()) } else { Err(refused) });
         }
     }
 
@@ -391,13 +433,13 @@ mod tests {
         let bytes = |meta: &dyn Fn() -> Vec<u8>| meta().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let limit = catchment_slab::META_BYTES_MAX;
         let whole = WholeMeta { key: KEY, elements: 3, ranges: 4 };
-        let words = WordsMeta { key: KEY, elements: 3, ranges: 4, data: 9 };
+        let words = WordsMeta { key: KEY, elements: 3, ranges: 4, data: 9, maker: MAKER };
         let numbers = "02000000000000000100000005000000000000000300000000000000".to_owned() + "0400000000000000";
-        let key = "07".repeat(16);
+        let (key, maker) = ("07".repeat(16), "08".repeat(32));
         assert_eq!(bytes(&|| catchment_codec::encode(&whole, limit).unwrap()), format!("01{key}{numbers}"));
         assert_eq!(
             bytes(&|| catchment_codec::encode(&words, limit).unwrap()),
-            format!("02{key}{numbers}0900000000000000")
+            format!("02{key}{numbers}0900000000000000{maker}04000000")
         );
         let (whole, words) =
             (catchment_codec::encode(&whole, limit).unwrap(), catchment_codec::encode(&words, limit).unwrap());
@@ -440,7 +482,7 @@ mod tests {
             let whole = catchment_codec::encode(&WholeMeta { key: KEY, elements, ranges }, limit).unwrap();
             let whole =
                 store.grant_accumulator(SHAPE.owner, FIRST_RANGE + RANGES, 2 * block_bytes(ELEMENTS), &whole).unwrap();
-            let words = WordsMeta { key: KEY, elements, ranges, data: whole.id().get() };
+            let words = WordsMeta { key: KEY, elements, ranges, data: whole.id().get(), maker: MAKER };
             let words = catchment_codec::encode(&words, limit).unwrap();
             let words = store.grant_accumulator(SHAPE.owner, FIRST_RANGE + RANGES, 1, &words).unwrap();
             let all = HashMap::from([(whole.id(), whole.clone()), (words.id(), words.clone())]);

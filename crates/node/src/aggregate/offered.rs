@@ -8,6 +8,7 @@ use super::input::Input;
 use super::leaf::LeafKey;
 use super::pieces::{Order, Progress};
 use crate::context::Context;
+use crate::functions::Maker;
 use crate::gateway::stretch::Stretch;
 use crate::peers::Excerpt;
 use catchment_ledger::{Phase, State, Update};
@@ -100,7 +101,7 @@ pub fn piece(context: &Context, name: Digest) -> Result<Stretch, Problem> {
     Ok(Stretch::new(file, made.offset, made.offset + made.bytes, made.etag).keeping(made))
 }
 
-/// A leaf's partial with exactly this contribution set.
+/// A leaf's partial with exactly this contribution set, made by `maker` where that is said.
 ///
 /// # Errors
 /// `not_ready` while it is something else.
@@ -110,9 +111,13 @@ pub async fn partial(
     round: u64,
     leaf: u32,
     contribution: Digest,
+    maker: Option<Maker>,
 ) -> Result<Stretch, Problem> {
     let key = settled(context, |state| check_partial(context, state, uid, round, leaf, contribution)).await?;
     let leaf = context.holdings.leaf(key).ok_or_else(|| not_now("the accumulator is not in memory"))?;
+    if let Some(wanted) = maker {
+        leaf.check_maker(wanted).map_err(|error| not_now(&error.to_string()))?;
+    }
     let (offset, bytes) = leaf.whole().ok_or_else(|| not_now("a batch of it is not done yet"))?;
     stretch(context, leaf.file(), offset, bytes, contribution).await
 }

@@ -11,6 +11,7 @@ use super::tree::Branch;
 use super::worker::Worker;
 use super::{slices, tree};
 use crate::context::Context;
+use crate::functions::Maker;
 use catchment_ledger::{Ledger, Round, State};
 use catchment_types::{Digest, JobUid, NodeId};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub struct Order {
     pub round: u64,
     /// The updates that it is made of, as the log has them.
     pub contribution: Digest,
+    /// Who must make it. Nodes of the first release do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maker: Option<Maker>,
     /// The piece.
     pub piece: Piece,
 }
@@ -174,6 +178,10 @@ impl Drop for Taken {
 }
 
 async fn make(worker: &Arc<Worker>, order: &Order) -> Result<Made, StepError> {
+    let here = worker.model.takes.maker;
+    if let Some(wanted) = order.maker.filter(|wanted| *wanted != here) {
+        return Err(StepError::Again(format!("it is ordered of {wanted}, and here it would be made by {here}")));
+    }
     let (memory, offset, bytes) = match &order.piece {
         Piece::Partial(branch) => {
             let Partial::Merged { memory, block, block_bytes } =
@@ -281,5 +289,28 @@ impl Pieces {
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.lock());
         drop(all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes of the first release do not say who must make a piece; theirs are called what they call them.
+    #[test]
+    fn an_order_says_who_must_make_it_and_one_of_the_first_release_is_as_it_was() {
+        let digest = Digest::from_bytes([1; 32]);
+        let maker = Maker { function: digest, abi: 4 };
+        let piece = Piece::Slice { begin: 0, end: 9 };
+        let order = Order { uid: JobUid::from_bytes([2; 16]), round: 3, contribution: digest, maker: None, piece };
+        let text = |order: &Order| String::from_utf8(order.encode()).unwrap();
+        assert!(!text(&order).contains("maker"), "{}", text(&order));
+        let pinned = Order { maker: Some(maker), ..order.clone() };
+        let other = Order { maker: Some(Maker { abi: 5, ..maker }), ..order.clone() };
+        for sent in [&order, &pinned, &other] {
+            let read: Order = serde_json::from_slice(&sent.encode()).unwrap();
+            assert_eq!((&read, read.name()), (sent, sent.name()));
+        }
+        assert!(order.name() != pinned.name() && pinned.name() != other.name());
     }
 }

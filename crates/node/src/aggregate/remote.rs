@@ -137,7 +137,8 @@ impl Sink for ToExcerpts<'_> {
 /// Fetches the partial of another node's leaf into memory of this one.
 pub async fn partial(worker: &Worker, round: u64, remote: &RemoteLeaf) -> Result<Scratch, StepError> {
     let RemoteLeaf { node, leaf, contribution } = *remote;
-    into_block(worker, node, &Wanted::Partial { uid: worker.uid, round, leaf, contribution }).await
+    let maker = worker.maker();
+    into_block(worker, node, &Wanted::Partial { uid: worker.uid, round, leaf, contribution, maker }).await
 }
 
 /// Fetches a branch's partial, which another node makes.

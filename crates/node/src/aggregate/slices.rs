@@ -87,7 +87,8 @@ fn stretch(worker: &Worker, ranges: &Range<usize>) -> (u64, u64) {
 fn order(worker: &Arc<Worker>, facts: &Facts, node: NodeId, ranges: &Range<usize>) -> Ordered {
     let (first, last) = (worker.ranges[ranges.start], worker.ranges[ranges.end - 1]);
     let piece = Piece::Slice { begin: first.base, end: last.base + last.elements };
-    remote::order(worker, node, Order { uid: worker.uid, round: facts.round, contribution: facts.contribution, piece })
+    let Facts { round, contribution, .. } = *facts;
+    remote::order(worker, node, Order { uid: worker.uid, round, contribution, maker: worker.maker(), piece })
 }
 
 /// Takes a slice that another node makes. Returns whether it came.

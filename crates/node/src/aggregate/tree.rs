@@ -123,7 +123,11 @@ fn way(worker: &Arc<Worker>, number: u64, below: &Branch) -> Result<Way, StepErr
     })?;
     let ordered = contribution.map(|contribution| {
         let piece = Piece::Partial(below.clone());
-        remote::order(worker, below.node, Order { uid: worker.uid, round: number, contribution, piece })
+        remote::order(
+            worker,
+            below.node,
+            Order { uid: worker.uid, round: number, contribution, maker: worker.maker(), piece },
+        )
     });
     Ok(Way { leaves, ordered })
 }
@@ -153,8 +157,8 @@ fn own_leaves(worker: &Worker, number: u64) -> Result<Vec<Leaf>, StepError> {
         let found = worker.context.holdings.leaf(key);
         let found = found.ok_or_else(|| StepError::Again(format!("the accumulator of leaf {leaf} is missing")))?;
         // The round is folded, so all of it lies in one block.
-        let is_whole = found.is_for(worker.model.layout.elements(), worker.ranges.len()) && found.whole().is_some();
-        if is_whole { Ok(found) } else { Err(StepError::BadLeaf(key, BadWords)) }
+        worker.check(key, &found)?;
+        if found.whole().is_some() { Ok(found) } else { Err(StepError::BadLeaf(key, BadWords.into())) }
     };
     leaves.into_iter().map(found).collect()
 }

@@ -3,12 +3,15 @@
 use super::finish::{copy, function_dtype};
 use super::job::{StepError, blocking, is_outside};
 use super::lanes::Lanes;
+use super::leaf::{BadWords, Leaf, LeafKey};
 use super::ranges::Range;
 use super::scratch::{Scratch, ScratchSlab};
 use crate::context::Context;
+use crate::functions::Maker;
 use crate::layouts::ModelLayout;
 use crate::owner::owner;
 use catchment_ingest::Scatter;
+use catchment_ledger::State;
 use catchment_runtime::FunctionError;
 use catchment_slab::{Owner, SlabError, SlabStore};
 use catchment_types::{JobSpec, JobUid, ModelCommit, Problem, UpdateKind};
@@ -79,6 +82,22 @@ impl Worker {
         owner(&self.spec, self.uid)
     }
 
+    /// Who makes the job's partials here, as it is said to other nodes. Those of the first release do not know.
+    pub fn maker(&self) -> Option<Maker> {
+        (self.context.ledger.read(State::level) >= 2).then_some(self.model.takes.maker)
+    }
+
+    /// Whether the job can go on with an accumulator.
+    ///
+    /// # Errors
+    /// It was made for another layout or by another function.
+    pub fn check(&self, key: LeafKey, leaf: &Leaf) -> Result<(), StepError> {
+        if !leaf.is_for(self.model.layout.elements(), self.ranges.len()) {
+            return Err(StepError::BadLeaf(key, BadWords.into()));
+        }
+        leaf.check_maker(self.model.takes.maker).map_err(|why| StepError::BadLeaf(key, why))
+    }
+
     /// Memory for a while.
     pub fn scratch(&self, bytes: u64) -> Result<Scratch, StepError> {
         let accumulator = self.grant(|store| store.grant_accumulator(self.owner(), 1, bytes.max(1), b"scratch"))?;
@@ -129,7 +148,7 @@ impl Worker {
 
     /// What a failed call means for the step.
     pub fn failure(&self, doing: &str, error: FunctionError) -> StepError {
-        let what = format!("function `{}` failed to {doing} the round: {error}", self.spec.function);
+        let what = format!("function `{}` failed to {doing} the round: {error}", self.spec.function_name());
         match error {
             error if is_outside(&error) => StepError::Again(format!("{doing}: {error}")),
             // It has not met anything that clients sent.

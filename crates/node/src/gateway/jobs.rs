@@ -52,7 +52,7 @@ pub async fn create(
         let message = format!("the address says `{}`", at.namespace);
         return Err(Failure::fields(&[FieldError { field: "namespace".to_owned(), message }]));
     }
-    check_function(&context, &spec).await?;
+    let spec = check_function(&context, spec).await?;
     let uid = JobUid::from_bytes(context.entropy.bytes16());
     match propose(&context, Record::JobCreated { uid, spec: spec.to_json(), at_ms: context.clock.now_ms() }).await? {
         Outcome::Ignored(_) => {
@@ -74,10 +74,20 @@ fn in_namespace(at: &At, body: &Bytes) -> Vec<u8> {
     }
 }
 
-async fn check_function(context: &Arc<Context>, spec: &JobSpec) -> Result<(), Failure> {
-    let (context, spec) = (context.clone(), spec.clone());
-    let checked = tokio::task::spawn_blocking(move || context.functions.check(&spec)).await;
-    checked.map_err(|error| Failure::internal("check the function", error))?.map_err(Failure)
+/// Checks a spec's function, and pins the job to its bytes: they are in the data directory before the log says so.
+async fn check_function(context: &Arc<Context>, mut spec: JobSpec) -> Result<JobSpec, Failure> {
+    let context = context.clone();
+    let checked = tokio::task::spawn_blocking(move || {
+        let digest = context.functions.check(&spec)?;
+        // While some members are of the first release, which has no way to fetch a module, each takes what it has.
+        if context.ledger.read(|state| state.level()) >= 2 {
+            let failed = |error| Failure::internal("write the function's module", error);
+            context.functions.keep(digest).map_err(failed)?;
+            spec.function = format!("{}@{digest}", spec.function_name());
+        }
+        Ok(spec)
+    });
+    checked.await.map_err(|error| Failure::internal("check the function", error))?
 }
 
 /// Lists jobs in the order of their names.

@@ -138,7 +138,8 @@ async fn receive(
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
     let _place = Shown::new(context, context.drafts.begin(file_bytes)?);
-    let (text, rules, takes) = (head.bytes().to_vec(), spec.clone(), context.functions.takes(&spec.function)?);
+    context.function_ready(spec).await?;
+    let (text, rules, takes) = (head.bytes().to_vec(), spec.clone(), context.functions.takes(spec)?);
     // Many tensors and many rules take a while.
     let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules, takes)).await;
     let layout = layout.map_err(|error| Failure::internal("lay the model out", error))?;
@@ -312,7 +313,7 @@ fn find_version(
     }
 }
 
-/// Every version, newest first.
+/// The versions, newest first: all whose files are kept, and what is known of the last 10,000.
 #[utoipa::path(get, path = "/{job}/models", tag = "models", params(("job" = String, Path), super::jobs::Paging),
     responses((status = 200, body = Page<ModelView>), (status = 404, body = Problem)))]
 pub async fn list(

@@ -1,4 +1,4 @@
-//! What other nodes ask for: models, partials, updates, and pieces of rounds. Whoever does not show this node's own pass finds nothing here.
+//! What other nodes ask for: models, partials, updates, modules of functions, and pieces of rounds. Whoever does not show this node's own pass finds nothing here.
 
 use super::path::At;
 use super::problem::Failure;
@@ -6,6 +6,7 @@ use super::stretch::Stretch;
 use crate::aggregate::offered::{self, Ordered};
 use crate::aggregate::{ORDER_BYTES_MAX, Order};
 use crate::context::Context;
+use crate::functions::Maker;
 use crate::peers::{Excerpt, hex, models::ensure_from};
 use axum::Router;
 use axum::body::Bytes;
@@ -16,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use catchment_types::{BadId, Code, Digest, JobUid, NodeId, Problem, read_object};
 use serde::Deserialize;
+use std::io;
 use std::sync::Arc;
 
 /// Calls between nodes. They are no part of the interface and may change with any version.
@@ -23,6 +25,7 @@ pub fn routes(context: Arc<Context>) -> Router<Arc<Context>> {
     Router::new()
         .route("/v1/peer/models/{uid}/{version}/{etag}", get(model).put(keep_model))
         .route("/v1/peer/partials/{uid}/{round}/{leaf}/{contribution}", get(partial))
+        .route("/v1/peer/functions/{digest}", get(function))
         .route("/v1/peer/updates/{receipt}", get(update))
         .route("/v1/peer/updates/{receipt}/{segment}/{first}/{elements}", get(excerpt))
         .route("/v1/peer/pieces/{name}", get(piece).put(order).layer(DefaultBodyLimit::max(ORDER_BYTES_MAX)))
@@ -67,10 +70,34 @@ async fn keep_model(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn partial(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+/// Who must have made a partial. Nodes of the first release do not say.
+#[derive(Deserialize)]
+struct MadeBy {
+    function: Option<Digest>,
+    abi: Option<u32>,
+}
+
+async fn partial(
+    State(context): State<Arc<Context>>,
+    at: At,
+    Query(made_by): Query<MadeBy>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
     let leaf = u32::try_from(at.number("leaf")?).map_err(|error| missing(&error))?;
     let (uid, round, contribution) = (at.part("uid")?, at.number("round")?, at.part("contribution")?);
-    Ok(offered::partial(&context, uid, round, leaf, contribution).await?.answer(&headers))
+    let maker = made_by.function.zip(made_by.abi).map(|(function, abi)| Maker { function, abi });
+    Ok(offered::partial(&context, uid, round, leaf, contribution, maker).await?.answer(&headers))
+}
+
+async fn function(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {
+    let digest: Digest = at.part("digest")?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let file = context.functions.file(digest)?;
+        let end = file.metadata()?.len();
+        Ok::<_, io::Error>(Stretch::new(file, 0, end, digest))
+    });
+    let opened = opened.await.map_err(|error| Failure::internal("read a function's module", error))?;
+    Ok(opened.map_err(|error| missing(&error))?.answer(&headers))
 }
 
 async fn update(State(context): State<Arc<Context>>, at: At, headers: HeaderMap) -> Result<Response, Failure> {

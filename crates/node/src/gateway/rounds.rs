@@ -114,7 +114,7 @@ pub async fn broadcast(State(context): State<Arc<Context>>, at: At) -> Result<()
     context.ledger.read(|state| {
         let job = at.find(state)?;
         let detail = match job.round_numbered(round) {
-            Some(_) => format!("function `{}` hands out nothing beside the model", job.spec.function),
+            Some(_) => format!("function `{}` hands out nothing beside the model", job.spec.function_name()),
             None => format!("job `{}` has no round {round}, or keeps it no longer", job.spec.name),
         };
         Err(Problem::new(Code::NotFound, detail).into())

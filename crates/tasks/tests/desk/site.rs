@@ -79,7 +79,7 @@ impl Site {
     /// Makes the model of the closed round.
     pub fn commit(&mut self) {
         let contribution = self.round().contribution();
-        let (round, model) = (self.round().number, self.model(self.job().models.len() as u64, Some(contribution)));
+        let (round, model) = (self.round().number, self.model(self.job().models.next(), Some(contribution)));
         self.apply(Record::Committed { uid: JOB, round, model, at_ms: self.now_ms });
     }
 

@@ -16,7 +16,7 @@ pub struct JobShown {
     pub state: String,
     pub round: u64,
     pub received: u64,
-    pub models: usize,
+    pub models: u64,
 }
 
 impl JobShown {
@@ -29,7 +29,7 @@ impl JobShown {
             state: serde_json::to_value(job.state).ok().and_then(|s| s.as_str().map(str::to_owned)).unwrap_or_default(),
             round: job.round_number(),
             received: job.round.as_ref().map_or(0, catchment_ledger::Round::received),
-            models: job.models.len(),
+            models: job.models.next(),
         };
         state.jobs_by_name().map(shown).collect()
     }
@@ -38,7 +38,7 @@ impl JobShown {
     pub fn line(&self) -> String {
         let Self { namespace, name, state, round, received, models, .. } = self;
         let state = state.replace('_', " ");
-        let (received, models) = (text::count(*received, "update"), text::count(*models as u64, "model"));
+        let (received, models) = (text::count(*received, "update"), text::count(*models, "model"));
         format!("{namespace}/{name}: {state}, round {round} with {received}, {models}")
     }
 }
