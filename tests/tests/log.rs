@@ -266,6 +266,9 @@ async fn a_sealed_log_is_repaired_with_its_key() {
         server.start_again().await;
         let sent = sent();
         let job = begun(&server, &sent).await;
+        // What is deleted is that it was folded.
+        let unlucky = job.accepted(2, "unlucky", "weight=1000", &body(2, 9)).await;
+        server.api().receipt_in(&unlucky, "folded").await;
         server.kill9();
         let url = server.nats().url();
         let context = async_nats::jetstream::new(async_nats::connect(&url).await.expect("connect to NATS"));
@@ -278,7 +281,8 @@ async fn a_sealed_log_is_repaired_with_its_key() {
         assert!(said.code == Some(1) && said.err.contains("--cluster-key"), "{}", said.err);
         let bad = Operator::new(&[]).repairs(&format!("{log} --cluster-key {key}"));
         assert_eq!(bad, last);
-        let mut other = Server::not_started(Bus::Nats, &[("--nats", &url)]);
+        let mut other = Server::not_started(Bus::Nats, &[]);
+        other.set("--nats", &url);
         other.fails_to_start("--cluster-key").await;
         server.start_again().await;
         assert_eq!(goes_on(&server, &job, &sent, &[7, 8, 9]).await, 1);

@@ -125,7 +125,7 @@ on_both_buses! {
         }
     }
 
-    /// Nobody has the module any more: the job waits, and says for what.
+    /// Nobody has the module any more, or what there is of it is damaged: the job waits, and says for what.
     async fn a_job_says_which_module_is_lacking(bus: Bus) {
         let (mean, median) = (built("fedavg"), built("median"));
         let mean = noted(mean);
@@ -135,11 +135,18 @@ on_both_buses! {
         let first = job.accepted(1, "c0", "", &update(VALUES[0])).await;
         server.api().receipt_in(&first, "folded").await;
         server.kill9();
-        std::fs::remove_dir_all(server.data().join("modules")).expect("remove the modules");
+        let modules = server.data().join("modules");
+        match bus {
+            Bus::Embedded => std::fs::remove_dir_all(modules),
+            Bus::Nats => std::fs::write(modules.join(format!("{}.wasm", digest(&mean))), "damaged"),
+        }
+        .expect("spoil the module");
 
         start_again_with(&mut server, &after).await;
         let job = job.through(&server.api());
         let says = format!("lacks the module of function `calm@{}`", digest(&mean));
+        let refused = job.submit(1, "c1", "", &update(VALUES[1])).await.problem(503, "not_ready");
+        assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains(&says)), "{refused}");
         until("the job says what is lacking", async || {
             let view = job.view().await;
             assert_eq!(view["state"], "running", "{view}");
@@ -147,8 +154,6 @@ on_both_buses! {
             (reason.contains(&says) && reason.contains("--functions DIR")).then_some(())
         })
         .await;
-        let refused = job.submit(1, "c1", "", &update(VALUES[1])).await.problem(503, "not_ready");
-        assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains(&says)), "{refused}");
         // Nobody else is held up by it.
         let new = server.api().begin("new", spec(), &update(0.0)).await;
         send(&new, 1, 0).await;

@@ -14,7 +14,7 @@ const FILES: [&str; 4] = ["node-id", "log-id", "log.redb", "snapshot.draft"];
 /// Of the log's snapshots, the beginning and the end of the name.
 const SNAPSHOT: (&str, &str) = ("snapshot-", ".bin");
 /// Folders, with all that is in them.
-const FOLDERS: [&str; 3] = ["models", "orphaned", "uploads"];
+const FOLDERS: [&str; 4] = ["models", "modules", "orphaned", "uploads"];
 
 /// Makes everything that this process makes from now on its user's alone. Call it before anything is made.
 pub fn make_private() {

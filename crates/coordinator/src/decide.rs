@@ -1,7 +1,9 @@
 //! The decisions, without I/O or clock.
+//!
+//! Whether a deadline has passed, [`Deadlines`] say. The clock is for what is written down only.
 
 use crate::plan::Plans;
-use catchment_ledger::{Job, Phase, Round, State};
+use catchment_ledger::{Deadlines, Job, Moment, Phase, Round, State};
 use catchment_planner::{Explanation, Node};
 use catchment_types::{CloseReason, JobState, NodeId, OnShortfall, Record, TimeMs};
 
@@ -10,8 +12,8 @@ use catchment_types::{CloseReason, JobState, NodeId, OnShortfall, Record, TimeMs
 pub struct Decision {
     /// Records to append, at most one a node or job.
     pub records: Vec<Record>,
-    /// When the next deadline passes, if any does.
-    pub look_again_ms: Option<TimeMs>,
+    /// The time until the next deadline passes, if any does.
+    pub look_again_ms: Option<u64>,
     /// Why rounds are placed where they are, for those that the records place.
     pub explanations: Vec<Explanation>,
 }
@@ -27,8 +29,10 @@ pub struct Nodes {
     pub lost: Vec<NodeId>,
 }
 
-/// Decides for every node and job.
-pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
+/// Decides for every node and job. `deadlines` have been told of this state.
+pub fn decide(state: &State, nodes: &Nodes, deadlines: &Deadlines, now: Moment) -> Decision {
+    let now_ms = now.clock_ms;
+    let left_ms = |job: &Job| deadlines.left_ms(job, now);
     let mut decision = Decision::default();
     let holders = state.holders();
     let lost = nodes.lost.iter().filter(|node| holders.contains(node));
@@ -36,7 +40,7 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         let incarnation = state.incarnation(*node);
         Record::NodeLost { node: *node, incarnation, at_ms: now_ms }
     }));
-    let mut plans = Plans::new(state, nodes, now_ms);
+    let mut plans = Plans::new(state, nodes, &left_ms);
     for job in state.jobs().filter(|job| job.state == JobState::Running) {
         if let Some(record) = ends_early(job, now_ms) {
             decision.records.push(record);
@@ -44,13 +48,15 @@ pub fn decide(state: &State, nodes: &Nodes, now_ms: TimeMs) -> Decision {
         }
         match job.active_round() {
             None => decision.records.extend(open_next(job, &mut plans, now_ms)),
-            Some(round) => match closing(job, round, now_ms).or_else(|| plans.move_away(job, round)) {
-                Some(record) => decision.records.push(record),
-                None => {
-                    let deadline = round.deadline_ms.filter(|at| round.phase == Phase::Open && *at > now_ms);
-                    decision.look_again_ms = decision.look_again_ms.into_iter().chain(deadline).min();
+            Some(round) => {
+                match closing(job, round, left_ms(job) == Some(0), now_ms).or_else(|| plans.move_away(job, round)) {
+                    Some(record) => decision.records.push(record),
+                    None => {
+                        let left_ms = left_ms(job).filter(|left| round.phase == Phase::Open && *left > 0);
+                        decision.look_again_ms = decision.look_again_ms.into_iter().chain(left_ms).min();
+                    }
                 }
-            },
+            }
         }
     }
     decision.explanations = plans.explanations;
@@ -75,8 +81,7 @@ fn open_next(job: &Job, plans: &mut Plans<'_>, now_ms: TimeMs) -> Option<Record>
 }
 
 /// What becomes of an active round, if anything does now.
-fn closing(job: &Job, round: &Round, now_ms: TimeMs) -> Option<Record> {
-    let deadline_passed = round.deadline_ms.is_some_and(|deadline| deadline <= now_ms);
+fn closing(job: &Job, round: &Round, deadline_passed: bool, now_ms: TimeMs) -> Option<Record> {
     let enough = round.received() >= round.min_updates.max(1);
     match round.phase {
         Phase::Open if deadline_passed && enough => Some(Record::RoundClosed {

@@ -6,7 +6,7 @@
 use crate::decide::Nodes;
 use catchment_ledger::{Job, Phase, Round, State};
 use catchment_planner::{Config, Demand, Explanation, FOLD_S_PER_BYTE, Fleet, Node, RoundKey};
-use catchment_types::{NodeId, Place, Record, TimeMs};
+use catchment_types::{NodeId, Place, Record};
 
 /// Seconds of CPU that receiving and digesting a byte takes: what rounds of sixteen 45 MB updates took
 /// (`docs/benchmarks.md`). Folding depends on the function, so what nodes measure counts where there is something.
@@ -17,17 +17,17 @@ pub struct Plans<'a> {
     state: &'a State,
     live: &'a [Node],
     service_s_per_byte: f64,
-    now_ms: TimeMs,
+    left_ms: &'a dyn Fn(&Job) -> Option<u64>,
     fleet: Option<Fleet>,
     /// Why rounds are placed where they are.
     pub explanations: Vec<Explanation>,
 }
 
 impl<'a> Plans<'a> {
-    /// Nothing is planned yet.
-    pub fn new(state: &'a State, nodes: &'a Nodes, now_ms: TimeMs) -> Self {
+    /// Nothing is planned yet. `left_ms`: the time until the deadline of a job's active round.
+    pub fn new(state: &'a State, nodes: &'a Nodes, left_ms: &'a dyn Fn(&Job) -> Option<u64>) -> Self {
         let service_s_per_byte = service_s_per_byte(nodes);
-        Self { state, live: &nodes.live, service_s_per_byte, now_ms, fleet: None, explanations: Vec::new() }
+        Self { state, live: &nodes.live, service_s_per_byte, left_ms, fleet: None, explanations: Vec::new() }
     }
 
     /// Where the next round of a job is put. Nowhere in particular when there is no room, or nobody is known: clients then
@@ -56,7 +56,7 @@ impl<'a> Plans<'a> {
         if is_well || round.phase != Phase::Open || self.live.is_empty() {
             return None;
         }
-        let demand = self.demand(job, round.number, round.deadline_ms);
+        let demand = self.demand(job, round.number, (self.left_ms)(job));
         let fleet = self.fleet();
         let taken = |node| round.share(node).map_or(0, |share| share.updates);
         let planned = match fleet.adopt(&demand, &updates(round)) {
@@ -75,16 +75,16 @@ impl<'a> Plans<'a> {
         moved.then_some(Record::RoundPlaced { uid: job.uid, round: round.number, places })
     }
 
-    fn demand(&self, job: &Job, round: u64, deadline_ms: Option<TimeMs>) -> Demand {
-        demand(job, round, deadline_ms, self.now_ms, self.service_s_per_byte)
+    fn demand(&self, job: &Job, round: u64, left_ms: Option<u64>) -> Demand {
+        demand(job, round, left_ms, self.service_s_per_byte)
     }
 
     fn fleet(&mut self) -> &mut Fleet {
-        let (state, live, now_ms, service) = (self.state, self.live, self.now_ms, self.service_s_per_byte);
+        let (state, live, left_ms, service) = (self.state, self.live, self.left_ms, self.service_s_per_byte);
         self.fleet.get_or_insert_with(|| {
             let mut fleet = Fleet::new(Config::default(), live.iter().copied());
             for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-                fleet.adopt(&demand(job, round.number, round.deadline_ms, now_ms, service), &updates(round));
+                fleet.adopt(&demand(job, round.number, left_ms(job), service), &updates(round));
             }
             fleet
         })
@@ -104,19 +104,10 @@ fn updates(round: &Round) -> Vec<(NodeId, u64)> {
     round.places.iter().map(|place| (place.node, place.updates)).collect()
 }
 
-/// What a round needs. How fast its updates come is what the round before it saw. Without `deadline_ms`: as it is when it
-/// opens.
-pub(crate) fn demand(
-    job: &Job,
-    round: u64,
-    deadline_ms: Option<TimeMs>,
-    now_ms: TimeMs,
-    service_s_per_byte: f64,
-) -> Demand {
-    let deadline_s = match deadline_ms {
-        Some(deadline) => Some(deadline.saturating_sub(now_ms)),
-        None => job.spec.deadline.map(|deadline| deadline.ms()),
-    };
+/// What a round needs. How fast its updates come is what the round before it saw. Without `left_ms`, the time until
+/// its deadline: as it is when it opens.
+pub(crate) fn demand(job: &Job, round: u64, left_ms: Option<u64>, service_s_per_byte: f64) -> Demand {
+    let left_ms = left_ms.or_else(|| job.spec.deadline.map(|deadline| deadline.ms()));
     Demand {
         key: RoundKey { uid: job.uid, round },
         class: job.needs.class.into(),
@@ -125,7 +116,7 @@ pub(crate) fn demand(
         partial_bytes: job.needs.partial_bytes,
         arrivals_per_s: job.last_ended().and_then(arrivals_per_s).unwrap_or_default(),
         service_s: job.needs.update_bytes as f64 * service_s_per_byte,
-        time_left_s: deadline_s.map(|ms| ms as f64 / 1e3),
+        time_left_s: left_ms.map(|ms| ms as f64 / 1e3),
     }
 }
 

@@ -4,12 +4,13 @@ use crate::decide::{Nodes, decide};
 use crate::metrics::{LogSeen, Metrics};
 use crate::wanted::{Scale, Wanted};
 use catchment_fleet::{Fleet, NodeBeat, Zones};
-use catchment_ledger::{Decided, Ledger, LedgerError, Outcome, State};
+use catchment_ledger::{Deadlines, Decided, Ledger, LedgerError, Moment, Outcome, State};
 use catchment_planner::{Explanation, Node};
 use catchment_types::{Clock, LogId, Record, TimeMs};
 use futures::future::{BoxFuture, join_all};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long to wait before deciding again when a decision could not be carried out.
 const RETRY: Duration = Duration::from_secs(1);
@@ -58,6 +59,8 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
         let Coordinator { id, metrics, scale, level_max, log } = coordinator;
         let (mut changes, mut members) = (ledger.watch(), fleet.watch());
         let (mut leads, mut wanted) = (false, Wanted::new(scale));
+        // Whoever stands by counts the time as well, so another leader changes no deadline.
+        let (begun, mut deadlines) = (Instant::now(), Deadlines::new(fleet.is_alone()));
         loop {
             changes.mark_unchanged();
             members.mark_unchanged();
@@ -65,23 +68,24 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
                 leads = !leads;
                 tracing::info!(leads, "this coordinator {}", if leads { "decides from now on" } else { "stands by" });
             }
-            let now_ms = clock.now_ms();
+            let now = Moment { clock_ms: clock.now_ms(), passed_ms: begun.elapsed().as_millis() as u64 };
             let beats = fleet.live();
             let level = fleet.level().map(|level| level.min(level_max));
             let (log_seen, decision, on, nodes_wanted) = ledger.read(|state: &State| {
                 let (live, cpu_s_per_byte) = (planned(&beats), cpu_s_per_byte(&beats));
                 let nodes = Nodes { live, lost: fleet.lost_of(state.holders()), cpu_s_per_byte };
-                let mut decision = decide(state, &nodes, now_ms);
+                deadlines.look(state, now);
+                let mut decision = decide(state, &nodes, &deadlines, now);
                 // Before all others: they may need it.
                 if let Some(level) = level.filter(|level| *level > state.level()) {
-                    decision.records.insert(0, Record::LevelRaised { level, log, at_ms: now_ms });
+                    decision.records.insert(0, Record::LevelRaised { level, log, at_ms: now.clock_ms });
                 }
                 // At the first level the first alone is still valid once it is appended; the state's change brings us back.
                 decision.records.truncate(if state.level() < 2 { 1 } else { usize::MAX });
                 let on: Vec<Decided> = decision.records.iter().map(|record| state.decided(record)).collect();
                 let (sequence, foreign) = (state.sequence(), state.foreign());
                 let log_seen = LogSeen { sequence, foreign, is_followed: ledger.fault().is_none() };
-                (log_seen, decision, on, wanted.step(state, &nodes, now_ms))
+                (log_seen, decision, on, wanted.step(state, &nodes, now.passed_ms))
             });
             metrics.see(leads, fleet.counts(), log_seen);
             show_wanted(&metrics, &fleet, nodes_wanted, leads);
@@ -97,8 +101,9 @@ pub fn run(ledger: Ledger, fleet: Fleet, clock: Arc<dyn Clock>, coordinator: Coo
                 }
                 continue;
             }
-            let look_again_ms = decision.look_again_ms.into_iter().chain(wanted.look_again_ms()).min();
-            let until_then = look_again_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms).max(1)));
+            let wanted_ms = wanted.look_again_ms().map(|at| at.saturating_sub(now.passed_ms).max(1));
+            let look_again_ms = decision.look_again_ms.into_iter().chain(wanted_ms).min();
+            let until_then = look_again_ms.map(Duration::from_millis);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = members.changed() => if changed.is_err() { return },

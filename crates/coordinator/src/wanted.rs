@@ -78,7 +78,7 @@ impl Wanted {
         for job in state.jobs().filter(|job| has_work(job)) {
             let known = self.demands.get(&job.uid).is_some_and(|(revision, _)| *revision == job.revision);
             if !known {
-                let wants = demand(job, job.round_number(), None, 0, service_s_per_byte(nodes));
+                let wants = demand(job, job.round_number(), None, service_s_per_byte(nodes));
                 self.demands.insert(job.uid, (job.revision, wants));
             }
         }

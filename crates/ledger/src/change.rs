@@ -3,6 +3,7 @@
 use crate::job::Job;
 use crate::models::Model;
 use crate::round::{Phase, Round};
+use crate::term::Term;
 use catchment_types::{
     CloseReason, DurationText, Footprint, JobAction, JobState, ModelCommit, Place, SpecPatch, TimeMs,
 };
@@ -35,28 +36,31 @@ pub(crate) fn patch(job: &mut Job, patch: &SpecPatch) -> Result<(), &'static str
     Ok(())
 }
 
-pub(crate) fn act(job: &mut Job, action: JobAction, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn act(job: &mut Job, action: JobAction, at_ms: TimeMs, now_ms: TimeMs) -> Result<(), &'static str> {
     match (action, job.state) {
         (JobAction::Pause, JobState::Running) => {
             job.state = JobState::Paused;
+            job.round.iter_mut().for_each(Round::pause);
             (job.paused_ms, job.resumed_round) = (Some(at_ms), None);
         }
         (JobAction::Resume, JobState::Paused) => {
             job.state = JobState::Running;
             resume_deadline(job, at_ms);
+            job.round.iter_mut().for_each(Round::resume);
             // It had paused itself: its owner knows now, so rounds given up are counted anew.
             job.resumed_round = job.reason.take().map(|_| job.round_number());
         }
         (JobAction::Stop, state) if !state.is_over() => {
             end(job, JobState::Stopped, None);
-            end_active_round(job, CloseReason::Stopped, at_ms);
+            end_active_round(job, CloseReason::Stopped, now_ms);
         }
         _ => return Err("the job's state does not allow it"),
     }
     Ok(())
 }
 
-/// A pause does not use up the round's time: otherwise resuming a job after a night would fail its round.
+/// A pause does not use up the round's time: otherwise resuming a job after a night would fail its round. What is shown moves
+/// by as much as the clocks of those who paused and resumed it say; how long the round stays open does not depend on them.
 fn resume_deadline(job: &mut Job, at_ms: TimeMs) {
     let paused_ms = job.paused_ms.take().map_or(0, |since| at_ms.saturating_sub(since));
     if let Some(deadline) = job.round.as_mut().filter(|round| round.is_active()).and_then(|r| r.deadline_ms.as_mut()) {
@@ -64,21 +68,21 @@ fn resume_deadline(job: &mut Job, at_ms: TimeMs) {
     }
 }
 
-pub(crate) fn fail(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn fail(job: &mut Job, reason: &str, now_ms: TimeMs) -> Result<(), &'static str> {
     if job.state.is_over() {
         return Err("the job is over");
     }
     end(job, JobState::Failed, Some(reason));
-    end_active_round(job, CloseReason::Stopped, at_ms);
+    end_active_round(job, CloseReason::Stopped, now_ms);
     Ok(())
 }
 
-pub(crate) fn complete(job: &mut Job, reason: &str, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn complete(job: &mut Job, reason: &str, now_ms: TimeMs) -> Result<(), &'static str> {
     if !matches!(job.state, JobState::Running | JobState::Paused) {
         return Err("the job is not running");
     }
     end(job, JobState::Completed, Some(reason));
-    end_active_round(job, CloseReason::Stopped, at_ms);
+    end_active_round(job, CloseReason::Stopped, now_ms);
     Ok(())
 }
 
@@ -89,9 +93,9 @@ fn end(job: &mut Job, state: JobState, reason: Option<&str>) {
     (job.paused_ms, job.resumed_round) = (None, None);
 }
 
-fn end_active_round(job: &mut Job, reason: CloseReason, at_ms: TimeMs) {
+fn end_active_round(job: &mut Job, reason: CloseReason, ended_ms: TimeMs) {
     if let Some(round) = job.round.as_mut().filter(|round| round.is_active()) {
-        round.skip(reason, at_ms);
+        round.skip(reason, ended_ms);
     }
 }
 
@@ -113,9 +117,19 @@ pub(crate) fn put_model(
     Ok(())
 }
 
-pub(crate) fn extend(job: &mut Job, number: u64, deadline_ms: Option<TimeMs>) -> Result<(), &'static str> {
+/// `is_timed`: from feature level 2 on.
+pub(crate) fn extend(
+    job: &mut Job,
+    number: u64,
+    deadline_ms: Option<TimeMs>,
+    is_timed: bool,
+) -> Result<(), &'static str> {
+    // The record does not say when it was written, but how long its deadline is: the job has not changed since, or its guard
+    // would not hold.
+    let allowed = job.spec.deadline.filter(|_| is_timed && deadline_ms.is_some());
     let round = active(job, number)?;
-    round.deadline_ms = deadline_ms;
+    let term = allowed.map(|allowed| Term::begin(round.term, allowed.ms(), round.len()));
+    (round.deadline_ms, round.term) = (deadline_ms, term);
     if round.received() < round.goal {
         round.phase = Phase::Open;
     }
@@ -131,7 +145,7 @@ pub(crate) fn place(job: &mut Job, number: u64, places: &[Place]) -> Result<(), 
     Ok(())
 }
 
-pub(crate) fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn close(job: &mut Job, number: u64, reason: CloseReason, now_ms: TimeMs) -> Result<(), &'static str> {
     let round = active(job, number)?;
     match reason {
         CloseReason::Deadline => round.phase = Phase::Aggregating,
@@ -141,21 +155,27 @@ pub(crate) fn close(job: &mut Job, number: u64, reason: CloseReason, at_ms: Time
             round.phase = Phase::Aggregating;
         }
         CloseReason::Shortfall | CloseReason::Stopped => {
-            round.skip(reason, at_ms);
+            round.skip(reason, now_ms);
             complete_if_done(job);
         }
     }
     Ok(())
 }
 
-pub(crate) fn commit(job: &mut Job, number: u64, model: &ModelCommit, at_ms: TimeMs) -> Result<(), &'static str> {
+pub(crate) fn commit(
+    job: &mut Job,
+    number: u64,
+    model: &ModelCommit,
+    at_ms: TimeMs,
+    now_ms: TimeMs,
+) -> Result<(), &'static str> {
     let version = job.models.next();
     let round = active(job, number)?;
     let ready = if model.gathered { round.is_complete() } else { round.is_ready() };
     if !ready || model.version != version || model.contribution != Some(round.contribution()) {
         return Err("the commit is not of this round's contribution set");
     }
-    round.commit(version, at_ms);
+    round.commit(version, now_ms);
     job.models.push(Model { commit: model.clone(), round: Some(number), at_ms });
     job.retire_evaluations();
     complete_if_done(job);

@@ -21,6 +21,7 @@ impl Job {
         contribution: &Digest,
         reason: &str,
         at_ms: TimeMs,
+        now_ms: TimeMs,
     ) -> Result<(), &'static str> {
         let round = active(self, number)?;
         if !round.is_complete() || round.contribution() != *contribution {
@@ -31,7 +32,7 @@ impl Job {
             "round {number} was given up: {reason}; model version {stands} stands, and the round is asked again as round \
              {next}"
         );
-        round.give_up(&told, at_ms);
+        round.give_up(&told, now_ms);
         // Also where its owner has cut the number of rounds meanwhile: this one was still to make a model.
         let rounds = self.spec.rounds.max(number).saturating_add(1);
         Arc::make_mut(&mut self.spec).rounds = rounds;

@@ -9,6 +9,7 @@
 mod append;
 mod audit;
 mod change;
+mod deadlines;
 mod driver;
 mod envelope;
 mod evaluation;
@@ -26,8 +27,11 @@ mod outcome;
 mod round;
 mod snapshot;
 mod state;
+mod term;
+mod time;
 mod writers;
 
+pub use deadlines::{Deadlines, Moment};
 pub use envelope::{Decided, Envelope, Guard, Stocked, is_newest_form};
 pub use evaluation::{Evaluation, MEASURED_MAX};
 pub use job::Job;

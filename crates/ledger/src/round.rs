@@ -2,6 +2,7 @@
 
 use crate::mean::Mean;
 use crate::state::MEMORY_LOST;
+use crate::term::Term;
 use catchment_types::{
     Accept, ClientId, CloseReason, Code, Digest, JobSpec, JobUid, NodeId, Place, ReceiptId, ReceiptState,
     RoundNodeView, RoundState, TimeMs,
@@ -87,9 +88,12 @@ pub struct Round {
     pub min_updates: u64,
     /// When it opened.
     pub opened_ms: TimeMs,
-    /// When it ends, if it does.
+    /// When it ends, if it does, by the clock of whoever wrote that: to be shown. Whether that has come is not judged by
+    /// another clock, but by [`crate::Deadlines`].
     pub deadline_ms: Option<TimeMs>,
-    /// When it ended, once it has.
+    /// How long the deadline leaves. `None`: there is none, or it is of the first feature level, which does not have this.
+    pub(crate) term: Option<Term>,
+    /// When it ended, once it has: in the log's own time, from the second feature level on.
     pub ended_ms: Option<TimeMs>,
     /// Where its clients are sent, the best first; empty for anywhere.
     pub places: Vec<Place>,
@@ -113,6 +117,7 @@ pub(crate) struct RoundHead {
     pub min_updates: u64,
     pub opened_ms: TimeMs,
     pub deadline_ms: Option<TimeMs>,
+    pub term: Option<Term>,
     pub ended_ms: Option<TimeMs>,
     pub places: Vec<Place>,
     pub leaves: u32,
@@ -124,7 +129,7 @@ impl Round {
         model_version: u64,
         spec: &JobSpec,
         opened_ms: TimeMs,
-        deadline_ms: Option<TimeMs>,
+        (deadline_ms, term): (Option<TimeMs>, Option<Term>),
         places: &[Place],
     ) -> Self {
         let head = RoundHead {
@@ -135,6 +140,7 @@ impl Round {
             min_updates: spec.min_updates.min(spec.goal),
             opened_ms,
             deadline_ms,
+            term,
             ended_ms: None,
             places: places.to_vec(),
             leaves: spec.topology.leaves(),
@@ -153,6 +159,7 @@ impl Round {
             min_updates: head.min_updates,
             opened_ms: head.opened_ms,
             deadline_ms: head.deadline_ms,
+            term: head.term,
             ended_ms: head.ended_ms,
             places: head.places,
             updates: BTreeMap::new(),
@@ -177,6 +184,7 @@ impl Round {
             min_updates: self.min_updates,
             opened_ms: self.opened_ms,
             deadline_ms: self.deadline_ms,
+            term: self.term,
             ended_ms: self.ended_ms,
             places: self.places.clone(),
             leaves: self.leaves,

@@ -8,6 +8,8 @@ use crate::models::Models;
 use crate::names::UsedNames;
 use crate::outcome::{AcceptOutcome, EvaluateOutcome, Outcome};
 use crate::round::{Phase, Round, Update};
+use crate::term::Term;
+use crate::time::bounded;
 use crate::writers::Writers;
 use catchment_types::{
     Accept, ClientId, CloseReason, Digest, EvaluationResult, Footprint, JobAction, JobSpec, JobState, JobUid, LogId,
@@ -51,6 +53,8 @@ pub struct State {
     pub(crate) writers: Writers,
     /// What was made of the records, from level 2 on.
     pub(crate) hashes: Hashes,
+    /// Its own time, from level 2 on.
+    pub(crate) newest_ms: TimeMs,
 }
 
 impl Default for State {
@@ -69,6 +73,7 @@ impl Default for State {
             used_names: UsedNames::default(),
             writers: Writers::default(),
             hashes: Hashes::default(),
+            newest_ms: 0,
         }
     }
 }
@@ -274,24 +279,47 @@ impl State {
 
     fn apply_of(&mut self, sequence: u64, writer: Option<[u8; 16]>, record: &Record) -> Outcome {
         self.step(sequence);
+        // At the first level there is no time but what each record says.
+        let Some(at_ms) = record.at_ms().filter(|_| self.level >= 2) else {
+            return self.carry_out(writer, record, record.at_ms().unwrap_or(self.newest_ms));
+        };
+        let said_ms = writer.and_then(|writer| self.writers.said_ms(&writer));
+        let now_ms = bounded(self.newest_ms, at_ms, said_ms);
+        let outcome = self.carry_out(writer, record, now_ms);
+        // What is ignored changes nothing, time neither.
+        if !matches!(outcome, Outcome::Ignored(_)) {
+            self.newest_ms = now_ms;
+            writer.inspect(|writer| self.writers.say(writer, at_ms));
+        }
+        outcome
+    }
+
+    /// What a record changes, given the log's time at it.
+    fn carry_out(&mut self, writer: Option<[u8; 16]>, record: &Record, now_ms: TimeMs) -> Outcome {
         match record {
             Record::JobCreated { uid, spec, at_ms } => self.create(*uid, spec, *at_ms),
             Record::JobPatched { uid, patch, .. } => self.change(*uid, |job| change::patch(job, patch)),
             Record::JobActed { uid, action: JobAction::Delete, .. } => self.delete(*uid),
-            Record::JobActed { uid, action, at_ms } => self.change(*uid, |job| change::act(job, *action, *at_ms)),
-            Record::JobFailed { uid, reason, at_ms } => self.change(*uid, |job| change::fail(job, reason, *at_ms)),
+            Record::JobActed { uid, action, at_ms } => {
+                self.change(*uid, |job| change::act(job, *action, *at_ms, now_ms))
+            }
+            Record::JobFailed { uid, reason, .. } => self.change(*uid, |job| change::fail(job, reason, now_ms)),
             Record::ModelPut { uid, model, needs, at_ms } => {
                 self.change(*uid, |job| change::put_model(job, model, *needs, *at_ms))
             }
             Record::RoundOpened { uid, round, deadline_ms, places, at_ms } => {
-                self.open_round(*uid, *round, *deadline_ms, places, *at_ms)
+                let allowed_ms =
+                    deadline_ms.filter(|_| self.level >= 2).map(|deadline| deadline.saturating_sub(*at_ms));
+                let term = allowed_ms.map(|allowed_ms| Term::begin(None, allowed_ms, 0));
+                self.open_round(*uid, *round, (*deadline_ms, term), places, (*at_ms, now_ms))
             }
             Record::RoundPlaced { uid, round, places } => self.change(*uid, |job| change::place(job, *round, places)),
             Record::RoundExtended { uid, round, deadline_ms } => {
-                self.change(*uid, |job| change::extend(job, *round, *deadline_ms))
+                let is_timed = self.level >= 2;
+                self.change(*uid, |job| change::extend(job, *round, *deadline_ms, is_timed))
             }
-            Record::RoundClosed { uid, round, reason, at_ms } => {
-                self.change(*uid, |job| change::close(job, *round, *reason, *at_ms))
+            Record::RoundClosed { uid, round, reason, .. } => {
+                self.change(*uid, |job| change::close(job, *round, *reason, now_ms))
             }
             Record::Accepted(group) => {
                 Outcome::Accepts(group.iter().map(|accept| self.accept(accept, writer)).collect())
@@ -326,14 +354,12 @@ impl State {
                 });
                 Outcome::Evaluations(each.collect())
             }
-            Record::JobCompleted { uid, reason, at_ms } => {
-                self.change(*uid, |job| change::complete(job, reason, *at_ms))
-            }
+            Record::JobCompleted { uid, reason, .. } => self.change(*uid, |job| change::complete(job, reason, now_ms)),
             Record::Committed { uid, round, model, at_ms } => {
                 // Members of the first release know them all, and number them by that.
                 let forgets = self.level >= 2;
                 self.change(*uid, |job| {
-                    change::commit(job, *round, model, *at_ms)?;
+                    change::commit(job, *round, model, *at_ms, now_ms)?;
                     if forgets {
                         job.retire_models();
                     }
@@ -341,7 +367,7 @@ impl State {
                 })
             }
             Record::RoundGivenUp { uid, round, contribution, reason, at_ms } => {
-                self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms))
+                self.change(*uid, |job| job.give_up(*round, contribution, reason, *at_ms, now_ms))
             }
             Record::LevelRaised { level, log, .. } => self.raise(*level, *log),
             Record::NodeStarted { node, .. } => self.start(*node, writer),
@@ -486,9 +512,9 @@ impl State {
         &mut self,
         uid: JobUid,
         number: u64,
-        deadline_ms: Option<TimeMs>,
+        deadline: (Option<TimeMs>, Option<Term>),
         places: &[Place],
-        at_ms: TimeMs,
+        (at_ms, now_ms): (TimeMs, TimeMs),
     ) -> Outcome {
         let Some(job) = self.jobs.get_mut(&uid) else { return Outcome::Ignored("no such job") };
         let Some(version) = job.newest_model().map(|model| model.commit.version) else {
@@ -498,10 +524,10 @@ impl State {
         if job.state != JobState::Running || job.active_round().is_some() || !is_next {
             return Outcome::Ignored("the round cannot open now");
         }
-        let round = Round::open(number, version, &job.spec, at_ms, deadline_ms, places);
+        let round = Round::open(number, version, &job.spec, at_ms, deadline, places);
         let ended = job.round.replace(round);
         job.revision = self.sequence;
-        let dropped = ended.map_or_else(Vec::new, |ended| job.retire(ended, at_ms));
+        let dropped = ended.map_or_else(Vec::new, |ended| job.retire(ended, now_ms));
         self.forget_receipts(&dropped);
         Outcome::Done
     }

@@ -4,6 +4,7 @@
 //! store a copy of one. A writer numbers its records and sends them in that order, so one that comes behind a later one of its
 //! writer is one of these.
 
+use catchment_types::TimeMs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -18,6 +19,8 @@ const LOOK: u64 = 1 << 14;
 struct Newest {
     number: u64,
     sequence: u64,
+    /// The latest time that it has said.
+    said_ms: Option<TimeMs>,
 }
 
 /// The writers of the last records.
@@ -36,12 +39,24 @@ impl Writers {
             self.0.retain(|_, newest| newest.sequence + WINDOW >= sequence);
         }
         let is_late = seen.is_some_and(|seen| seen.saturating_add(WINDOW) < sequence);
-        let is_there = self.0.get(&writer).is_some_and(|newest| newest.number >= number);
-        if is_late || is_there {
+        let before = self.0.get(&writer).copied();
+        if is_late || before.is_some_and(|newest| newest.number >= number) {
             return false;
         }
-        self.0.insert(writer, Newest { number, sequence });
+        self.0.insert(writer, Newest { number, sequence, said_ms: before.and_then(|newest| newest.said_ms) });
         true
+    }
+
+    /// The latest time that a writer has said, as far as it is known.
+    pub(crate) fn said_ms(&self, writer: &[u8; 16]) -> Option<TimeMs> {
+        self.0.get(writer).and_then(|newest| newest.said_ms)
+    }
+
+    /// Takes note of it.
+    pub(crate) fn say(&mut self, writer: &[u8; 16], at_ms: TimeMs) {
+        if let Some(newest) = self.0.get_mut(writer) {
+            newest.said_ms = newest.said_ms.max(Some(at_ms));
+        }
     }
 }
 

@@ -242,7 +242,11 @@ impl Context {
     ///
     /// # Errors
     /// `not_ready`: this node lacks it.
-    pub async fn function_ready(&self, spec: &JobSpec) -> Result<(), Problem> {
+    pub async fn function_ready(&self, uid: JobUid, spec: &JobSpec) -> Result<(), Problem> {
+        if !self.functions.has(spec) {
+            // One that was damaged on the disk is missed only now.
+            self.wakes.wake(uid);
+        }
         self.within(FUNCTION_WAIT, self.functions.ready(spec)).await.map_err(|_| lacking(spec))
     }
 

@@ -8,13 +8,14 @@ use crate::context::Context;
 use crate::requests;
 use crate::subjects;
 use catchment_bus::{BusError, Message};
-use catchment_ledger::State;
+use catchment_ledger::{Deadlines, Ledger, Moment, State};
 use catchment_tasks::home;
-use catchment_types::{CheckIn, ClientId, JobUid, Name, NodeId, Task, TaskKind, TimeMs, read_object};
+use catchment_types::{CheckIn, ClientId, Clock, JobUid, Name, NodeId, Task, TaskKind, read_object};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How long a job's home has to answer.
@@ -23,25 +24,55 @@ const HOME_TIME: Duration = Duration::from_secs(2);
 const JOBS_MAX: usize = 16;
 /// When a client asks again for whom there is no job at all.
 const NO_JOB_RETRY_MS: u64 = 2_000;
+/// How long it may be unknown that a deadline was set: with every update there is a record to look behind.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// This node's desk. Every use of it is a few table look-ups.
-pub struct Desk(Mutex<catchment_tasks::Desk>);
+pub struct Desk {
+    tasks: Mutex<catchment_tasks::Desk>,
+    deadlines: Mutex<Deadlines>,
+    /// What the time of deadlines is counted from.
+    begun: Instant,
+}
 
 impl Desk {
-    /// A desk that knows nobody yet. `seed`: fresh random bytes.
-    pub fn new(seed: [u8; 16]) -> Self {
-        Self(Mutex::new(catchment_tasks::Desk::new(seed)))
+    /// A desk that knows nobody yet. `seed`: fresh random bytes. `alone`: whether there is no other node.
+    pub fn new(seed: [u8; 16], alone: bool) -> Self {
+        let (tasks, deadlines) = (catchment_tasks::Desk::new(seed), Deadlines::new(alone));
+        Self { tasks: Mutex::new(tasks), deadlines: Mutex::new(deadlines), begun: Instant::now() }
+    }
+
+    fn now(&self, clock: &dyn Clock) -> Moment {
+        Moment { clock_ms: clock.now_ms(), passed_ms: self.begun.elapsed().as_millis() as u64 }
     }
 
     /// What a client should do for this job. `None`: the job is gone.
-    fn task(&self, state: &State, uid: JobUid, client: &ClientId, checkin: &CheckIn, now_ms: TimeMs) -> Option<Task> {
-        let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.job(uid).map(|job| desk.task(job, client, checkin, now_ms))
+    fn task(&self, state: &State, uid: JobUid, client: &ClientId, checkin: &CheckIn, now: Moment) -> Option<Task> {
+        let job = state.job(uid)?;
+        let left_ms = self.deadlines.lock().unwrap_or_else(PoisonError::into_inner).left_ms(job, now);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(tasks.task(job, client, checkin, now.clock_ms, left_ms))
+    }
+
+    /// Takes note of deadlines for as long as there is a log.
+    async fn follow(&self, ledger: &Ledger, clock: &dyn Clock) {
+        let mut changes = ledger.watch();
+        loop {
+            changes.mark_unchanged();
+            let look = |state: &State| {
+                self.deadlines.lock().unwrap_or_else(PoisonError::into_inner).look(state, self.now(clock));
+            };
+            ledger.read(look);
+            if changes.changed().await.is_err() {
+                return;
+            }
+            sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// Forgets jobs that are gone.
     pub fn retain(&self, alive: &HashSet<JobUid>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(alive);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).retain(alive);
     }
 }
 
@@ -94,8 +125,8 @@ async fn ask(context: &Arc<Context>, uid: JobUid, client: &ClientId, checkin: &C
 }
 
 fn answer(context: &Context, uid: JobUid, client: &ClientId, checkin: &CheckIn) -> Option<Task> {
-    let now_ms = context.clock.now_ms();
-    context.ledger.read(|state| context.desk.task(state, uid, client, checkin, now_ms))
+    let now = context.desk.now(context.clock.as_ref());
+    context.ledger.read(|state| context.desk.task(state, uid, client, checkin, now))
 }
 
 /// The answer of a job's home, if there is one in time.
@@ -120,13 +151,21 @@ async fn forward(context: &Context, home: NodeId, uid: JobUid, client: &ClientId
     }
 }
 
-/// Answers other nodes' requests until `stop`.
+/// Answers other nodes' requests until `stop`, and keeps deadlines in view.
 ///
 /// # Errors
 /// When the subject cannot be subscribed to.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) -> Result<(), BusError> {
     let subject = subjects::checkin(context.node);
-    requests::serve(context, &subject, None, stop, reply).await
+    let serve = requests::serve(context.clone(), &subject, None, stop, reply);
+    let follow = async {
+        context.desk.follow(&context.ledger, context.clock.as_ref()).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = serve => served,
+        () = follow => Ok(()),
+    }
 }
 
 async fn reply(context: Arc<Context>, request: Arc<Message>) -> Vec<u8> {

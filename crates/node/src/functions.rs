@@ -147,7 +147,7 @@ impl Functions {
         self.lock().entry(module.digest).or_insert(module).clone()
     }
 
-    /// Whether what a job is pinned to is at hand. Blocks.
+    /// Whether what a job is pinned to is at hand. Blocks while it is read from the data directory, once.
     pub fn has(&self, spec: &JobSpec) -> bool {
         spec.function_digest().is_none_or(|digest| self.module(digest).is_some())
     }
@@ -161,7 +161,7 @@ impl Functions {
     pub async fn ready(&self, spec: &JobSpec) {
         loop {
             let came = self.came.notified();
-            if self.keeps(spec) || self.has(spec) {
+            if self.has(spec) {
                 return;
             }
             came.await;

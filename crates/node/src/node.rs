@@ -139,7 +139,7 @@ impl Node {
                 functions,
                 runners,
                 metrics,
-                desk: Desk::new(entropy.bytes16()),
+                desk: Desk::new(entropy.bytes16(), peers.fleet.is_alone()),
                 holdings,
                 peers,
                 digests: Digests::default(),

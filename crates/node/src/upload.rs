@@ -351,7 +351,7 @@ async fn model_layout(context: &Arc<Context>, submission: &Submission) -> Result
     let initial = context.ledger.read(|state| Some(state.job(uid)?.model(0)?.commit.clone()));
     let initial = initial.ok_or_else(|| refusal(&spec, &submission.address(), AcceptOutcome::UnknownJob))?;
     ensure(&context, uid, &initial).await?;
-    context.function_ready(&spec).await?;
+    context.function_ready(uid, &spec).await?;
     let etag = initial.etag;
     let find = move || context.layouts.get(&context.models, &context.functions, uid, &spec, etag);
     let layout = tokio::task::spawn_blocking(find).await;

@@ -4,7 +4,7 @@
 
 use crate::scenario::Workload;
 use catchment_coordinator::{Nodes, decide};
-use catchment_ledger::{AcceptOutcome, Job, Outcome, Phase, Round, State};
+use catchment_ledger::{AcceptOutcome, Deadlines, Job, Moment, Outcome, Phase, Round, State};
 use catchment_types::{
     Accept, ClientId, Digest, Footprint, JobUid, ModelCommit, NodeId, ReceiptId, Record, SlabId, TimeMs,
 };
@@ -27,10 +27,17 @@ pub struct Reported {
 }
 
 /// The log and its fold.
-#[derive(Default)]
 pub struct Control {
     state: State,
+    deadlines: Deadlines,
     slabs: u64,
+}
+
+impl Default for Control {
+    /// Nothing has happened yet.
+    fn default() -> Self {
+        Self { state: State::default(), deadlines: Deadlines::new(true), slabs: 0 }
+    }
 }
 
 impl Control {
@@ -49,11 +56,13 @@ impl Control {
 
     /// Carries out what the coordinator decides now. Also when it wants to look again.
     pub fn look(&mut self, now_ms: TimeMs) -> (Vec<Decided>, Option<TimeMs>) {
-        let mut done = Vec::new();
+        let (mut done, now) = (Vec::new(), Moment { clock_ms: now_ms, passed_ms: now_ms });
         loop {
+            self.deadlines.look(&self.state, now);
             // Placing is the simulated policy's, and so is noticing that a node is gone.
-            let decision = decide(&self.state, &Nodes::default(), now_ms);
-            let Some(record) = decision.records.into_iter().next() else { return (done, decision.look_again_ms) };
+            let decision = decide(&self.state, &Nodes::default(), &self.deadlines, now);
+            let again_ms = decision.look_again_ms.map(|left| now_ms + left);
+            let Some(record) = decision.records.into_iter().next() else { return (done, again_ms) };
             assert_eq!(self.append(&record), Outcome::Done, "{record:?}");
             done.push(match record {
                 Record::RoundOpened { uid, round, deadline_ms, .. } => {

@@ -32,8 +32,15 @@ impl Desk {
     }
 
     /// What `client` should do for `job` now. Asking again changes nothing: a task in hand is the same task, and an
-    /// appointment stays.
-    pub fn task(&mut self, job: &Job, client: &ClientId, checkin: &CheckIn, now_ms: TimeMs) -> Task {
+    /// appointment stays. `left_ms`: the time until the deadline of the job's round.
+    pub fn task(
+        &mut self,
+        job: &Job,
+        client: &ClientId,
+        checkin: &CheckIn,
+        now_ms: TimeMs,
+        left_ms: Option<u64>,
+    ) -> Task {
         if job.state.is_over() {
             self.floors.remove(&job.uid);
             return tasks::stop(job);
@@ -48,7 +55,7 @@ impl Desk {
         let by_jobs = 1.0 / self.crowded.max(1) as f64;
         let per_s = RATE_MAX_PER_S * (BY_NUMBERS * by_numbers + (1.0 - BY_NUMBERS) * by_jobs);
         let key = self.seed.key(job.uid, client);
-        floor.task(&Call { job, client, key, checkin, now_ms, per_s, seed: &self.seed })
+        floor.task(&Call { job, client, key, checkin, now_ms, left_ms, per_s, seed: &self.seed })
     }
 
     /// Clients of a job that were told to come again.

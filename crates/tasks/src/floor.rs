@@ -35,6 +35,8 @@ pub struct Call<'a> {
     pub key: u64,
     pub checkin: &'a CheckIn,
     pub now_ms: TimeMs,
+    /// The time until the round's deadline, as this node sees it.
+    pub left_ms: Option<u64>,
     /// Check-ins a second that this job's clients may amount to.
     pub per_s: f64,
     pub seed: &'a Seed,
@@ -95,8 +97,8 @@ impl Floor {
             self.begin(call, round);
         }
         match self.kind(call, round) {
-            Some(TaskKind::Evaluate) => tasks::evaluate(job, round, call.client, call.now_ms),
-            Some(_) => tasks::train(job, round, call.client, call.now_ms),
+            Some(TaskKind::Evaluate) => tasks::evaluate(job, round, call.client, call.left_ms),
+            Some(_) => tasks::train(job, round, call.client, call.left_ms),
             None => self.wait(call),
         }
     }
@@ -104,7 +106,7 @@ impl Floor {
     /// The task that a client has, or gets now.
     fn kind(&mut self, call: &Call, round: &Round) -> Option<TaskKind> {
         let (client, now_ms) = (call.client, call.now_ms);
-        let until_ms = until(call, round);
+        let until_ms = until(call);
         let has_trained = call.job.has_trained(round, client);
         if has_trained {
             self.training.take(client);
@@ -313,9 +315,10 @@ fn measurements<'a>(job: &'a Job, round: &Round) -> Option<&'a Evaluation> {
 }
 
 /// How long a client has a task from now on: never beyond the round's end, if that is still to come.
-fn until(call: &Call, round: &Round) -> TimeMs {
-    let until_ms = call.now_ms + call.job.spec.selection.task_timeout.ms();
-    round.deadline_ms.filter(|deadline| *deadline > call.now_ms).map_or(until_ms, |deadline| until_ms.min(deadline))
+fn until(call: &Call) -> TimeMs {
+    let timeout_ms = call.job.spec.selection.task_timeout.ms();
+    let left_ms = call.left_ms.filter(|left| *left > 0);
+    call.now_ms + left_ms.map_or(timeout_ms, |left| timeout_ms.min(left))
 }
 
 /// The time in which so many may ask.

@@ -1,7 +1,7 @@
 //! Tasks as clients read them.
 
 use catchment_ledger::{Job, Round};
-use catchment_types::{ClientId, Task, TaskId, TaskKind, TimeMs, rfc3339};
+use catchment_types::{ClientId, Task, TaskId, TaskKind, rfc3339};
 
 /// Nothing to do for now, in no job in particular.
 pub fn wait(retry_after_ms: u64) -> Task {
@@ -42,18 +42,18 @@ pub fn wait_for(job: &Job, retry_after_ms: u64) -> Task {
 }
 
 /// Train for this round.
-pub fn train(job: &Job, round: &Round, client: &ClientId, now_ms: TimeMs) -> Task {
+pub fn train(job: &Job, round: &Round, client: &ClientId, left_ms: Option<u64>) -> Task {
     let task_id = Some(TaskId::derive(job.uid, job.address_of(round), client));
-    Task { task_id, ..on_model(job, round, TaskKind::Train, now_ms) }
+    Task { task_id, ..on_model(job, round, TaskKind::Train, left_ms) }
 }
 
 /// Measure the model of this round.
-pub fn evaluate(job: &Job, round: &Round, client: &ClientId, now_ms: TimeMs) -> Task {
+pub fn evaluate(job: &Job, round: &Round, client: &ClientId, left_ms: Option<u64>) -> Task {
     let task_id = Some(TaskId::derive_evaluation(job.uid, round.model_version, client));
-    Task { task_id, ..on_model(job, round, TaskKind::Evaluate, now_ms) }
+    Task { task_id, ..on_model(job, round, TaskKind::Evaluate, left_ms) }
 }
 
-fn on_model(job: &Job, round: &Round, kind: TaskKind, now_ms: TimeMs) -> Task {
+fn on_model(job: &Job, round: &Round, kind: TaskKind, left_ms: Option<u64>) -> Task {
     let (namespace, name, version) = (&job.spec.namespace, &job.spec.name, round.model_version);
     let task = Task {
         round: Some(job.address_of(round)),
@@ -62,7 +62,7 @@ fn on_model(job: &Job, round: &Round, kind: TaskKind, now_ms: TimeMs) -> Task {
         etag: job.model(version).map(|model| model.commit.etag),
         config: job.spec.client_config_for(round.number),
         deadline_at: round.deadline_ms.map(rfc3339),
-        deadline_in_ms: round.deadline_ms.map(|deadline| deadline.saturating_sub(now_ms)),
+        deadline_in_ms: left_ms,
         ..bare(kind)
     };
     named(job, task)

@@ -418,6 +418,34 @@ impl Record {
         }
     }
 
+    /// When it was written, by its writer's clock, where it says so. Of a group of accepts, the newest.
+    pub fn at_ms(&self) -> Option<TimeMs> {
+        match self {
+            Self::JobCreated { at_ms, .. }
+            | Self::JobPatched { at_ms, .. }
+            | Self::JobActed { at_ms, .. }
+            | Self::JobFailed { at_ms, .. }
+            | Self::JobCompleted { at_ms, .. }
+            | Self::ModelPut { at_ms, .. }
+            | Self::RoundOpened { at_ms, .. }
+            | Self::RoundClosed { at_ms, .. }
+            | Self::RoundGivenUp { at_ms, .. }
+            | Self::Lost { at_ms, .. }
+            | Self::Committed { at_ms, .. }
+            | Self::NodeLost { at_ms, .. }
+            | Self::LevelRaised { at_ms, .. }
+            | Self::NodeStarted { at_ms, .. }
+            | Self::SumLost { at_ms, .. } => Some(*at_ms),
+            Self::Accepted(group) => group.iter().map(|accept| accept.at_ms).max(),
+            Self::RoundPlaced { .. }
+            | Self::RoundExtended { .. }
+            | Self::Folded { .. }
+            | Self::Discarded { .. }
+            | Self::Evaluated { .. }
+            | Self::StateHashed { .. } => None,
+        }
+    }
+
     /// The lowest feature level at which it may be written: at a lower one some member might not read it.
     ///
     /// 1 is what the first release writes. 2 has versions for each stored type, and everything that came with them.

@@ -80,7 +80,7 @@ fn work(random: &mut StdRng) -> (Reference, Value) {
     if leaves > 1 {
         add(json!({"topology": {"tree": {"leaves": leaves, "middles": 0}}}));
     }
-    // A deadline that passes only when clocks jump.
+    // A deadline that passes in no storm, however far clocks jump.
     add(json!({"deadline": "300s", "min_updates": GOAL / 2, "exact": EXACT.spec(),
         "tensors": [{"match": "peak", "rule": "max"}]}));
     (Reference::Exact(EXACT), spec)

@@ -3,7 +3,7 @@
 use crate::node::LOST_AFTER_MS;
 use crate::world::{Event, World, blake3_of};
 use catchment_coordinator::{Nodes, decide};
-use catchment_ledger::{AcceptOutcome, Decided, Outcome, Phase};
+use catchment_ledger::{AcceptOutcome, Deadlines, Decided, Moment, Outcome, Phase};
 use catchment_planner::Node as Planned;
 use catchment_types::{
     Accept, ClientId, Digest, DurationText, JobAction, JobState, JobUid, Mode, ModelCommit, NodeId, Record, SlabId,
@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 /// looks again, and sleeps when there is nothing to decide.
 pub struct Coordinator {
     /// Its clock is off by this.
-    skew_ms: i64,
+    pub skew_ms: i64,
+    deadlines: Deadlines,
     sleeps: bool,
     /// Counts its sleeps, so that an old alarm does not wake it.
     sleep: u64,
@@ -25,7 +26,7 @@ pub struct Coordinator {
 
 impl Coordinator {
     pub fn new(skew_ms: i64) -> Self {
-        Self { skew_ms, sleeps: true, sleep: 0 }
+        Self { skew_ms, deadlines: Deadlines::new(false), sleeps: true, sleep: 0 }
     }
 }
 
@@ -57,10 +58,12 @@ impl World {
         if !coordinator.sleeps || coordinator.sleep != sleep {
             return;
         }
-        let now_ms = self.now_ms.saturating_add_signed(coordinator.skew_ms);
+        let clock_ms = self.now_ms.saturating_add_signed(coordinator.skew_ms);
+        let now = Moment { clock_ms, passed_ms: self.now_ms };
         let nodes = self.heard();
         let coordinator = &mut self.coordinators[who];
-        let decision = decide(&self.state, &nodes, now_ms);
+        coordinator.deadlines.look(&self.state, now);
+        let decision = decide(&self.state, &nodes, &coordinator.deadlines, now);
         let mut subjects: Vec<JobUid> = decision.records.iter().filter_map(crate::checks::subject).collect();
         let given_up = decision.records.iter().filter(|record| matches!(record, Record::NodeLost { .. })).count();
         subjects.dedup();
@@ -72,9 +75,8 @@ impl World {
             let decisions = records.map(|record| (record.clone(), self.state.decided(&record))).collect();
             self.after(0..=30, Event::Decide { who, decisions });
         } else if let Some(look_again_ms) = decision.look_again_ms {
-            assert!(look_again_ms > now_ms, "it looks again in the future");
-            let at_ms = self.now_ms + (look_again_ms - now_ms);
-            self.at(at_ms, Event::Look { who, sleep });
+            assert!(look_again_ms > 0, "it looks again in the future");
+            self.at(self.now_ms + look_again_ms, Event::Look { who, sleep });
         }
     }
 
@@ -104,7 +106,15 @@ impl World {
                 self.carry_out(who, record, on);
             }
         }
+        if crashes {
+            self.checks.timing.disturb();
+        }
         let coordinator = &mut self.coordinators[who];
+        if crashes && !self.jumps {
+            // It comes back as a process that has seen nothing.
+            self.checks.reached.count("coordinator started anew");
+            coordinator.deadlines = Deadlines::new(false);
+        }
         coordinator.sleeps = true;
         coordinator.sleep += 1;
         let sleep = coordinator.sleep;

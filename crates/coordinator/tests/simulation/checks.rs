@@ -1,11 +1,12 @@
 //! What must hold after every record, seen from outside the state.
 
+use crate::timing::Timing;
 use catchment_ledger::{AcceptOutcome, Outcome, Phase, State};
-use catchment_types::{Accept, CloseReason, Digest, JobState, JobUid, ReceiptId, ReceiptState, Record};
+use catchment_types::{Accept, CloseReason, Digest, JobState, JobUid, ReceiptId, ReceiptState, Record, TimeMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the runs together must come to see: a simulation that simulates nothing proves nothing.
-const EVERYTHING: [&str; 36] = [
+const EVERYTHING: [&str; 38] = [
     "round committed",
     "round skipped",
     "round extended",
@@ -42,6 +43,8 @@ const EVERYTHING: [&str; 36] = [
     "round given up",
     "give-up ignored",
     "paused after rounds given up",
+    "a clock jumped",
+    "coordinator started anew",
 ];
 
 /// How often what was seen.
@@ -106,6 +109,7 @@ pub struct Before {
 #[derive(Default)]
 pub struct Checks {
     pub reached: Reached,
+    pub timing: Timing,
     accepted: BTreeMap<ReceiptId, (JobUid, u64)>,
     opened: BTreeSet<(JobUid, u64)>,
     committed: BTreeSet<ReceiptId>,
@@ -124,7 +128,8 @@ impl Checks {
         }
     }
 
-    pub fn after(&mut self, before: Before, state: &State, record: &Record, outcome: &Outcome) {
+    pub fn after(&mut self, now_ms: TimeMs, before: Before, state: &State, record: &Record, outcome: &Outcome) {
+        self.timing.after(now_ms, before.phase, state, record, outcome);
         match (record, outcome) {
             (Record::Accepted(group), Outcome::Accepts(outcomes)) => {
                 assert_eq!(group.len(), outcomes.len());

@@ -7,6 +7,7 @@
 mod actors;
 mod checks;
 mod node;
+mod timing;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

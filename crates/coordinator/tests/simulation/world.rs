@@ -15,6 +15,9 @@ const END_MS: TimeMs = 1_800_000;
 /// Owners and misfortune act no longer than this, so that what remains must come to its end alone.
 pub const TROUBLE_MS: TimeMs = 60_000;
 
+/// What coordinators' clocks are off by, at most: a quarter of an hour.
+const SKEW_MS_MAX: i64 = 900_000;
+
 /// Nodes of a run, at most.
 const NODES_MAX: usize = 4;
 /// Through which process owners write. Nodes are the processes from 0, coordinators those from 50.
@@ -45,6 +48,8 @@ pub enum Event {
     Back(usize),
     /// The coordinators look at who is there.
     Wake,
+    /// A coordinator's clock is set to another time.
+    Jump(usize),
     /// Some owner wants something.
     Owner,
     /// An owner's request arrives.
@@ -62,6 +67,9 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub checks: Checks,
     pub jobs_created: u8,
+    /// Whether clocks are set while coordinators run. Then none of them starts anew: it would believe of the time between two
+    /// records of one writer what that writer's clock says, up to a minute.
+    pub jumps: bool,
     numbers: BTreeMap<u8, u64>,
     queue: BTreeMap<(TimeMs, u64), Event>,
     events: u64,
@@ -70,7 +78,8 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let coordinators = (0..2).map(|_| Coordinator::new(rng.random_range(-300..=300))).collect();
+        let skew_ms_max = if rng.random_bool(0.5) { 300 } else { SKEW_MS_MAX };
+        let coordinators = (0..2).map(|_| Coordinator::new(rng.random_range(-skew_ms_max..=skew_ms_max))).collect();
         let mut world = Self {
             nodes: (0..rng.random_range(1..=NODES_MAX)).map(|number| Node::new(number, &mut rng)).collect(),
             clients: Clients::new(&mut rng),
@@ -81,6 +90,7 @@ impl World {
             coordinators,
             checks: Checks::default(),
             jobs_created: 0,
+            jumps: seed.is_multiple_of(3),
             numbers: BTreeMap::new(),
             queue: BTreeMap::new(),
             events: 0,
@@ -97,6 +107,10 @@ impl World {
         }
         for event in [Event::Client, Event::Owner] {
             world.after(0..=50, event);
+        }
+        for _ in 0..if world.jumps { 6 } else { 0 } {
+            let who = world.rng.random_range(0..2);
+            world.after(0..=TROUBLE_MS, Event::Jump(who));
         }
         for node in 0..world.nodes.len() {
             world.after(0..=50, Event::Sweep(node));
@@ -180,6 +194,10 @@ impl World {
             Event::Silence { node, dead } => self.silence(node, dead),
             Event::Back(node) => self.nodes[node].back(),
             Event::Wake => self.wake_coordinators(),
+            Event::Jump(who) => {
+                self.checks.reached.count("a clock jumped");
+                self.coordinators[who].skew_ms = self.rng.random_range(-SKEW_MS_MAX..=SKEW_MS_MAX);
+            }
             Event::Owner => {
                 self.owner();
                 if self.troubled() && !self.is_over() {
@@ -214,7 +232,7 @@ impl World {
         if let Err(why) = self.state.audit() {
             panic!("record {sequence}: {why}");
         }
-        self.checks.after(before, &self.state, &record, &outcome);
+        self.checks.after(self.now_ms, before, &self.state, &record, &outcome);
         if let (Record::RoundGivenUp { uid, .. }, Outcome::Done) = (&record, &outcome)
             && self.job_state(*uid) == Some(JobState::Paused)
         {

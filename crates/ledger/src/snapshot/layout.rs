@@ -17,6 +17,7 @@ use crate::models::Model;
 use crate::names::UsedNames;
 use crate::round::{Phase, Round, RoundHead, Update};
 use crate::state::State;
+use crate::term::Term;
 use crate::writers::Writers;
 use catchment_types::{
     Accept, ClientId, Code, Digest, Footprint, JobState, JobUid, LogId, ModelCommit, NodeId, Place, ReceiptId,
@@ -42,6 +43,7 @@ struct Head {
     names_full: bool,
     writers: Writers,
     hashes: Hashes,
+    newest_ms: TimeMs,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,6 +89,7 @@ struct StoredRound {
     min_updates: u64,
     opened_ms: TimeMs,
     deadline_ms: Option<TimeMs>,
+    term: Option<Term>,
     ended_ms: Option<TimeMs>,
     places: Vec<Place>,
     leaves: u32,
@@ -146,6 +149,7 @@ pub(super) fn write(state: &State) -> Result<Vec<u8>, String> {
         names_full: state.used_names.is_full,
         writers: state.writers.clone(),
         hashes: state.hashes.clone(),
+        newest_ms: state.newest_ms,
     };
     part(&mut out, &head)?;
     for job in state.jobs.values() {
@@ -181,6 +185,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
         used_names: UsedNames { hashes: head.names, is_full: head.names_full },
         writers: head.writers,
         hashes: head.hashes,
+        newest_ms: head.newest_ms,
         ..State::default()
     };
     for _ in 0..head.jobs {
@@ -276,6 +281,7 @@ impl StoredRound {
             min_updates: head.min_updates,
             opened_ms: head.opened_ms,
             deadline_ms: head.deadline_ms,
+            term: head.term,
             ended_ms: head.ended_ms,
             places: head.places,
             leaves: head.leaves,
@@ -297,6 +303,7 @@ impl StoredRound {
             min_updates: self.min_updates,
             opened_ms: self.opened_ms,
             deadline_ms: self.deadline_ms,
+            term: self.term,
             ended_ms: self.ended_ms,
             places: self.places,
             leaves: self.leaves,

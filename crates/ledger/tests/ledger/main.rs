@@ -3,6 +3,7 @@
 
 mod buffered;
 mod common;
+mod deadlines;
 mod driver;
 mod ended;
 mod envelope;

@@ -202,7 +202,7 @@ async fn of_several_processes_one_takes_the_snapshot() {
 fn the_layout_is_what_its_version_says() {
     for (level, version, hash) in [
         (1, 1, "3d275218697b53e2202feeebd5ab64726a476aff0c4fef3b75205d793011d512"),
-        (2, SNAPSHOT_VERSION, "361061fe7d451fb8dcfd843925e3a5f65482c86f19ee051e2da0d5c297d3c78f"),
+        (2, SNAPSHOT_VERSION, "d1dc05f5464b9de1078946b0be4b1b536fb564b855f05b80ec6b044b7cde6ab9"),
     ] {
         let mut fixture = Fixture::running(r#","goal":3,"client_config":{"lr":0.1}"#);
         fixture.accepted(1, 7);

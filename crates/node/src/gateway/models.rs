@@ -138,7 +138,7 @@ async fn receive(
         return Err(body.too_large(spec.limits.update_bytes).into());
     }
     let _place = Shown::new(context, context.drafts.begin(file_bytes)?);
-    context.function_ready(spec).await?;
+    context.function_ready(uid, spec).await?;
     let (text, rules, takes) = (head.bytes().to_vec(), spec.clone(), context.functions.takes(spec)?);
     // Many tensors and many rules take a while.
     let layout = tokio::task::spawn_blocking(move || ModelLayout::new(text, header, &rules, takes)).await;

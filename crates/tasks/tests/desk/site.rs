@@ -90,7 +90,10 @@ impl Site {
             ..CheckIn::default()
         };
         let (state, desk) = (&self.state, &mut self.desk);
-        desk.task(state.job(JOB).unwrap(), &client(number), &checkin, self.now_ms)
+        let job = state.job(JOB).unwrap();
+        let deadline_ms = job.active_round().and_then(|round| round.deadline_ms);
+        let left_ms = deadline_ms.map(|deadline| deadline.saturating_sub(self.now_ms));
+        desk.task(job, &client(number), &checkin, self.now_ms, left_ms)
     }
 
     pub fn kind(&mut self, number: u64) -> TaskKind {
