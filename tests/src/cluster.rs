@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 /// Where gateways listen on hosts of their own.
 const PORT: u16 = 7070;
+/// A process that is told to stop has stopped by then.
+const UNTIL_FROZEN: Duration = Duration::from_millis(10);
 /// How long a node may take to say whether it is ready.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -263,12 +265,16 @@ impl Cluster {
         let NodeProcess { process, host, data, slabs, arguments: (has_failpoints, arguments), .. } = &self.nodes[node];
         let name = format!("{}-clone-{}", process.name(), self.clones.len());
         let (copy, memory) = (self.home.path().join(format!("{name}.data")), slabs.with_file_name(&name));
+        // As a snapshot of a machine has it: all memory is of one moment.
+        process.freeze();
+        std::thread::sleep(UNTIL_FROZEN);
         for (from, to, is_copied) in [(data, &copy, true), (slabs, &memory, with_memory)] {
             make(to);
             // A file that goes while it is copied is none that the copy needs.
             let from = format!("{}/.", from.display());
             is_copied.then(|| Command::new("cp").arg("-a").arg(from).arg(to).output().expect("run cp"));
         }
+        process.thaw();
         let address = match host {
             Some(host) => format!("{}:{}", host.address(), usize::from(PORT) + 1 + self.clones.len()),
             None => format!("127.0.0.1:{}", free_port()),

@@ -242,11 +242,16 @@ impl Context {
     ///
     /// # Errors
     /// `not_ready`: this node lacks it.
-    pub async fn function_ready(&self, uid: JobUid, spec: &JobSpec) -> Result<(), Problem> {
-        if !self.functions.has(spec) {
-            // One that was damaged on the disk is missed only now.
-            self.wakes.wake(uid);
+    pub async fn function_ready(self: &Arc<Self>, uid: JobUid, spec: &JobSpec) -> Result<(), Problem> {
+        if self.functions.is_loaded(spec) {
+            return Ok(());
         }
+        let (of, job) = (self.clone(), spec.clone());
+        if tokio::task::spawn_blocking(move || of.functions.has(&job)).await.unwrap_or(false) {
+            return Ok(());
+        }
+        // One that was damaged on the disk is missed only now.
+        self.wakes.wake(uid);
         self.within(FUNCTION_WAIT, self.functions.ready(spec)).await.map_err(|_| lacking(spec))
     }
 

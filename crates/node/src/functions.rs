@@ -147,6 +147,11 @@ impl Functions {
         self.lock().entry(module.digest).or_insert(module).clone()
     }
 
+    /// Whether what a job is pinned to is in memory. Never blocks.
+    pub fn is_loaded(&self, spec: &JobSpec) -> bool {
+        spec.function_digest().is_none_or(|digest| self.lock().contains_key(&digest))
+    }
+
     /// Whether what a job is pinned to is at hand. Blocks while it is read from the data directory, once.
     pub fn has(&self, spec: &JobSpec) -> bool {
         spec.function_digest().is_none_or(|digest| self.module(digest).is_some())
@@ -157,11 +162,11 @@ impl Functions {
         spec.function_digest().is_none_or(|digest| self.kept.has(digest))
     }
 
-    /// Waits until what a job is pinned to is at hand. The job's task fetches it.
+    /// Waits until what a job is pinned to is in memory. The job's task fetches it.
     pub async fn ready(&self, spec: &JobSpec) {
         loop {
             let came = self.came.notified();
-            if self.has(spec) {
+            if self.is_loaded(spec) {
                 return;
             }
             came.await;

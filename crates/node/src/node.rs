@@ -121,7 +121,7 @@ impl Node {
             identity.take_over(&ledger, clock.now_ms()).await?;
             let runners = start_runners(runners, &store).await?;
             let holdings = Arc::<Holdings>::default();
-            aggregate::recover(&ledger, &store, &holdings, recovered, node, clock.now_ms()).await?;
+            aggregate::recover(&ledger, &store, &holdings, recovered, &functions, node, clock.now_ms()).await?;
             let Environment { clock, entropy, steps, ending } = environment;
             let room = Arc::new(Notify::new());
             let shelf = open_shelf(&config, &ledger).map_err(data)?;

@@ -148,18 +148,21 @@ pub struct Saboteur {
     wounds: Vec<Wound>,
     /// Nodes that end after some step, perhaps.
     armed: BTreeSet<usize>,
+    /// Whether the cluster began with the old release.
+    began_old: bool,
 }
 
 impl Saboteur {
     pub fn new(seed: u64, tempo: Tempo) -> Self {
         let random = StdRng::seed_from_u64(!seed);
         let (journal, wounds, armed) = (Vec::new(), Vec::new(), BTreeSet::new());
-        Self { random, tempo, journal, begun: Instant::now(), wounds, armed }
+        Self { random, tempo, journal, begun: Instant::now(), wounds, armed, began_old: false }
     }
 
     /// Does all that he does; afterwards everything is whole again, and everybody started.
     pub async fn rage(&mut self, cluster: &mut Cluster) {
         self.begun = Instant::now();
+        self.began_old = !olds(cluster).is_empty();
         for _ in 0..self.tempo.blows {
             let pause = self.between(self.tempo.pause);
             self.pass(cluster, pause).await;
@@ -196,6 +199,12 @@ impl Saboteur {
         self.journal.push(format!("{:.2} s: {what}", self.begun.elapsed().as_secs_f64()));
     }
 
+    /// Whether the log says which process a node is: a coordinator has raised the feature level, where that was needed.
+    fn says_who_is_who(&self, cluster: &mut Cluster) -> bool {
+        let is_raised = |process: &mut Process| process.log().contains("LevelRaised");
+        !self.began_old || (olds(cluster).is_empty() && cluster.processes().any(is_raised))
+    }
+
     /// One blow at somebody who is well.
     fn strike(&mut self, cluster: &mut Cluster) {
         let (nodes, members) = (cluster.nodes.len(), cluster.nodes.len() + cluster.coordinators.len());
@@ -220,8 +229,8 @@ impl Saboteur {
         if self.wounds.iter().any(|wound| wound.target == target) {
             return self.note("he would strike somebody who is down");
         }
-        // While some are old nobody says in the log which process a node is.
-        if blow == Blow::Clone && !olds.is_empty() {
+        // While some are old, and until that is noticed, nobody says in the log which process a node is.
+        if blow == Blow::Clone && !self.says_who_is_who(cluster) {
             return self.note("he would clone a node");
         }
         self.deal(cluster, blow, target, lasts);

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::functions::{Functions, lacking};
 use crate::peers::functions::fetch;
 use crate::peers::models::ensure;
-use catchment_ledger::{LedgerError, State, Update};
+use catchment_ledger::{Job, LedgerError, State, Update};
 use catchment_runtime::{Call, FoldArgs, FunctionError, HostError, Reply};
 use catchment_slab::SlabError;
 use catchment_types::{Code, JobSpec, JobUid, NodeId, ReceiptId, ReceiptState, Record, SlabId, Step};
@@ -32,6 +32,8 @@ use tracing::Instrument;
 const IDLE: Duration = Duration::from_secs(2);
 /// How long to wait before trying again after a failure outside the function.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long it waits at most where nobody has its function's module.
+const MODULE_RETRY_MAX: Duration = Duration::from_secs(8);
 
 /// What a job's task should do now.
 #[derive(Debug)]
@@ -52,11 +54,20 @@ pub enum Work {
 /// before the round is closed.
 pub fn next_work(state: &State, uid: JobUid, node: NodeId, functions: &Functions) -> Work {
     let Some(job) = state.job(uid) else { return Work::Nothing };
-    // Before there is anything to fold: other nodes may have it for no longer than the next build is on its way.
-    if !job.state.is_over() && !functions.keeps(&job.spec) {
+    // What is lacking is looked for before there is anything to fold: other nodes may have it for no longer than the next
+    // build is on its way. What is only not written down yet holds up nothing.
+    let is_kept = job.state.is_over() || functions.keeps(&job.spec);
+    if !is_kept && !functions.is_loaded(&job.spec) {
         return Work::Keep(job.spec.clone());
     }
-    let Some(round) = job.active_round() else { return Work::Nothing };
+    match work_of_round(state, job, node, functions) {
+        Work::Nothing if !is_kept => Work::Keep(job.spec.clone()),
+        work => work,
+    }
+}
+
+fn work_of_round(state: &State, job: &Job, node: NodeId, functions: &Functions) -> Work {
+    let (uid, Some(round)) = (job.uid, job.active_round()) else { return Work::Nothing };
     if functions.gathers(&job.spec) {
         let is_ours = round.is_complete() && round.top() == Some(node);
         return if is_ours { Work::Finish(round.number) } else { Work::Nothing };
@@ -130,7 +141,7 @@ pub struct JobAggregation {
 
 /// Works for one job until there has been nothing to do for a while.
 pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
-    let mut aggregation = None;
+    let (mut aggregation, mut module_pause) = (None, RETRY);
     loop {
         let mut work = context.ledger.read(|state| next_work(state, uid, context.node, &context.functions));
         if context.pieces.waits_for(uid) {
@@ -147,7 +158,7 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
             }
         }
         // Who only helps does not fail the job.
-        let is_help = matches!(work, Work::Pieces);
+        let (is_help, is_module) = (matches!(work, Work::Pieces), matches!(work, Work::Keep(_)));
         let step = AssertUnwindSafe(async {
             if let Work::Keep(spec) = &work {
                 return keep_function(&context, spec).await;
@@ -188,6 +199,16 @@ pub async fn run(context: Arc<Context>, uid: JobUid, waker: Arc<Notify>) {
                 }
                 context.trouble.failed(&context, uid, &error);
                 tokio::time::sleep(RETRY).await;
+                if !is_module {
+                    continue;
+                }
+                // Nobody may have it for long. Whoever sends an update asks again.
+                tokio::select! {
+                    () = tokio::time::sleep(module_pause) => {}
+                    () = waker.notified() => {}
+                    () = context.ending.stop.cancelled() => return,
+                }
+                module_pause = (module_pause * 2).min(MODULE_RETRY_MAX);
             }
         }
     }

@@ -9,6 +9,7 @@
 //! word 0        sequence of the newest plan, stored last
 //! words 2–19    an even plan: number of slabs, sequence it builds on, slabs
 //! words 20–37   an odd plan: the same (so writing a plan never touches the one before it)
+//! words 38, 39  of an even and an odd plan: 1 + the updates that are in the sum once it is complete; 0: not counted
 //! word 64 + i   what range i holds: sequence << 1 | block; sequence 0 holds nothing
 //! ```
 //!
@@ -23,7 +24,7 @@ use super::ranges::Range;
 use crate::functions::Maker;
 use catchment_runtime::Window;
 use catchment_slab::{Accumulator, HUGE_BYTES, Owner, PAGE_BYTES, SlabError, SlabStore};
-use catchment_types::{JobUid, SlabId};
+use catchment_types::{Digest, JobUid, SlabId};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -33,6 +34,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 /// Updates of one batch at most.
 pub const BATCH_MAX: usize = 16;
 const PLAN_WORDS: usize = BATCH_MAX + 2;
+const COUNTS: usize = 2 + 2 * PLAN_WORDS;
 const FIRST_RANGE: usize = 64;
 /// Bytes of one coordinate of a partial: an f64.
 const PARTIAL_BYTES: u64 = 8;
@@ -210,6 +212,11 @@ impl Leaf {
         }
     }
 
+    /// Whether this function may have made it.
+    pub fn is_of(&self, function: Digest) -> bool {
+        self.maker.is_none_or(|made| made.function == function)
+    }
+
     /// Its names in the store. The words' first: data that no words name is found by nobody.
     pub fn slabs(&self) -> impl Iterator<Item = SlabId> + use<> {
         let (words, data) = (self.words.id(), self.data.id());
@@ -236,10 +243,18 @@ impl Leaf {
     /// Its ranges do not say that they hold the same batches, of those that there were.
     pub fn begin(&self, slabs: &[SlabId]) -> Result<Plan, BadWords> {
         assert!((1..=BATCH_MAX).contains(&slabs.len()), "a batch has 1 to {BATCH_MAX} updates");
-        self.write(slabs)
+        self.write(slabs, self.updates().map(|updates| updates.saturating_add(slabs.len() as u64)))
     }
 
-    fn write(&self, slabs: &[SlabId]) -> Result<Plan, BadWords> {
+    /// How many updates are in the sum once the newest plan is complete. `None`: an earlier release did not count them.
+    pub fn updates(&self) -> Option<u64> {
+        match self.words.control()[0].load(Acquire) {
+            0 => Some(0),
+            sequence => self.words.control()[COUNTS + (sequence % 2) as usize].load(Relaxed).checked_sub(1),
+        }
+    }
+
+    fn write(&self, slabs: &[SlabId], updates: Option<u64>) -> Result<Plan, BadWords> {
         let base = if self.ranges == 0 { 0 } else { self.held(0).0 };
         let latest = &self.words.control()[0];
         let sequence = latest.load(Relaxed);
@@ -248,6 +263,8 @@ impl Leaf {
             return Err(BadWords);
         }
         let sequence = sequence + 1;
+        let count = &self.words.control()[COUNTS + (sequence % 2) as usize];
+        count.store(updates.map_or(0, |updates| updates.saturating_add(1)), Relaxed);
         let words = self.slot(sequence);
         words[0].store(slabs.len() as u64, Relaxed);
         words[1].store(base, Relaxed);
@@ -284,7 +301,8 @@ impl Leaf {
                 self.words.control()[FIRST_RANGE + range].store(plan.base << 1 | (block ^ 1), Release);
             }
         }
-        self.write(&[]).map(drop)
+        let before = self.updates().map(|updates| updates.saturating_sub(plan.slabs.len() as u64));
+        self.write(&[], before).map(drop)
     }
 
     fn held(&self, range: usize) -> (u64, u64) {
@@ -381,6 +399,35 @@ mod tests {
 
     fn slabs(count: u32) -> Vec<SlabId> {
         (0..count).map(|i| SlabId::new(i, 1)).collect()
+    }
+
+    #[test]
+    fn the_updates_in_it_are_counted() {
+        for level in [1, 2] {
+            let (_dir, store) = store();
+            let leaf = Leaf::create(&store, SHAPE, level).unwrap();
+            assert_eq!(leaf.updates(), Some(0));
+            let mut expected = 0;
+            for (count, is_undone) in [(2, false), (3, true), (1, false), (4, true), (4, false)] {
+                let plan = leaf.begin(&slabs(count)).unwrap();
+                assert_eq!(leaf.updates(), Some(expected + count as u64), "as it will be");
+                if is_undone {
+                    leaf.flip(&plan, 0);
+                    leaf.undo(&plan).unwrap();
+                } else {
+                    (0..RANGES).for_each(|index| leaf.flip(&plan, index));
+                    expected += count as u64;
+                }
+                assert_eq!(leaf.updates(), Some(expected));
+            }
+            // One that an earlier release began.
+            for word in [COUNTS, COUNTS + 1] {
+                leaf.words.control()[word].store(0, Relaxed);
+            }
+            assert_eq!(leaf.updates(), None);
+            leaf.begin(&slabs(1)).unwrap();
+            assert_eq!(leaf.updates(), None);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::holdings::{Holdings, OfRound};
 use super::leaf::{Leaf, LeafKey};
+use crate::functions::Functions;
 use crate::slab_meta::SlabMeta;
 use catchment_ledger::{Ledger, LedgerError, Round, State, Update};
 use catchment_slab::{Recovered, Slab, SlabStore};
@@ -25,18 +26,20 @@ pub async fn recover(
     store: &SlabStore,
     holdings: &Holdings,
     recovered: Recovered,
+    functions: &Functions,
     node: NodeId,
     now_ms: TimeMs,
 ) -> Result<(), LedgerError> {
     let everything: Vec<SlabId> =
         recovered.slabs.iter().map(Slab::id).chain(recovered.accumulators.iter().map(|found| found.id())).collect();
-    // An append from before the crash may still be on its way; once this one is stored, it never will be, and what the
-    // log does not know can be freed.
+    // An append from before the crash may still be on its way. Once this one is stored it never will be at the first feature
+    // level, and does not count from the second on, because this process works as the node by then; so what the log does not
+    // know can be freed.
     if !everything.is_empty() {
         ledger.propose(Record::Accepted(Vec::new())).await?;
     }
     let found = Found::new(recovered);
-    let Judged { leaves, slabs, lost } = ledger.read(|state| found.judge(state, node));
+    let Judged { leaves, slabs, lost } = ledger.read(|state| found.judge(state, node, functions));
     let kept: HashSet<SlabId> =
         leaves.iter().flat_map(|(_, leaf)| leaf.slabs()).chain(slabs.iter().map(|(id, _)| *id)).collect();
     leaves.into_iter().for_each(|(key, leaf)| holdings.put(key, leaf));
@@ -101,10 +104,14 @@ impl Found {
         self.slabs.get(&slab).and_then(Option::as_ref).is_some_and(|meta| meta.digest == *digest)
     }
 
-    fn judge(&self, state: &State, node: NodeId) -> Judged {
+    fn judge(&self, state: &State, node: NodeId, functions: &Functions) -> Judged {
         let mut judged = Judged::default();
         for (job, round) in state.jobs().filter_map(|job| Some((job, job.active_round()?))) {
-            let (receipts, leaves) = self.judge_round((job.uid, round), (node, state.incarnation(node)), &mut judged);
+            // A name may stand for another function than in the life before.
+            let function = functions.digest(&job.spec);
+            let counts = state.level() >= 2;
+            let holder = (node, state.incarnation(node), function, counts);
+            let (receipts, leaves) = self.judge_round((job.uid, round), holder, &mut judged);
             if !receipts.is_empty() {
                 judged.lost.push(Lost { uid: job.uid, round: round.number, receipts, leaves });
             }
@@ -115,7 +122,7 @@ impl Found {
     fn judge_round(
         &self,
         (uid, round): (JobUid, &Round),
-        (node, incarnation): (NodeId, u64),
+        (node, incarnation, function, counts): (NodeId, u64, Option<Digest>, bool),
         judged: &mut Judged,
     ) -> (Vec<ReceiptId>, BTreeSet<u32>) {
         let ours: Vec<&Update> = round.contributors().filter(|update| update.accept.node == node).collect();
@@ -123,7 +130,19 @@ impl Found {
         let mut usable = HashMap::new();
         for leaf in leaves {
             let key = LeafKey { uid, round: round.number, leaf, incarnation };
-            if let Some(found) = self.leaves.get(&key).filter(|found| self.is_usable(found, &ours)) {
+            let unfit = |found: &Leaf| {
+                if function.is_some_and(|function| !found.is_of(function)) {
+                    Some("another function has made it")
+                } else if counts && !is_of_now(found, leaf, &ours) {
+                    Some("it is of another time than the event log")
+                } else {
+                    (!self.is_usable(found, &ours)).then_some("updates of its last batch are missing")
+                }
+            };
+            let Some(found) = self.leaves.get(&key) else { continue };
+            if let Some(why) = unfit(found) {
+                tracing::warn!(job = %uid, round = round.number, leaf, why, "an accumulator begins anew");
+            } else {
                 judged.leaves.push((key, found.clone()));
                 usable.insert(leaf, found);
             }
@@ -154,6 +173,20 @@ impl Found {
                 ours.iter().any(|update| update.accept.slab == *slab && self.has(*slab, &update.accept.digest))
             })
     }
+}
+
+/// Whether as many updates are in a sum as the log says, with those of its newest batch. Otherwise the memory is of another time
+/// than the log: that of a machine that was set back to a snapshot, or a copy of it.
+fn is_of_now(leaf: &Leaf, number: u32, ours: &[&Update]) -> bool {
+    let newest = leaf.plan().map_or_else(Vec::new, |plan| plan.slabs);
+    let is_in = |update: &&&Update| {
+        update.leaf == number
+            && match update.state {
+                ReceiptState::Folded => true,
+                _ => newest.contains(&update.accept.slab),
+            }
+    };
+    leaf.updates().is_none_or(|updates| updates == ours.iter().filter(is_in).count() as u64)
 }
 
 /// Whether the newest batch, complete in every range, holds this slab's update.
